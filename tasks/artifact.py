@@ -1,0 +1,116 @@
+"""What a stage receives and returns: a finished artifact, the work in progress, and rows on disk."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class PipelineError(Exception):
+    """Something a user can mend: the message is one sentence that says what is wrong and the next step."""
+
+
+class InputError(PipelineError, ValueError):
+    """Data or a model that came from outside cannot be used as it is."""
+
+
+class Message(TypedDict):
+    """One turn of a conversation, as chat templates take it."""
+
+    role: str
+    content: str
+
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The whole, verified output of one stage."""
+
+    key: str
+    """hash(stage, version, recipe part, seed, digests of inputs)"""
+    stage: str
+    digest: str
+    """Hash of the content (what is under `report/` does not count)."""
+    path: Path
+    run_id: str
+    """The MLflow run whose output it is."""
+    metrics: Mapping[str, float]
+    reused: bool = False
+    seconds: float = 0.0
+
+
+@dataclass
+class Work:
+    """What a stage function may touch while it builds one artifact."""
+
+    out: Path
+    """Empty folder; what is in it when the function returns is the artifact."""
+    scratch: Path
+    """For checkpoints: kept when the build is killed, removed when it is finished."""
+    seed: int = 0
+    key: str = ""
+    """Key of the artifact being built."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Final figures, in the manifest and in MLflow: filled by `log` without a step."""
+    on_log: Callable[[Mapping[str, float], int], None] = lambda metrics, step: None
+    on_progress: Callable[[int, int, str], None] = lambda done, total, note: None
+
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Report figures: over steps when `step` is given, else as a final figure of the artifact."""
+        if step is None:
+            self.metrics.update({name: float(value) for name, value in metrics.items()})
+        else:
+            self.on_log({name: float(value) for name, value in metrics.items()}, step)
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Move the stage's progress bar."""
+        self.on_progress(done, total, note)
+
+    def figure(self, name: str, figure: "Figure") -> None:
+        """Keep a matplotlib figure as `report/NAME.png`, where MLflow shows it."""
+        path = self.out / "report" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=110, bbox_inches="tight")
+
+    def table(self, name: str, rows: list[Row]) -> None:
+        """Keep rows (all with the same keys) as `report/NAME.json` in the form MLflow shows as a table."""
+        columns = list(rows[0]) if rows else []
+        path = self.out / "report" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(
+            json.dumps({"columns": columns, "data": [[row[c] for c in columns] for row in rows]}, ensure_ascii=False)
+        )
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    """The rows of a JSONL file. Raises `InputError` naming the line that is not a JSON object."""
+    return list(iterate_jsonl(path))
+
+
+def iterate_jsonl(path: Path) -> Iterator[Row]:
+    if not path.exists():
+        raise InputError(f"{path} does not exist; check the path in the recipe.")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path} line {number} is not JSON ({error}); mend or remove the line.") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{path} line {number} is not a JSON object; one object per line is expected.")
+            yield row
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as lines:
+        for row in rows:
+            lines.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
