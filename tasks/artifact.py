@@ -60,6 +60,7 @@ class Work:
     """Final figures, in the manifest and in MLflow: filled by `log` without a step."""
     on_log: Callable[[Mapping[str, float], int], None] = lambda metrics, step: None
     on_progress: Callable[[int, int, str], None] = lambda done, total, note: None
+    on_notify: Callable[[str], None] = lambda text: None
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Report figures: over steps when `step` is given, else as a final figure of the artifact."""
@@ -71,6 +72,10 @@ class Work:
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Move the stage's progress bar."""
         self.on_progress(done, total, note)
+
+    def notify(self, text: str) -> None:
+        """Show a text to the person at the terminal, and nowhere else: it may hold a password."""
+        self.on_notify(text)
 
     def figure(self, name: str, figure: "Figure") -> None:
         """Keep a matplotlib figure as `report/NAME.png`, where MLflow shows it."""

@@ -1,6 +1,7 @@
 """What a recipe part is, and the stable form of it that goes into an artifact's key.
 
-A recipe says *what* is computed. It holds no output path, URL, key or device: those say where, and never change an identity.
+A recipe says *what* is computed. It holds no output path, URL, key or device: those say where, and never change an
+identity.
 """
 
 import hashlib
@@ -67,7 +68,7 @@ def identity(part: BaseModel) -> dict[str, Any]:
 def _source_digest(dotted: str) -> str:
     path = inspect.getsourcefile(resolve(dotted))
     if path is None:
-        raise PipelineError(f"The source of {dotted} cannot be read, so results cannot be tied to it; use a .py module.")
+        raise PipelineError(f"The source of {dotted} cannot be read to tie results to it; put it in a .py module.")
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 

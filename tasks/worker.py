@@ -1,0 +1,190 @@
+"""Stages run in processes of their own: a crash there loses one stage, and one start of the libraries serves them all.
+
+Each slot is one process with one torch thread; what it reports comes back over a queue.
+"""
+
+import json
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, Protocol
+
+from tasks.artifact import PipelineError, Work
+from tasks.lineage import CURVES
+from tasks.store import Order
+
+_events: Any = None  # the queue to the parent, set once in each worker process
+
+
+class WorkerDied(PipelineError):
+    """The process of a stage ended without an answer: killed, or out of memory."""
+
+
+class Listener(Protocol):
+    """Who hears what a stage reports while it runs."""
+
+    def progress(self, done: int, total: int, note: str) -> None: ...
+    def curve(self, metrics: Mapping[str, float], step: int, timestamp: int) -> None: ...
+    def notify(self, text: str) -> None: ...
+
+
+class Workers:
+    """A few worker processes, started when first needed. Use as a context manager."""
+
+    def __init__(self, count: int) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._queue = self._context.Queue()
+        self._free: queue.Queue[ProcessPoolExecutor | None] = queue.Queue()
+        for _ in range(count):
+            self._free.put(None)
+        self._count = count
+        self._pools: set[ProcessPoolExecutor] = set()
+        self._listeners: dict[str, Listener] = {}
+        threading.Thread(target=self._listen, name="stage-reports", daemon=True).start()
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.put(None)
+        for pool in self._pools:
+            for process in list((pool._processes or {}).values()):
+                process.kill()  # whatever still runs is resumed from its checkpoint next time
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def warm(self) -> None:
+        """Start all processes and let them import the heavy libraries while other work goes on."""
+        slots = [self._free.get() for _ in range(self._count)]
+        for slot in slots:
+            pool = slot or self._start()
+            pool.submit(_warm)
+            self._free.put(pool)
+
+    def run(self, order: Order, key: str, out: Path, scratch: Path, listener: Listener) -> dict[str, float]:
+        """Run an order's stage function in a free process; returns its final metrics.
+
+        Raises `WorkerDied` when the process was killed, and whatever the function raised.
+        """
+        pool = self._free.get()
+        self._listeners[key] = listener
+        try:
+            pool = pool or self._start()
+            inputs = {name: artifact.path for name, artifact in order.inputs.items()}
+            return pool.submit(_run, order.stage.function, order.part, inputs, out, scratch, order.seed, key).result()
+        except BrokenProcessPool as error:
+            if pool:
+                self._pools.discard(pool)
+            pool = None
+            raise WorkerDied(
+                f"The process of stage {order.name} was killed or ran out of memory; "
+                "run again: it goes on from its last checkpoint."
+            ) from error
+        finally:
+            self._listeners.pop(key, None)
+            self._free.put(pool)
+
+    def _start(self) -> ProcessPoolExecutor:
+        pool = ProcessPoolExecutor(1, self._context, initializer=_initialise, initargs=(self._queue,))
+        self._pools.add(pool)
+        return pool
+
+    def _listen(self) -> None:
+        while True:
+            event = self._queue.get()
+            if event is None:
+                return
+            key, kind, arguments = event
+            listener = self._listeners.get(key)
+            if listener is not None:
+                getattr(listener, kind)(*arguments)
+
+
+def _initialise(events: Any) -> None:
+    global _events
+    _events = events
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threads = os.environ.get("RLHF_THREADS", "1")
+    os.environ["OMP_NUM_THREADS"] = threads
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("MPLBACKEND", "agg")
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed must not go on writing where the next run builds."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _warm() -> None:
+    import peft  # noqa: F401
+    import torch
+    import transformers  # noqa: F401
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def _run(
+    function: Callable[..., None],
+    part: Any,
+    inputs: Mapping[str, Path],
+    out: Path,
+    scratch: Path,
+    seed: int,
+    key: str,
+) -> dict[str, float]:
+    """In the worker: call the stage function and keep its curves with the artifact."""
+    _set_threads()
+    curves: list[dict[str, Any]] = []
+
+    def on_log(metrics: Mapping[str, float], step: int) -> None:
+        point = {"metrics": dict(metrics), "step": step, "timestamp": int(time.time() * 1000)}
+        curves.append(point)
+        _events.put((key, "curve", (point["metrics"], step, point["timestamp"])))
+
+    work = Work(
+        out,
+        scratch,
+        seed,
+        key,
+        on_log=on_log,
+        on_progress=_throttled(key),
+        on_notify=lambda text: _events.put((key, "notify", (text,))),
+    )
+    function(part, inputs, work)
+    if curves:
+        path = out / CURVES
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(point) + "\n" for point in curves))
+    return work.metrics
+
+
+def _set_threads() -> None:
+    import sys
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def _throttled(key: str) -> Callable[[int, int, str], None]:
+    last = 0.0
+
+    def progress(done: int, total: int, note: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > 0.1 or done >= total:
+            last = now
+            _events.put((key, "progress", (done, total, note)))
+
+    return progress
