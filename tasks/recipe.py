@@ -8,11 +8,12 @@ import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from tasks.artifact import PipelineError
 
@@ -54,15 +55,19 @@ Dotted = Annotated[str, AfterValidator(_importable), _Code()]
 
 def identity(part: BaseModel) -> dict[str, Any]:
     """The JSON form of a part that an artifact's key is made of: its values, and the source of code it names."""
-    values = part.model_dump(mode="json")
     sources: dict[str, str] = {}
     for name, field in type(part).model_fields.items():
-        if any(isinstance(mark, _Code) for mark in field.metadata) or "_Code" in repr(field.annotation):
+        if _names_code([*field.metadata, field.annotation]):
             value = getattr(part, name)
             for dotted in value if isinstance(value, (list, tuple)) else [value]:
                 if dotted:
                     sources[dotted] = _source_digest(dotted)
-    return {"values": values, "sources": sources} if sources else {"values": values}
+    return {"values": part.model_dump(mode="json"), "sources": sources}
+
+
+def _names_code(marks: Iterable[Any]) -> bool:
+    """Whether a field's type is `Dotted`, or holds it (`Dotted | None`, `list[Dotted]`)."""
+    return any(isinstance(mark, _Code) or _names_code(get_args(mark)) for mark in marks)
 
 
 def _source_digest(dotted: str) -> str:
@@ -76,3 +81,92 @@ def stable_hash(value: Any) -> str:
     """SHA-256 (hex) of the canonical JSON of a value; refuses what JSON cannot hold instead of guessing."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+class RecipeError(PipelineError, ValueError):
+    """A recipe that cannot be run: the message names each key and what it allows."""
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def load_recipe(model: type[M], path: Path, overrides: Sequence[str] = ()) -> M:
+    """The recipe in a TOML file, with `key.sub=value` overrides. Raises `RecipeError`, one sentence for all faults."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read ({error.strerror}); give the path of a recipe (*.toml).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}; mend that line.") from error
+    for override in overrides:
+        _override(values, override)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {'; '.join(explain(model, error))}.") from error
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Set one value in place: `sft.learning_rate=1e-4`, `policy.0.beta=0.2` or, by method or name, `policy.ppo.kl=0.2`."""
+    dotted, separator, text = override.partition("=")
+    if not separator:
+        raise RecipeError(f"--set {override} has no '='; write it as key.sub=value.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    *parents, last = dotted.strip().split(".")
+    place: Any = values
+    for name in parents:
+        if isinstance(place, list):
+            place = _item(place, name, override)
+        else:
+            place = place.setdefault(name, {})
+        if not isinstance(place, (dict, list)):
+            raise RecipeError(f"--set {override}: '{name}' is not a table of the recipe; check the key.")
+    if isinstance(place, list):
+        raise RecipeError(f"--set {override}: say which entry, as in policy.0.{last} or policy.dpo.{last}.")
+    place[last] = value
+
+
+def _item(entries: list[Any], name: str, override: str) -> Any:
+    for index, entry in enumerate(entries):
+        if str(index) == name or (isinstance(entry, dict) and name in (entry.get("name"), entry.get("method"))):
+            return entry
+    raise RecipeError(f"--set {override}: no entry '{name}' in the recipe's list; use its number, name or method.")
+
+
+def explain(model: type[BaseModel], error: ValidationError) -> list[str]:
+    """Each fault of a recipe as a clause that names the key and the allowed values."""
+    clauses: list[str] = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            owner = _at(model, fault["loc"][:-1])
+            allowed = f" (allowed: {', '.join(sorted(owner.model_fields))})" if owner else ""
+            clauses.append(f"unknown key '{key}'{allowed}")
+        elif fault["type"] == "missing":
+            clauses.append(f"'{key}' is missing")
+        else:
+            clauses.append((f"'{key}': " if key else "") + fault["msg"].removeprefix("Value error, ").rstrip("."))
+    return clauses
+
+
+def _at(annotation: Any, location: Sequence[int | str]) -> type[BaseModel] | None:
+    """The model that a fault's location points into, through lists and unions."""
+    if get_origin(annotation) is Annotated:
+        return _at(get_args(annotation)[0], location)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if not location:
+            return annotation
+        field = annotation.model_fields.get(str(location[0]))
+        return _at(field.annotation, location[1:]) if field else None
+    if get_origin(annotation) in (list, tuple):
+        return _at(get_args(annotation)[0], location[1:]) if location else None
+    if location:  # a union: its location names the member by tag
+        for member in get_args(annotation):
+            tags = [t for f in getattr(member, "model_fields", {}).values() for t in get_args(f.annotation)]
+            if location[0] in tags or getattr(member, "__name__", None) == location[0]:
+                return _at(member, location[1:])
+    members = [m for m in get_args(annotation) if isinstance(m, type) and issubclass(m, BaseModel)]
+    return _at(members[0], location) if len(members) == 1 else None

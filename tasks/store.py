@@ -138,7 +138,7 @@ class Store:
             "version": order.stage.version,
             "recipe": order.part.model_dump(mode="json"),
             "seed": order.seed,
-            "inputs": {name: {"key": a.key, "digest": a.digest, "run_id": a.run_id} for name, a in order.inputs.items()},
+            "inputs": {n: {"key": a.key, "digest": a.digest, "run_id": a.run_id} for n, a in order.inputs.items()},
             "files": files,
             "digest": _content_digest(files),
             "metrics": metrics,
@@ -198,7 +198,7 @@ def _load(path: Path) -> Artifact | None:
                 return None
     except (OSError, ValueError, KeyError, InputError):
         return None
-    return Artifact(manifest["key"], manifest["stage"], manifest["digest"], path, manifest["run_id"], manifest["metrics"])
+    return Artifact(path=path, **{name: manifest[name] for name in ("key", "stage", "digest", "run_id", "metrics")})
 
 
 def _describe(out: Path) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol
 
-from tasks.artifact import PipelineError, Work
+from tasks.artifact import PipelineError, Work, iterate_jsonl, write_jsonl
 from tasks.lineage import CURVES
 from tasks.store import Order
 
@@ -146,11 +146,12 @@ def _run(
 ) -> dict[str, float]:
     """In the worker: call the stage function and keep its curves with the artifact."""
     _set_threads()
-    curves: list[dict[str, Any]] = []
+    kept = scratch / "curves.jsonl"  # survives a kill, so that a resumed build shows its whole curve
 
     def on_log(metrics: Mapping[str, float], step: int) -> None:
         point = {"metrics": dict(metrics), "step": step, "timestamp": int(time.time() * 1000)}
-        curves.append(point)
+        with kept.open("a") as file:
+            file.write(json.dumps(point) + "\n")
         _events.put((key, "curve", (point["metrics"], step, point["timestamp"])))
 
     work = Work(
@@ -163,10 +164,9 @@ def _run(
         on_notify=lambda text: _events.put((key, "notify", (text,))),
     )
     function(part, inputs, work)
-    if curves:
-        path = out / CURVES
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(point) + "\n" for point in curves))
+    if kept.exists():
+        points = {(p["step"], *sorted(p["metrics"])): p for p in iterate_jsonl(kept)}  # steps done again count once
+        write_jsonl(out / CURVES, points.values())
     return work.metrics
 
 
