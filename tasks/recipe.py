@@ -107,7 +107,7 @@ def load_recipe(model: type[M], path: Path, overrides: Sequence[str] = ()) -> M:
 
 
 def _override(values: dict[str, Any], override: str) -> None:
-    """Set one value in place: `sft.learning_rate=1e-4`, `policy.0.beta=0.2` or, by method or name, `policy.ppo.kl=0.2`."""
+    """Set one value in place: `sft.learning_rate=1e-4`, `policy.0.beta=0.2`, or by method or name `policy.ppo.kl=0.2`."""
     dotted, separator, text = override.partition("=")
     if not separator:
         raise RecipeError(f"--set {override} has no '='; write it as key.sub=value.")
@@ -118,10 +118,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     *parents, last = dotted.strip().split(".")
     place: Any = values
     for name in parents:
-        if isinstance(place, list):
-            place = _item(place, name, override)
-        else:
-            place = place.setdefault(name, {})
+        place = _item(place, name, override) if isinstance(place, list) else place.setdefault(name, {})
         if not isinstance(place, (dict, list)):
             raise RecipeError(f"--set {override}: '{name}' is not a table of the recipe; check the key.")
     if isinstance(place, list):

@@ -79,8 +79,8 @@ def file_digest(path: Path) -> str:
         raise InputError(f"{path} cannot be read ({error.strerror}); check the path in the recipe.") from error
 
 
-Runner = Callable[[Order, Path, Path], dict[str, float]]
-"""Runs a stage function: (order, out, scratch) -> final metrics."""
+Runner = Callable[[Order, str, Path, Path], dict[str, float]]
+"""Runs a stage function: (order, MLflow run id, out, scratch) -> final metrics."""
 
 
 class Store:
@@ -126,7 +126,7 @@ class Store:
         scratch.mkdir(exist_ok=True)
         run_id = self.record.start(order.name, key, parent_run, building / "run_id")
         try:
-            metrics = run(order, out, scratch)
+            metrics = run(order, run_id, out, scratch)
         except BaseException as error:
             self.record.fail(run_id, error)
             raise

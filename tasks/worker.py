@@ -67,11 +67,12 @@ class Workers:
             pool.submit(_warm)
             self._free.put(pool)
 
-    def run(self, order: Order, key: str, out: Path, scratch: Path, listener: Listener) -> dict[str, float]:
+    def run(self, order: Order, out: Path, scratch: Path, listener: Listener) -> dict[str, float]:
         """Run an order's stage function in a free process; returns its final metrics.
 
         Raises `WorkerDied` when the process was killed, and whatever the function raised.
         """
+        key = order.key
         pool = self._free.get()
         self._listeners[key] = listener
         try:

@@ -1,0 +1,128 @@
+"""Stages as Prefect tasks: asked of the store, run in worker processes, shown on the screen."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from flows.screen import Screen, StageListener
+from tasks.artifact import Artifact, PipelineError
+from tasks.lineage import Record
+from tasks.store import Order, Store
+from tasks.worker import WorkerDied, Workers
+
+
+class Builder(Protocol):
+    """Turns orders into artifacts: by building them (`Running`) or by only looking (`Planning`)."""
+
+    def one(self, order: Order) -> Artifact:
+        """The artifact of one order."""
+        ...
+
+    def side_by_side(self, orders: Sequence[Order]) -> list[Artifact]:
+        """The artifacts of orders that do not need each other."""
+        ...
+
+
+def _worker_died(task: Task, run: TaskRun, state: State) -> bool:
+    """A killed process is started once more by itself; every other failure is the user's to see first."""
+    return isinstance(state.data, WorkerDied) or "WorkerDied" in repr(state.data) or "WorkerDied" in (state.message or "")
+
+
+@task(
+    name="stage",
+    task_run_name="{stage}",
+    cache_policy=NO_CACHE,  # the store decides what is reused, and checks the bytes
+    persist_result=False,
+    retries=1,
+    retry_condition_fn=_worker_died,
+)
+def build_stage(stage: str, build: Callable[[], Artifact]) -> Artifact:
+    """One stage of the lifecycle, as Prefect shows it."""
+    return build()
+
+
+class Running:
+    """Builds what is not there yet."""
+
+    def __init__(self, store: Store, workers: Workers, screen: Screen, parent_run: str) -> None:
+        self._store, self._workers, self._screen, self._parent = store, workers, screen, parent_run
+        self.done: list[tuple[str, Artifact]] = []
+
+    def one(self, order: Order) -> Artifact:
+        return build_stage(order.name, lambda: self._get(order))
+
+    def side_by_side(self, orders: Sequence[Order]) -> list[Artifact]:
+        def get(order: Order) -> Callable[[], Artifact]:
+            return lambda: self._get(order)
+
+        futures = [build_stage.submit(order.name, get(order)) for order in orders]
+        for future in futures:
+            future.wait()  # a branch that fails does not stop the others: what they finish is kept
+        return [future.result() for future in futures]
+
+    def _get(self, order: Order) -> Artifact:
+        try:
+            artifact = self._store.get(order, self._run, self._parent)
+        except BaseException:
+            self._screen.drop(order.name)
+            raise
+        self._screen.end(order.name, artifact)
+        self.done.append((order.name, artifact))
+        return artifact
+
+    def _run(self, order: Order, run_id: str, out: Path, scratch: Path) -> dict[str, float]:
+        self._screen.begin(order.name)
+        listener = StageListener(self._screen, order.name, run_id, self._store.record)
+        return self._workers.run(order, out, scratch, listener)
+
+
+class Planning:
+    """Says what a run would build, and builds nothing."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.steps: list[tuple[str, Artifact | None]] = []
+
+    def one(self, order: Order) -> Artifact:
+        missing = any(not artifact.digest for artifact in order.inputs.values())
+        found = None if missing else self._store.find(order.key)
+        self.steps.append((order.name, found))
+        return found or Artifact(key="", stage=order.stage.name, digest="", path=Path(), run_id="", metrics={})
+
+    def side_by_side(self, orders: Sequence[Order]) -> list[Artifact]:
+        return [self.one(order) for order in orders]
+
+
+@contextmanager
+def curves_sent(record: Record, every: float = 2.0) -> Iterator[None]:
+    """Sends curve points to MLflow in the background. A server that is away is no reason to stop training:
+    the points are kept with the artifact and sent when it is finished."""
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.wait(every):
+            try:
+                record.flush()
+            except PipelineError:
+                continue
+
+    thread = threading.Thread(target=send, name="curves", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+
+
+def worker_count() -> int:
+    """Processes that build side by side: `RLHF_WORKERS`, else one per core, at most 3."""
+    return int(os.environ.get("RLHF_WORKERS") or min(os.cpu_count() or 1, 3))

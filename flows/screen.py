@@ -1,0 +1,91 @@
+"""What a person at the terminal sees while stages run: one bar per stage on a terminal, a line per event elsewhere."""
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from tasks.artifact import Artifact
+from tasks.lineage import Record
+
+
+class Screen:
+    """Progress on stderr; stdout stays free for the result."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self._live = sys.stderr.isatty()
+        self._progress = Progress(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description:<16}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=self.console,
+            disable=not self._live,
+        )
+        self._bars: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "Screen":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def begin(self, stage: str) -> None:
+        if self._live:
+            self._bars[stage] = self._progress.add_task(stage, total=None, note="")
+        else:
+            self.say(f"{stage}: building")
+
+    def advance(self, stage: str, done: int, total: int, note: str) -> None:
+        if self._live and stage in self._bars:
+            self._progress.update(self._bars[stage], completed=done, total=max(total, 1), note=note)
+
+    def end(self, stage: str, artifact: Artifact) -> None:
+        word = "reused" if artifact.reused else f"built in {artifact.seconds:.1f} s"
+        if not self._live:
+            self.say(f"{stage}: {word}")
+            return
+        bar = self._bars.get(stage)
+        if bar is None:
+            bar = self._progress.add_task(stage, total=1, note="")
+        self._progress.update(bar, completed=1, total=1, note=f"{word}  {_headline(artifact.metrics)}")
+        self._progress.stop_task(bar)
+
+    def drop(self, stage: str) -> None:
+        """A stage that failed leaves the screen; its error follows."""
+        bar = self._bars.pop(stage, None)
+        if bar is not None:
+            self._progress.remove_task(bar)
+
+
+class StageListener:
+    """Passes what one stage reports to the screen and to MLflow."""
+
+    def __init__(self, screen: Screen, stage: str, run_id: str, record: Record) -> None:
+        self._screen, self._stage, self._run, self._record = screen, stage, run_id, record
+
+    def progress(self, done: int, total: int, note: str) -> None:
+        self._screen.advance(self._stage, done, total, note)
+
+    def notify(self, text: str) -> None:
+        self._screen.say(text)
+
+    def curve(self, metrics: Mapping[str, float], step: int, timestamp: int) -> None:
+        self._record.curve(self._run, metrics, step, timestamp)
+
+
+def _headline(metrics: Mapping[str, float], most: int = 3) -> str:
+    """The first few figures of an artifact, short enough for one line."""
+    return "  ".join(f"{name} {value:.3g}" for name, value in list(metrics.items())[:most])

@@ -1,0 +1,124 @@
+"""MLflow's model registry: who is champion, and what it takes to become one."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tasks.artifact import Artifact, PipelineError
+from tasks.lineage import DIGEST, KEY, Record, answering
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION = "champion"
+BEATEN = "rlhf.beaten"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One version of a registered model."""
+
+    name: str
+    version: str
+    key: str
+    """Key of the merged artifact it is."""
+    digest: str
+    run_id: str
+    beaten: str | None
+    """The version that was champion when this one was promoted."""
+
+
+class Registry:
+    """The registered models of the pipeline."""
+
+    def __init__(self, record: Record) -> None:
+        self.client = record.client
+
+    def find(self, name: str, version: str = CHAMPION) -> Registered | None:
+        """A version by alias or number; None where there is no such model, alias or version."""
+        from mlflow.exceptions import MlflowException
+
+        with answering():
+            try:
+                if version.isdigit():
+                    return _registered(self.client.get_model_version(name, version))
+                return _registered(self.client.get_model_version_by_alias(name, version))
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+
+    def versions(self, name: str | None = None) -> list[Registered]:
+        """All versions of one model, or of all."""
+        with answering():
+            query = f"name = '{name}'" if name else None
+            found = self.client.search_model_versions(query, max_results=1000)
+        return [_registered(version) for version in found if KEY in version.tags]
+
+    def promote(self, name: str, artifact: Artifact, beaten: Registered | None, reason: str) -> Registered:
+        """Make a merged policy the champion; the same policy twice is one version.
+
+        Raises `PipelineError` when somebody else's model became champion since the comparison.
+        """
+        now = self.find(name)
+        if now and now.digest == artifact.digest:
+            return now
+        if (now and now.version) != (beaten and beaten.version):
+            raise PipelineError(
+                f"The champion of {name} changed during the run (now version {now.version if now else 'none'}); "
+                "run again to compare with it."
+            )
+        self._ensure_model(name)
+        version = next((v for v in self.versions(name) if v.digest == artifact.digest), None)
+        tags = {KEY: artifact.key, DIGEST: artifact.digest, BEATEN: beaten.version if beaten else ""}
+        with answering():
+            if version is None:
+                source = f"{self.client.get_run(artifact.run_id).info.artifact_uri}/model"
+                created = self.client.create_model_version(
+                    name, source, run_id=artifact.run_id, tags=tags, description=reason
+                )
+                version = _registered(created)
+            else:
+                for tag, value in tags.items():
+                    self.client.set_model_version_tag(name, version.version, tag, value)
+            self.client.set_registered_model_alias(name, CHAMPION, version.version)
+        found = self.find(name)
+        if found is None:
+            raise PipelineError(f"MLflow did not keep the champion of {name}; run again.")
+        return found
+
+    def note(self, name: str, version: str, metrics: Mapping[str, float]) -> None:
+        """Show figures beside a version for the reviewer."""
+        with answering():
+            for metric, value in metrics.items():
+                self.client.set_model_version_tag(name, version, metric, f"{value:.4g}")
+
+    def _ensure_model(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        with answering():
+            try:
+                self.client.create_registered_model(
+                    name, description="Policies of the RLHF pipeline. The alias `champion` moves only through the gate."
+                )
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+
+
+def _registered(version: "ModelVersion") -> Registered:
+    tags = version.tags
+    return Registered(
+        version.name,
+        str(version.version),
+        tags.get(KEY, ""),
+        tags.get(DIGEST, ""),
+        version.run_id or "",
+        tags.get(BEATEN) or None,
+    )
+
+
+def mlflow_url() -> str:
+    """Where people read the record."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "")
