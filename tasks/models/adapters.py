@@ -1,0 +1,84 @@
+"""What is trained of a model: a low-rank adapter (LoRA, Hu et al. 2021) or every weight."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from tasks.recipe import Part
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+Task = Literal["CAUSAL_LM", "SEQ_CLS"]
+
+
+class LoraRecipe(Part):
+    """Train a low-rank adapter and leave the weights below it as they are."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(default=16, ge=1)
+    """Rank of the update of each weight matrix."""
+    alpha: float = Field(default=32, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Which layers get an adapter: all linear ones but the output layer, or names of modules."""
+
+
+class FullRecipe(Part):
+    """Train every weight."""
+
+    kind: Literal["full"] = "full"
+
+
+AdapterRecipe = Annotated[LoraRecipe | FullRecipe, Field(discriminator="kind")]
+
+
+def attach(
+    model: "PreTrainedModel", recipe: LoraRecipe | FullRecipe, task: Task = "CAUSAL_LM"
+) -> "PeftModel | PreTrainedModel":
+    """Make of a loaded model one to train. A fresh adapter changes nothing yet (its B matrices are zero).
+
+    A reward model's score head is always trained and saved with its adapter.
+    """
+    if isinstance(recipe, FullRecipe):
+        return model.requires_grad_(True)
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type=task,
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank, a float is fine
+        lora_dropout=recipe.dropout,
+        target_modules=recipe.targets,
+        modules_to_save=["score"] if task == "SEQ_CLS" else None,
+    )
+    return get_peft_model(model, config)
+
+
+def save(model: "PeftModel | PreTrainedModel", out: Path) -> None:
+    """Write `out/adapter` for an adapter, `out/model` otherwise: safetensors, and nothing that differs between runs."""
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(out / "model")
+        return
+    folder = out / "adapter"
+    model.save_pretrained(str(folder), safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = None  # a path of this machine; the artifact's manifest names its parents
+    path.write_text(json.dumps(_ordered(config), indent=2, sort_keys=True) + "\n")
+
+
+def _ordered(config: dict[str, object]) -> dict[str, object]:
+    """PEFT writes sets as lists, in an order that changes from process to process."""
+    return {
+        name: sorted(set(value)) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+        for name, value in config.items()
+    }

@@ -1,0 +1,208 @@
+"""Conversations as token ids: one chat template for training, sampling and scoring.
+
+A rendered conversation is cut where the assistant's text begins and ends, and each piece is tokenised by itself. So the
+prompt's ids are a prefix of the conversation's ids for every tokenizer, and no merge reaches over the border.
+Knows nothing about models.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.artifact import InputError, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_TEMPLATE = (
+    "{% if bos_token %}{{ bos_token }}{% endif %}"
+    "{% for message in messages %}{% if not loop.first %}{{ '\\n' }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ 'Assistant:\\n' }}"
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['role'] | capitalize + ': ' + message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\nAssistant:\\n' }}{% endif %}"
+)
+"""Plain turns for models that come without a chat template."""
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PROBE: list[Message] = [
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi there"},
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": "Good bye"},
+]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as ids; `labels_mask` is 1 on the assistant's tokens, the EOS that ends each turn included."""
+
+    input_ids: list[int]
+    labels_mask: list[int]
+
+
+def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase", chat_template: str = "auto") -> "PreTrainedTokenizerBase":
+    """Give the tokenizer a pad token that is not EOS and a chat template that marks the assistant's text; in place.
+
+    `chat_template`: "auto" keeps the tokenizer's own or takes the default where it has none, "default" takes the
+    default, anything else is the path of a Jinja file. Raises `InputError` for a template that cannot be trained on.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError("The tokenizer has no EOS token, so nothing could end an answer; set eos_token in its config.")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        _set_pad(tokenizer)
+    tokenizer.padding_side = "right"
+    if chat_template == "default" or (chat_template == "auto" and not tokenizer.chat_template):
+        tokenizer.chat_template = DEFAULT_TEMPLATE
+    elif chat_template != "auto":
+        path = Path(chat_template)
+        if not path.is_file():
+            raise InputError(f'The chat template {path} does not exist; give "auto", "default" or a Jinja file.')
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+    check_template(tokenizer)
+    return tokenizer
+
+
+def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise `InputError` unless the template marks the assistant's text, ends it with EOS and extends its prompts."""
+    if not isinstance(tokenizer.chat_template, str) or not _GENERATION.search(tokenizer.chat_template):
+        raise InputError(
+            "The chat template does not mark the assistant's text with {% generation %}, so the loss could not be "
+            'limited to it; set base.chat_template = "default" or the path of a template with the markers.'
+        )
+    encode_conversation(tokenizer, _PROBE)
+    for count in (2, 4):
+        prompt, whole = _render(tokenizer, _PROBE[: count - 1], True)[0], _render(tokenizer, _PROBE[:count], False)[0]
+        if not whole.startswith(prompt):
+            raise InputError(
+                "The chat template's generation prompt is not the beginning of the finished conversation; "
+                'set base.chat_template = "default" or the path of a template without such a prefill.'
+            )
+
+
+def encode_conversation(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> Encoded:
+    """Ids and assistant mask of a conversation; what the template puts after a final assistant turn is left out.
+
+    Raises `InputError` when BOS is doubled or an assistant turn does not end with EOS.
+    """
+    text, spans = _render(tokenizer, messages, generation_prompt=False)
+    if messages and messages[-1]["role"] == "assistant" and spans:
+        text = text[: spans[-1][1]]
+    input_ids, mask = _tokenise(tokenizer, text, spans)
+    _check(tokenizer, input_ids, mask, expected=sum(message["role"] == "assistant" for message in messages))
+    return Encoded(input_ids, mask)
+
+
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
+    """Ids of the prompt with the generation prompt added: what a policy continues, and a prefix of the conversation."""
+    text, spans = _render(tokenizer, messages, generation_prompt=True)
+    return _tokenise(tokenizer, text, spans)[0]
+
+
+def encode_completion(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], completion: str, finished: bool = True
+) -> tuple[list[int], list[int]]:
+    """Ids of a prompt and of one completion of it; only a finished completion ends with EOS.
+
+    Raises `InputError` where the template rewrites the prompt once it is answered.
+    """
+    prompt_ids = encode_prompt(tokenizer, prompt)
+    whole = encode_conversation(tokenizer, [*prompt, {"role": "assistant", "content": completion}]).input_ids
+    if whole[: len(prompt_ids)] != prompt_ids:
+        raise InputError(
+            "A prompt's ids are not the beginning of its conversation's ids under this chat template; "
+            'set base.chat_template = "default".'
+        )
+    answer = whole[len(prompt_ids) :]
+    return prompt_ids, answer if finished else answer[:-1]
+
+
+def plain(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    """The text without strings the tokenizer would read as control tokens: what people and models write is text."""
+    special = _special_strings(tokenizer)
+    while any(token in text for token in special):
+        for token in special:
+            text = text.replace(token, "")
+    return text
+
+
+def _special_strings(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    cached = getattr(tokenizer, "_control_strings", None)
+    if cached is None or cached[0] != len(tokenizer):
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        cached = (len(tokenizer), tuple(sorted({*added, *tokenizer.all_special_tokens})))
+        tokenizer._control_strings = cached  # type: ignore[attr-defined]
+    return cached[1]
+
+
+def _set_pad(tokenizer: "PreTrainedTokenizerBase") -> None:
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and unknown not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        tokenizer.pad_token = tokenizer.unk_token
+        return
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+
+
+def _render(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], generation_prompt: bool
+) -> tuple[str, list[tuple[int, int]]]:
+    """The rendered text and where the assistant's text lies in it, (begin, end) in characters."""
+    from jinja2.exceptions import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    clean = [{"role": message["role"], "content": plain(tokenizer, message["content"])} for message in messages]
+    special: dict[str, Any] = dict(tokenizer.special_tokens_map)
+    try:
+        rendered: Any = render_jinja_template(
+            conversations=[clean],
+            chat_template=str(tokenizer.chat_template),
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=generation_prompt,
+            **special,
+        )
+    except TemplateError as error:
+        raise InputError(f"The chat template refuses a row ({error}); mend the row or the template.") from error
+    text, spans = str(rendered[0][0]), rendered[1][0]
+    eos = str(tokenizer.eos_token)
+    return text, [
+        (begin, end if text[begin:end].endswith(eos) or not text.startswith(eos, end) else end + len(eos))
+        for begin, end in spans
+    ]
+
+
+def _tokenise(
+    tokenizer: "PreTrainedTokenizerBase", text: str, spans: Sequence[tuple[int, int]]
+) -> tuple[list[int], list[int]]:
+    pieces: list[tuple[str, int]] = []
+    position = 0
+    for begin, end in spans:
+        pieces += [(text[position:begin], 0), (text[begin:end], 1)]
+        position = end
+    pieces = [(piece, mark) for piece, mark in [*pieces, (text[position:], 0)] if piece]
+    if not pieces:
+        return [], []
+    encoded = tokenizer([piece for piece, _ in pieces], add_special_tokens=False)["input_ids"]
+    input_ids: list[int] = []
+    mask: list[int] = []
+    for ids, (_, mark) in zip(encoded, pieces, strict=True):
+        input_ids += ids
+        mask += [mark] * len(ids)
+    return input_ids, mask
+
+
+def _check(tokenizer: "PreTrainedTokenizerBase", input_ids: list[int], mask: list[int], expected: int) -> None:
+    bos: Any = tokenizer.bos_token_id
+    eos = tokenizer.eos_token_id
+    template = str(tokenizer.chat_template)
+    if bos is not None and input_ids.count(bos) > 1 and str(tokenizer.bos_token) not in template and bos != eos:
+        raise InputError("The chat template writes the BOS token more than once; write it once, at the beginning.")
+    if "bos_token" in template and bos is not None and input_ids[:1] != [bos]:
+        raise InputError("The chat template uses the BOS token but does not begin with it; write it once, first.")
+    ends = [i for i, mark in enumerate(mask) if mark and (i + 1 == len(mask) or not mask[i + 1])]
+    if len(ends) != expected or any(input_ids[i] != eos for i in ends):
+        raise InputError(
+            "The chat template does not end every assistant turn with the EOS token inside {% generation %}, so the "
+            'model would never learn to stop; set base.chat_template = "default".'
+        )
