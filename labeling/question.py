@@ -1,0 +1,107 @@
+"""What annotators see: the guidelines, the fields of a record and the ranking question."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from labeling.comparison import OPTIONS, Comparison, LabelingError
+
+QUESTION = "ranking"
+MAX_GUIDELINES = 10_000
+"""Characters; Argilla refuses more."""
+
+DEFAULT_GUIDELINES = """\
+# Rank the answers
+
+Read the prompt, then put the answers in order: **1 is the best**.
+
+1. A correct answer comes before a wrong one.
+2. Among equally correct answers, the polite and short one comes first.
+3. Answers you cannot tell apart **share a rank**: that is a tie, and ties are welcome.
+
+**Discard** the record when the prompt makes no sense or nothing in it can be judged.
+
+## Example
+Prompt: *Which aisle has the bread?* (it is in aisle 4)
+
+| answer | rank |
+|---|---|
+| You will find the bread in aisle 4. | 1 |
+| Bread is in aisle 4 | 2 |
+| The bread is in aisle 7, thank you for asking. | 3 |
+| Bread bread aisle | 4 |
+"""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One labeling campaign as it stands in Argilla: a dataset of comparisons under one version of the guidelines."""
+
+    name: str
+    """Name of the dataset."""
+    workspace: str
+    guidelines: str
+    """Markdown."""
+    options: int
+    """Completions per record, 2 to 8."""
+    min_submitted: int
+    """Annotators whose ranks a record needs to be complete."""
+    markdown: bool = False
+    """Render completions as Markdown. They are untrusted text: off unless asked for."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.options <= len(OPTIONS):
+            raise LabelingError(f"A ranking takes 2 to {len(OPTIONS)} completions, not {self.options}; sample as many.")
+        if not 1 <= len(self.guidelines) <= MAX_GUIDELINES:
+            raise LabelingError(f"Guidelines must have 1 to {MAX_GUIDELINES} characters; shorten or write them.")
+
+
+def guidelines_version(guidelines: str) -> str:
+    """The first 16 hex digits of the SHA-256 of the text: the version judgements are made under."""
+    return hashlib.sha256(guidelines.encode()).hexdigest()[:16]
+
+
+def dataset_fields(round: Round) -> list[dict[str, Any]]:
+    """Argilla's fields: the prompt, and one per completion."""
+    titles = {"prompt": "Prompt"} | {option: _title(option) for option in OPTIONS[: round.options]}
+    return [
+        {
+            "name": name,
+            "title": title,
+            "required": True,
+            "settings": {"type": "text", "use_markdown": round.markdown},
+        }
+        for name, title in titles.items()
+    ]
+
+
+def ranking_question(round: Round) -> dict[str, Any]:
+    """Argilla's ranking question over the completions; equal ranks are allowed."""
+    return {
+        "name": QUESTION,
+        "title": "Rank the answers, best first",
+        "description": "Answers you cannot tell apart share a rank.",
+        "required": True,
+        "settings": {
+            "type": "ranking",
+            "options": [{"value": option, "text": _title(option)} for option in OPTIONS[: round.options]],
+        },
+    }
+
+
+def record_of(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as an Argilla record: its id is the external id, its completions stand in the order shown."""
+    fields = {option: completion.text for option, completion in comparison.options.items()}
+    return {"external_id": comparison.id, "fields": {"prompt": prompt_text(comparison.prompt), **fields}}
+
+
+def prompt_text(prompt: Sequence[Mapping[str, str]]) -> str:
+    """A single user turn as it is; several turns each under its role."""
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in prompt)
+
+
+def _title(option: str) -> str:
+    return f"Answer {option[-1].upper()}"
