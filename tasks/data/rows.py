@@ -1,0 +1,162 @@
+"""Rows of a user's file, in any of the usual forms, as prompts with or without a completion.
+
+Understood: `messages` (or ShareGPT's `conversations`), `prompt` with or without `completion` (text or messages),
+`instruction`/`input`/`output`, and any columns at all when the recipe gives templates for them.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tasks.artifact import InputError, Message, Row, iterate_jsonl
+from tasks.data.templates import ChatTemplate, choose, converse
+
+_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt from outside, with what is known about it."""
+
+    prompt: list[Message]
+    completions: list[str] = field(default_factory=list)
+    """Demonstrated answers; empty for a prompt alone."""
+    reference: Row | None = None
+    """What checks need to judge a completion."""
+    source: int | None = None
+    """The row that several examples were made from: they stay in one split."""
+    pair: Row | None = None
+    """The preference that was read with it."""
+
+
+class BadRow(Exception):
+    """A row that cannot be used: the reason, completing "the row ...", and perhaps a detail of this row."""
+
+
+def read_examples(
+    path: Path, on_bad_row: Literal["refuse", "drop"], templates: Sequence[ChatTemplate] = (), per_row: int = 1
+) -> tuple[list[Example], list[Row]]:
+    """The examples of a JSONL (or JSON array) file, and the dropped rows as `{"line", "reason", "excerpt"}`.
+
+    Raises `InputError` when the file is missing or empty, when no row can be used, or at the first bad row if bad rows
+    are refused.
+    """
+    examples: list[Example] = []
+    dropped: list[Row] = []
+    for number, row in enumerate(_records(path), 1):
+        try:
+            _check_characters(row)
+            examples += _templated(row, number, templates, per_row) if templates else [_example(row)]
+        except BadRow as bad:
+            if on_bad_row == "refuse":
+                what = f"{path} row {number} {' '.join(bad.args)}"
+                raise InputError(f"{what}; mend or remove it, or set data.on_bad_row = 'drop'.") from bad
+            dropped.append(
+                {"line": number, "reason": bad.args[0], "excerpt": json.dumps(row, ensure_ascii=False)[:120]}
+            )
+    if not examples and not dropped:
+        raise InputError(f"{path} is empty; one JSON object per line is expected.")
+    if not examples:
+        reason, count = Counter(row["reason"] for row in dropped).most_common(1)[0]
+        raise InputError(f"{path} has no usable row: {count} of {len(dropped)} {reason}; check the file's format.")
+    return examples, dropped
+
+
+def _records(path: Path) -> Iterator[Row]:
+    if path.suffix != ".json":
+        yield from iterate_jsonl(path)
+        return
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; check the path in the recipe.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); mend it, or name a file of JSON lines .jsonl.") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path} is not a JSON array of objects; mend it, or name a file of JSON lines .jsonl.")
+    yield from rows
+
+
+def _check_characters(row: Row) -> None:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair
+        raise BadRow("has characters that cannot be written as UTF-8") from error
+
+
+def _templated(row: Row, number: int, templates: Sequence[ChatTemplate], per_row: int) -> list[Example]:
+    examples: list[Example] = []
+    for template in choose(templates, number - 1, per_row):
+        try:
+            prompt, completion = converse(template, row)
+        except InputError as error:
+            raise BadRow("does not fit a template", f"({error})") from error
+        examples.append(Example(_checked(prompt), _answer(completion), row.get("reference", row), number))
+    return examples
+
+
+def _example(row: Row) -> Example:
+    """The example of one row in one of the usual forms. Raises `BadRow`."""
+    prompt, completion = _parts(row)
+    reference = row.get("reference")
+    if reference is not None and not isinstance(reference, dict):
+        reference = {"value": reference}
+    return Example(_checked(prompt), _answer(completion), reference)
+
+
+def _parts(row: Row) -> tuple[list[Message], list[Message]]:
+    conversation = row.get("messages") or row.get("conversations")
+    if conversation:
+        turns = _messages(conversation, "user")
+        return (turns[:-1], turns[-1:]) if turns[-1]["role"] == "assistant" else (turns, [])
+    if row.get("prompt"):
+        completion = row.get("completion") or row.get("response")
+        return _messages(row["prompt"], "user"), _messages(completion, "assistant") if completion else []
+    if row.get("instruction"):
+        parts = [str(row[name]).strip() for name in ("instruction", "input") if row.get(name)]
+        prompt = ([{"role": "system", "content": row["system"]}] if row.get("system") else []) + [
+            {"role": "user", "content": "\n\n".join(parts)}
+        ]
+        return _messages(prompt, "user"), _messages(row["output"], "assistant") if row.get("output") else []
+    raise BadRow("has no prompt")
+
+
+def _messages(value: Any, role: str) -> list[Message]:
+    if isinstance(value, str):
+        value = [{"role": role, "content": value}]
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        raise BadRow("holds neither text nor messages")
+    messages: list[Message] = []
+    for turn in value:
+        speaker = _ROLES.get(turn.get("role", turn.get("from")))
+        content = turn.get("content", turn.get("value"))
+        if speaker is None or not isinstance(content, str):
+            raise BadRow("has a message that is not text of system, user or assistant")
+        messages.append({"role": speaker, "content": content})
+    return messages
+
+
+def _checked(prompt: list[Message]) -> list[Message]:
+    """Refuse what chat templates refuse: an optional system turn, then user and assistant in turn, the user last."""
+    roles = [turn["role"] for turn in prompt if turn["content"].strip()]
+    if "user" not in roles:
+        raise BadRow("has no prompt")
+    if len(roles) < len(prompt):
+        raise BadRow("has an empty turn in its prompt")
+    spoken = roles[1:] if roles[0] == "system" else roles
+    if spoken != ["user" if place % 2 == 0 else "assistant" for place in range(len(spoken))] or len(spoken) % 2 == 0:
+        raise BadRow("has turns that do not alternate")
+    return prompt
+
+
+def _answer(completion: list[Message]) -> list[str]:
+    if not completion:
+        return []
+    if len(completion) > 1 or completion[0]["role"] != "assistant":
+        raise BadRow("has a completion that is not one assistant message")
+    if not completion[0]["content"].strip():
+        raise BadRow("has an empty completion")
+    return [completion[0]["content"]]

@@ -1,0 +1,150 @@
+"""One ledger of prompts: a prompt and its near-duplicates belong to one split, once.
+
+Near-duplicates are prompts that say the same up to case, punctuation and spacing, prompts that continue one another
+(the same conversation, later), and prompts that share most of their words and word pairs. A short question with one
+word exchanged ("Which aisle has the tea?") is another question: at the default threshold texts of up to nine words
+must agree in all of them, while in longer ones about one word in fifteen may differ.
+"""
+
+import hashlib
+import math
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tasks.artifact import Message
+from tasks.recipe import Part, stable_hash
+
+Split = Literal["sft", "reward_train", "reward_validation", "rl", "evaluation"]
+SPLITS: tuple[Split, ...] = ("sft", "reward_train", "reward_validation", "rl", "evaluation")
+
+
+class Shares(Part):
+    """The share of the prompts that each split gets; together 1."""
+
+    sft: float = Field(default=0.25, ge=0, le=1)
+    """Prompts with demonstrations, for supervised fine-tuning."""
+    reward_train: float = Field(default=0.33, ge=0, le=1)
+    """Prompts whose completions are judged, for the reward model and the preference losses."""
+    reward_validation: float = Field(default=0.08, ge=0, le=1)
+    """Prompts whose judgements are held out."""
+    rl: float = Field(default=0.19, ge=0, le=1)
+    """Prompts for PPO and GRPO."""
+    evaluation: float = Field(default=0.15, gt=0, le=1)
+    """Prompts that only the evaluation sees."""
+
+    @model_validator(mode="after")
+    def _together_one(self) -> "Shares":
+        total = sum(self.model_dump().values())
+        if not math.isclose(total, 1, abs_tol=1e-6):
+            raise ValueError(f"the shares of the splits add up to {total:g} instead of 1")
+        return self
+
+
+def prompt_id(prompt: Sequence[Message]) -> str:
+    """The name of a prompt everywhere: the first 16 hex digits of the SHA-256 of its messages' canonical JSON."""
+    return stable_hash(list(prompt))[:16]
+
+
+def normalise(text: str) -> str:
+    """A text without the differences that do not make another prompt: case, width, punctuation, spacing."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.findall(r"\w+", folded)) or folded.strip()
+
+
+def shingles(text: str) -> frozenset[str]:
+    """The words and the pairs of neighbouring words of a normalised text."""
+    words = text.split()
+    return frozenset(words) | {f"{a} {b}" for a, b in pairwise(words)}
+
+
+def group_prompts(
+    prompts: Sequence[Sequence[Message]], threshold: float, together: Iterable[Sequence[int]] = ()
+) -> list[int]:
+    """For each prompt the index of the first prompt of its group of near-duplicates.
+
+    `threshold` is the Jaccard similarity of the shingles from which two prompts are near-duplicates (1: only those
+    that are equal when normalised); each of `together` lists prompts that belong together anyway. Exact: candidates
+    come from the prefix filter of Chaudhuri et al. (2006, "A primitive operator for similarity joins in data
+    cleaning"), which misses none.
+    """
+    turns = [tuple(normalise(m["content"]) for m in prompt if m["role"] != "system") for prompt in prompts]
+    parent = list(range(len(prompts)))
+    _join_conversations(turns, parent)
+    for indices in together:
+        for index in indices:
+            _join(parent, indices[0], index)
+    if threshold < 1:
+        _join_similar([shingles(" ".join(texts)) for texts in turns], threshold, parent)
+    return [_root(parent, index) for index in range(len(prompts))]
+
+
+def _root(parent: list[int], index: int) -> int:
+    while parent[index] != index:
+        parent[index] = parent[parent[index]]
+        index = parent[index]
+    return index
+
+
+def _join(parent: list[int], a: int, b: int) -> None:
+    first, second = sorted((_root(parent, a), _root(parent, b)))
+    parent[second] = first
+
+
+def _join_conversations(turns: list[tuple[str, ...]], parent: list[int]) -> None:
+    """Join equal prompts, and prompts that are the beginning of others."""
+    seen: dict[tuple[str, ...], int] = {}
+    for index, texts in enumerate(turns):
+        _join(parent, seen.setdefault(texts, index), index)
+    for index, texts in enumerate(turns):
+        for length in range(1, len(texts)):
+            if texts[:length] in seen:
+                _join(parent, seen[texts[:length]], index)
+
+
+def _join_similar(sets: list[frozenset[str]], threshold: float, parent: list[int]) -> None:
+    frequency = Counter(shingle for members in sets for shingle in members)
+    holders: dict[str, list[int]] = defaultdict(list)
+    for index in sorted(range(len(sets)), key=lambda i: (len(sets[i]), i)):
+        members = sets[index]
+        rare_first = sorted(members, key=lambda shingle: (frequency[shingle], shingle))
+        kept = rare_first[: len(members) - math.ceil(threshold * len(members) - 1e-9) + 1]
+        for other in sorted({other for shingle in kept for other in holders[shingle]}):
+            if _root(parent, other) != _root(parent, index) and _jaccard(members, sets[other]) >= threshold:
+                _join(parent, other, index)
+        for shingle in kept:
+            holders[shingle].append(index)
+
+
+def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    shared = len(a & b)
+    return shared / (len(a) + len(b) - shared)
+
+
+def assign(
+    ids: Sequence[str], groups: Sequence[int], shares: Shares, seed: int, *, no_sft: Sequence[bool] | None = None
+) -> list[Split]:
+    """The split of each prompt: whole groups, in an order made of the seed and their ids, each to the split that is
+    furthest below its share. A group with a prompt marked in `no_sft` never goes to SFT."""
+    weights: dict[Split, float] = {split: getattr(shares, split) for split in SPLITS}
+    members: dict[int, list[int]] = defaultdict(list)
+    for index, group in enumerate(groups):
+        members[group].append(index)
+    barred = {groups[index] for index, marked in enumerate(no_sft or []) if marked}
+
+    def order(group: int) -> tuple[bool, str]:
+        name = min(ids[index] for index in members[group])
+        return group not in barred, hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
+
+    missing = {split: weights[split] * len(ids) for split in SPLITS}
+    chosen: dict[int, Split] = {}
+    for group in sorted(members, key=order):
+        open_to: list[Split] = [s for s in SPLITS if weights[s] > 0 and not (s == "sft" and group in barred)]
+        chosen[group] = max(open_to, key=lambda split: missing[split])
+        missing[chosen[group]] -= len(members[group])
+    return [chosen[group] for group in groups]
