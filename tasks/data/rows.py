@@ -54,9 +54,8 @@ def read_examples(
             if on_bad_row == "refuse":
                 what = f"{path} row {number} {' '.join(bad.args)}"
                 raise InputError(f"{what}; mend or remove it, or set data.on_bad_row = 'drop'.") from bad
-            dropped.append(
-                {"line": number, "reason": bad.args[0], "excerpt": json.dumps(row, ensure_ascii=False)[:120]}
-            )
+            excerpt = json.dumps(row, ensure_ascii=False)[:120].encode("utf-8", "replace").decode()
+            dropped.append({"line": number, "reason": bad.args[0], "excerpt": excerpt})
     if not examples and not dropped:
         raise InputError(f"{path} is empty; one JSON object per line is expected.")
     if not examples:
