@@ -1,0 +1,30 @@
+"""The owner's login and the server's secrets: files that only this user may read."""
+
+import os
+import secrets
+from pathlib import Path
+
+USERNAME = "owner"
+PASSWORD, API_KEY, AUTH_SECRET = "owner-password", "owner-api-key", "auth-secret"
+
+
+def secret(folder: Path, name: str) -> str:
+    """The secret kept in `folder/name` (mode 0600), made up on first use. Safe when two processes ask at once."""
+    path = folder / name
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft = folder / f".{name}.{os.getpid()}"
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(24))
+        try:
+            os.link(draft, path)  # unlike a rename, this does not replace a secret someone else just made
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_text().strip()
+
+
+def owner(folder: Path) -> tuple[str, str, str]:
+    """The owner's (username, password, API key) of the Argilla whose home is `folder`."""
+    return USERNAME, secret(folder, PASSWORD), secret(folder, API_KEY)

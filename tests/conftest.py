@@ -1,0 +1,49 @@
+"""The real services, started once for all tests that ask for them, in a temporary home."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import services as local
+
+PROJECT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rlhf_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test touches the user's own state or services: all state goes to a temporary `RLHF_HOME`."""
+    home = tmp_path_factory.mktemp("rlhf")
+    venv = os.environ.get("RLHF_TEST_ARGILLA_VENV") or PROJECT / ".rlhf" / "argilla-venv"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*local.URL_VARIABLES.values(), "ARGILLA_API_KEY", "PREFECT_HOME"):
+            patch.delenv(name, raising=False)
+        patch.setenv("RLHF_HOME", str(home))
+        patch.setenv("RLHF_ARGILLA_VENV", str(venv))  # the one `make install` makes; made here if it is not there
+        for name in local.NAMES:
+            patch.setenv(f"RLHF_{name.upper()}_PORT", str(free_port()))
+        yield home
+        local.down()
+
+
+@pytest.fixture(scope="session")
+def argilla(rlhf_home: Path) -> dict[str, str]:
+    """Environment variables of a real, running Argilla (`ARGILLA_API_URL`, and `ARGILLA_API_KEY` of its owner)."""
+    local.up(only=("argilla",))
+    return {name: value for name, value in local.environment().items() if name.startswith("ARGILLA_")}
+
+
+@pytest.fixture(scope="session")
+def services(argilla: dict[str, str]) -> dict[str, str]:
+    """Environment variables of the three real services, running (see `flows.services.environment`)."""
+    local.up()
+    return local.environment()
