@@ -1,30 +1,38 @@
 """The whole lifecycle on one screen: data -> SFT -> sample -> label -> preferences -> reward -> optimise -> merge ->
 evaluate -> gate -> register."""
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
 from pydantic import BaseModel, Field, model_validator
+from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
+from tasks.merging import MergeRecipe, merge_policy
+from tasks.training.dpo import DpoRecipe, train_dpo
+from tasks.training.grpo import GrpoRecipe, train_grpo
+from tasks.training.reward import RewardRecipe, train_reward
 
-from flows.running import Builder
+from flows import services
+from flows.running import Builder, Running, curves_sent, worker_count
+from flows.screen import Screen
+from flows.summary import Built, conclude, figures, markdown
 from tasks.artifact import Artifact
 from tasks.data.prepare import DataRecipe, prepare_data
-from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
 from tasks.evaluation.gate import GateRecipe, decide_gate
 from tasks.label import LabelRecipe, collect_judgements
-from tasks.merging import MergeRecipe, merge_policy
+from tasks.lineage import Record
 from tasks.models.pretrain import BaseRecipe, build_base
 from tasks.preferences import PreferencesRecipe, build_preferences
 from tasks.recipe import Part
-from tasks.registry import Registered
+from tasks.registry import Registered, Registry
 from tasks.sampling.completions import SampleRecipe, sample_completions
-from tasks.store import Order, Stage
-from tasks.training.dpo import DpoRecipe, train_dpo
-from tasks.training.grpo import GrpoRecipe, train_grpo
+from tasks.store import Order, Stage, Store
 from tasks.training.ppo import PpoRecipe, train_ppo
-from tasks.training.reward import RewardRecipe, train_reward
 from tasks.training.sft import SftRecipe, train_sft
+from tasks.worker import Workers
 
 BASE = Stage("base", build_base)
 DATA = Stage("data", prepare_data)
@@ -93,80 +101,94 @@ def policy_name(policy: PolicyRecipe) -> str:
     return policy.name or policy.method
 
 
-@dataclass(frozen=True)
-class Built:
-    """What a lifecycle run ends with."""
-
-    evaluation: Artifact
-    gate: Artifact
-    merged: Mapping[str, Artifact]
-    """The standalone candidates by policy name."""
-
-
-Champion = Callable[[Mapping[str, Artifact], Callable[[Artifact | None], Order]], Artifact | None]
-"""Picks whom the candidates must beat: (candidates, evaluation order for a champion) -> the champion's merged artifact."""
-
-
-def build_lifecycle(recipe: LifecycleRecipe, build: Builder, champion: Champion) -> Built:
+def build_lifecycle(recipe: LifecycleRecipe, build: Builder, store: Store, registry: Registry) -> Built:
     """Order every stage of a recipe, in turn or side by side, each with just what it needs."""
 
     def order(stage: Stage, part: BaseModel, label: str = "", **inputs: Artifact) -> Order:
         return Order(stage, part, inputs, recipe.seed, label)
 
     base, data = build.side_by_side([order(BASE, recipe.base), order(DATA, recipe.data)])
-    sft = build.one(order(SFT, recipe.sft, base=base, data=data))
+    start = {"base": base, "sft": build.one(order(SFT, recipe.sft, base=base, data=data))}
     if recipe.preferences.source == "data":
         preferences = build.one(order(PREFERENCES, recipe.preferences, data=data))
     else:
-        completions = build.one(order(SAMPLE, recipe.sample, base=base, sft=sft, data=data))
+        completions = build.one(order(SAMPLE, recipe.sample, **start, data=data))
         judgements = build.one(order(LABEL, recipe.label, completions=completions))
-        preferences = build.one(
-            order(PREFERENCES, recipe.preferences, judgements=judgements, completions=completions)
-        )
-    start = {"base": base, "sft": sft}
-    # DPO needs no reward model, so it is trained beside it; what needs the reward model follows.
-    direct = [p for p in recipe.policy if p.method == "dpo"]
-    by_reward = [p for p in recipe.policy if p.method != "dpo"]
+        needs = {"judgements": judgements, "completions": completions}
+        preferences = build.one(order(PREFERENCES, recipe.preferences, **needs))
 
     def optimise(policy: PolicyRecipe, **needs: Artifact) -> Order:
         return order(OPTIMISE[policy.method], policy, policy_name(policy), **start, data=data, **needs)
 
-    reward, *first = build.side_by_side(
-        [
-            order(REWARD, recipe.reward, **start, preferences=preferences),
-            *(optimise(policy, preferences=preferences) for policy in direct),
-        ]
+    # DPO needs no reward model, so both are trained side by side; what needs the reward model follows.
+    direct = [policy for policy in recipe.policy if policy.method == "dpo"]
+    by_reward = [policy for policy in recipe.policy if policy.method != "dpo"]
+    reward_order = order(REWARD, recipe.reward, **start, preferences=preferences)
+    first = [optimise(policy, preferences=preferences) for policy in direct]
+    reward, *policies = build.side_by_side([reward_order, *first])
+    policies += build.side_by_side([optimise(policy, reward=reward) for policy in by_reward])
+
+    names = [policy_name(policy) for policy in [*direct, *by_reward]]
+    merges = zip(names, policies, strict=True)
+    merged = dict(
+        zip(
+            names,
+            build.side_by_side([order(MERGE, recipe.merge, f"merge {n}", **start, policy=p) for n, p in merges]),
+            strict=True,
+        )
     )
-    second = build.side_by_side([optimise(policy, reward=reward) for policy in by_reward])
-    policies = dict(zip(map(policy_name, [*direct, *by_reward]), [*first, *second], strict=True))
-    merges = [order(MERGE, recipe.merge, f"merge {name}", **start, policy=policy) for name, policy in policies.items()]
-    merged = dict(zip(policies, build.side_by_side(merges), strict=True))
+    candidates = {f"candidate.{name}": artifact for name, artifact in merged.items()}
 
-    def evaluation_of(against: Artifact | None) -> Order:
-        candidates: dict[str, Any] = {f"candidate.{name}": artifact for name, artifact in merged.items()}
-        if against is not None:
-            candidates["champion"] = against
-        return order(EVALUATE, recipe.evaluate, **start, data=data, reward=reward, **candidates)
+    def evaluation(against: Artifact | None) -> Order:
+        champion = {"champion": against} if against else {}
+        return order(EVALUATE, recipe.evaluate, **start, data=data, reward=reward, **candidates, **champion)
 
-    evaluation = build.one(evaluation_of(champion(merged, evaluation_of)))
-    gate = build.one(order(GATE, recipe.gate, evaluation=evaluation))
-    return Built(evaluation, gate, merged)
+    champion = _opponent(registry, store, recipe.name, merged, evaluation)
+    evaluated = build.one(evaluation(store.find(champion.key) if champion else None))
+    return Built(evaluated, build.one(order(GATE, recipe.gate, evaluation=evaluated)), merged, champion)
 
 
-def choose_champion(
-    now: Registered | None,
-    beaten: Registered | None,
-    load: Callable[[str], Artifact | None],
+def _opponent(
+    registry: Registry,
+    store: Store,
+    name: str,
     merged: Mapping[str, Artifact],
-    evaluated: Callable[[Artifact | None], bool],
+    evaluation: Callable[[Artifact | None], Order],
 ) -> Registered | None:
-    """Whom this run's candidates are compared with.
+    """Whom the candidates must beat: the present champion.
 
-    That is the present champion, unless this very run made it: then the comparison that did so, with the one before it,
-    still stands and is not done again.
+    Where one of them is the champion, made so by this very comparison, that comparison (with the champion before it)
+    stands and is not done again.
     """
-    if now is None:
-        return None
-    before = load(beaten.key) if beaten else None
-    ours = now.digest in {artifact.digest for artifact in merged.values()}
-    return beaten if ours and evaluated(before) else now
+    now = registry.find(name)
+    if now is None or now.digest not in {artifact.digest for artifact in merged.values()}:
+        return now
+    before = registry.find(name, now.beaten) if now.beaten else None
+    earlier = evaluation(store.find(before.key) if before else None)
+    return before if store.find(earlier.key) else now
+
+
+@flow(name="rlhf", flow_run_name="{recipe.name}", validate_parameters=True, persist_result=False)
+def rlhf(recipe: LifecycleRecipe) -> dict[str, Any]:
+    """Run a recipe's whole lifecycle; returns the summary document (see `flows.summary`).
+
+    Raises `PipelineError` with one sentence when a stage fails; what was finished is kept and reused.
+    """
+    started = time.monotonic()
+    record = Record()
+    store, registry = Store(services.home(), record), Registry(record)
+    parent = record.open_lifecycle(recipe.name, recipe.model_dump(mode="json"), {"rlhf.flow_run": flow_run.id or ""})
+    try:
+        with Screen() as screen, Workers(worker_count()) as workers, curves_sent(record):
+            running = Running(store, workers, screen, parent)
+            built = build_lifecycle(recipe, running, store, registry)
+        document = conclude(recipe.name, built, running.done, registry, parent)
+    except BaseException as error:
+        record.fail(parent, error)
+        raise
+    text = markdown(document, time.monotonic() - started)
+    create_markdown_artifact(key="rlhf-summary", markdown=text, description=f"Lifecycle of {recipe.name}")
+    record.close_lifecycle(
+        parent, figures(document), {"rlhf.promoted": str(document["promoted"])}, {"summary.md": text}
+    )
+    return document

@@ -33,7 +33,9 @@ class Builder(Protocol):
 
 def _worker_died(task: Task, run: TaskRun, state: State) -> bool:
     """A killed process is started once more by itself; every other failure is the user's to see first."""
-    return isinstance(state.data, WorkerDied) or "WorkerDied" in repr(state.data) or "WorkerDied" in (state.message or "")
+    return (
+        isinstance(state.data, WorkerDied) or "WorkerDied" in repr(state.data) or "WorkerDied" in (state.message or "")
+    )
 
 
 @task(

@@ -107,7 +107,7 @@ def load_recipe(model: type[M], path: Path, overrides: Sequence[str] = ()) -> M:
 
 
 def _override(values: dict[str, Any], override: str) -> None:
-    """Set one value in place: `sft.learning_rate=1e-4`, `policy.0.beta=0.2`, or by method or name `policy.ppo.kl=0.2`."""
+    """Set one value in place: `sft.learning_rate=1e-4`, `policy.0.beta=1`, or by name or method `policy.dpo.beta=1`."""
     dotted, separator, text = override.partition("=")
     if not separator:
         raise RecipeError(f"--set {override} has no '='; write it as key.sub=value.")

@@ -1,0 +1,288 @@
+"""The verbs of `rlhf`. Each has `--json` (one document on stdout), an honest exit status and errors of one sentence."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from flows import services
+from labeling.comparison import LabelingError
+from tasks.artifact import PipelineError
+from tasks.recipe import RecipeError
+
+if TYPE_CHECKING:
+    from flows.lifecycle import LifecycleRecipe
+
+app = typer.Typer(
+    help="The full RLHF lifecycle: collect preferences, train, gate, collect again.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out, err = Console(), Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
+RecipePath = Annotated[Path, typer.Argument(help="A recipe (*.toml).", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override one value: --set sft.learning_rate=1e-4", metavar="KEY=VALUE"),
+]
+Labels = Annotated[
+    Literal["simulated", "people"] | None,
+    typer.Option("--labels", help="Who ranks: simulated annotators, or people in Argilla (the run waits for them)."),
+]
+
+
+def main() -> None:
+    """Entry point of the console script: every failure is one sentence on stderr, and status 1 (2 for a bad recipe)."""
+    try:
+        app()
+    except (PipelineError, LabelingError) as error:
+        fail(str(error), 2 if isinstance(error, RecipeError) else 1)
+    except KeyboardInterrupt:
+        fail("Interrupted; what was finished is kept, run the same command to go on.", 130)
+
+
+def fail(sentence: str, status: int) -> None:
+    """End with one sentence; with `--json` it is also the document."""
+    if "--json" in sys.argv:
+        print(json.dumps({"error": sentence}))
+    err.print(f"[bold red]error:[/] {_escaped(sentence)}", highlight=False, soft_wrap=True)
+    sys.exit(status)
+
+
+@app.command()
+def up(as_json: Json = False) -> None:
+    """Start Prefect, MLflow and Argilla on this machine (what already runs is left as it is)."""
+    found = _start_services()
+    _show_services(found, as_json)
+
+
+@app.command()
+def down(as_json: Json = False) -> None:
+    """Stop the services that `up` started, and nothing else."""
+    stopped = services.down(lambda name, note: err.print(f"{name}: {note}"))
+    if as_json:
+        print(json.dumps({"stopped": stopped}))
+    elif not stopped:
+        out.print("Nothing was running.")
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Where the services are, and whether they answer."""
+    found = services.status()
+    _show_services(found, as_json)
+    if not all(service.healthy for service in found.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(recipe: RecipePath, set_: Set = None, labels: Labels = None, as_json: Json = False) -> None:
+    """Run a recipe's whole lifecycle here: builds what is missing, reuses the rest, waits for people where it says so."""
+    parsed = _recipe(recipe, set_, labels)
+    _start_services(quiet=True)
+    os.environ.update(services.environment())
+    with _one_sentence():
+        from flows.lifecycle import rlhf
+
+        _quiet_prefect()
+        document = rlhf(parsed)
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False))
+        return
+    from flows.summary import markdown
+
+    out.print(Markdown(markdown(document)))
+
+
+@app.command()
+def plan(recipe: RecipePath, set_: Set = None, labels: Labels = None, as_json: Json = False) -> None:
+    """What a run would build and what it would reuse; builds nothing."""
+    parsed = _recipe(recipe, set_, labels)
+    _need_services("mlflow")
+    from flows.lifecycle import build_lifecycle
+    from flows.running import Planning
+    from tasks.lineage import Record
+    from tasks.registry import Registry
+    from tasks.store import Store
+
+    record = Record()
+    store = Store(services.home(), record)
+    planning = Planning(store)
+    build_lifecycle(parsed, planning, store, Registry(record))
+    steps = [{"name": n, "reused": a is not None, "artifact": a.key if a else None} for n, a in planning.steps]
+    if as_json:
+        print(json.dumps({"stages": steps}))
+        return
+    table = Table("stage", "", "artifact", box=None)
+    for step in steps:
+        table.add_row(step["name"], "reused" if step["reused"] else "build", (step["artifact"] or "")[:12])
+    out.print(table)
+
+
+@app.command()
+def lineage(
+    model: Annotated[str | None, typer.Argument(help="NAME, NAME@champion, NAME/VERSION or an artifact's key.")] = None,
+    judgement: Annotated[
+        str | None, typer.Option("--judgement", help="Id of one judgement: which models it shaped.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """From a model to every artifact and judgement behind it; with --judgement ID the other way round."""
+    _need_services("mlflow")
+    from flows.tree import ancestry, descent
+
+    if (model is None) == (judgement is None):
+        raise RecipeError("Give either a model or --judgement ID.")
+    document, tree = ancestry(model) if model else descent(str(judgement))
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False))
+    else:
+        out.print(tree)
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        str, typer.Argument(help="NAME, NAME@champion, NAME/VERSION, an artifact's key or a model folder.")
+    ],
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Ask once and leave.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    as_json: Json = False,
+) -> None:
+    """Talk to a model: /use MODEL changes it, /new forgets the conversation, /quit leaves."""
+    if as_json and prompt is None:
+        raise RecipeError("--json needs --prompt TEXT.")
+    from flows.talk import Talk
+
+    talk = Talk(temperature, max_new_tokens)
+    talk.use(model)
+    if prompt is None:
+        talk.converse(out)
+        return
+    answer = talk.ask(prompt)
+    print(
+        json.dumps({"model": model, "prompt": prompt, "completion": answer}, ensure_ascii=False) if as_json else answer
+    )
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What is installed, reachable and missing, and how to mend it."""
+    from flows.doctor import check
+
+    checks = check()
+    if as_json:
+        print(json.dumps({"checks": [vars(found) for found in checks]}))
+    else:
+        table = Table("", "check", "found", "what to do", box=None)
+        for found in checks:
+            table.add_row("✓" if found.ok else "✗", found.name, found.detail, "" if found.ok else found.remedy)
+        out.print(table)
+    if not all(found.ok for found in checks):
+        raise typer.Exit(1)
+
+
+def _recipe(path: Path, overrides: list[str] | None, labels: str | None) -> "LifecycleRecipe":
+    """The checked recipe; nothing runs before it is right."""
+    os.environ.update(services.environment())  # before Prefect is imported
+    from flows.lifecycle import LifecycleRecipe
+    from tasks.recipe import load_recipe
+
+    extra = [f"label.source={labels}"] if labels else []
+    return load_recipe(LifecycleRecipe, path, [*(overrides or []), *extra])
+
+
+def _start_services(quiet: bool = False) -> dict[str, services.Service]:
+    last: dict[str, str] = {}
+
+    def progress(name: str, note: str) -> None:
+        if not sys.stderr.isatty() and note.split(" ")[0] == last.get(name):
+            return  # one line per state, not per package
+        last[name] = note.split(" ")[0]
+        state.update(f"{name}: {_escaped(note)}") if sys.stderr.isatty() else err.print(f"{name}: {note}", markup=False)
+
+    if quiet and all(service.healthy for service in services.status().values()):
+        return services.status()
+    with err.status("services") as state:
+        return services.up(progress)
+
+
+def _need_services(*names: str) -> None:
+    found = services.status()
+    for name in names:
+        if not found[name].healthy:
+            raise PipelineError(f"{name.capitalize()} at {found[name].url} does not answer; start it with `rlhf up`.")
+    os.environ.update(services.environment())
+
+
+def _show_services(found: dict[str, services.Service], as_json: bool) -> None:
+    if as_json:
+        document = {name: {"url": service.url, "healthy": service.healthy} for name, service in found.items()}
+        print(json.dumps({"services": document}))
+        return
+    table = Table("service", "address", "", box=None)
+    for name, service in found.items():
+        table.add_row(name, service.url, "healthy" if service.healthy else "not running")
+    out.print(table)
+    if found["argilla"].local:
+        username, _, _ = services.argilla_credentials()
+        path = services.home() / "argilla" / "owner-password"
+        out.print(f"Argilla's owner signs in as [bold]{username}[/] with the password in {path}", highlight=False)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Failures of the services and of the code, as the sentence a user needs; the trace goes to a file."""
+    import httpx
+    from prefect.exceptions import PrefectException
+
+    try:
+        yield
+    except (PipelineError, LabelingError):
+        raise
+    except (httpx.TransportError, httpx.HTTPStatusError, PrefectException) as error:
+        url = os.environ.get("PREFECT_API_URL", "")
+        raise PipelineError(
+            f"Prefect at {url} does not answer ({type(error).__name__}); start it with `rlhf up` and run again: "
+            "what is finished is kept."
+        ) from error
+    except Exception as error:
+        import traceback
+
+        path = services.home() / "logs" / "last-error.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(traceback.format_exception(error)))
+        raise PipelineError(
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'} "
+            f"(a fault of the pipeline or of a library; the trace is in {path}); what is finished is kept."
+        ) from error
+
+
+def _quiet_prefect() -> None:
+    """Prefect's log lines stay in its UI; the terminal shows the stages."""
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", "prefect.flow_engine", "prefect.task_engine"):
+        logger = logging.getLogger(name)
+        logger.handlers = [h for h in logger.handlers if "Console" not in type(h).__name__]
+        logger.propagate = name != "prefect"
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""How a lifecycle run ends: the champion moves or stays, and one document says what was built and what came of it."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.artifact import Artifact
+from tasks.registry import Registered, Registry
+
+
+@dataclass(frozen=True)
+class Built:
+    """What the stages of a lifecycle end with."""
+
+    evaluation: Artifact
+    gate: Artifact
+    merged: Mapping[str, Artifact]
+    """The standalone candidates by policy name."""
+    champion: Registered | None
+    """Whom the candidates were compared with."""
+
+
+def conclude(
+    name: str, built: Built, done: Sequence[tuple[str, Artifact]], registry: Registry, run_id: str
+) -> dict[str, Any]:
+    """Register the winner if the gate let one through; returns the document `rlhf run --json` prints."""
+    decision = json.loads((built.gate.path / "decision.json").read_text())
+    evaluation = json.loads((built.evaluation.path / "evaluation.json").read_text())
+    best = decision["best"]
+    promoted = None
+    if decision["promoted"]:
+        before = registry.find(name)
+        promoted = registry.promote(name, built.merged[best], built.champion, decision["reason"])
+        if before is None or before.version != promoted.version:
+            registry.note(name, promoted.version, {f"win_rate.{k}": v for k, v in _rates(evaluation, best).items()})
+    return {
+        "run_id": run_id,
+        "name": name,
+        "stages": [
+            {"name": stage, "artifact": a.key, "reused": a.reused, "seconds": round(a.seconds, 2), "run_id": a.run_id}
+            for stage, a in done
+        ],
+        "win_rate": {
+            "vs_sft": evaluation["models"][best]["win_rate_vs_sft"]["judge"] if best else None,
+            "vs_champion": _judge(evaluation["models"][best]["win_rate_vs_champion"]) if best else None,
+        },
+        "candidates": [
+            {"name": candidate, "refused": decision["verdicts"].get(candidate, []), **evaluation["models"][candidate]}
+            for candidate in built.merged
+        ],
+        "sft": evaluation["models"]["sft"],
+        "judge": evaluation["judge"],
+        "best": best,
+        "promoted": promoted is not None,
+        "champion": {"name": name, "version": promoted.version} if promoted else _champion(registry.find(name)),
+        "reason": decision["reason"],
+        "urls": urls(),
+    }
+
+
+def urls() -> dict[str, str]:
+    """The web UIs people work in."""
+    return {
+        "prefect": os.environ.get("PREFECT_API_URL", "").removesuffix("/api"),
+        "mlflow": os.environ.get("MLFLOW_TRACKING_URI", ""),
+        "argilla": os.environ.get("ARGILLA_API_URL", ""),
+    }
+
+
+def figures(document: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a run that its MLflow page shows without opening a child."""
+    found: dict[str, float] = {"promoted": float(document["promoted"])}
+    for candidate in document["candidates"]:
+        name = candidate["name"]
+        found[f"{name}/win_rate_vs_sft"] = candidate["win_rate_vs_sft"]["judge"]["mean"]
+        found[f"{name}/kl_to_sft"] = candidate["kl_to_sft"]
+        for check, value in candidate["checks"].items():
+            found[f"{name}/{check}"] = value["mean"]
+    found["seconds_building"] = sum(stage["seconds"] for stage in document["stages"] if not stage["reused"])
+    return found
+
+
+def markdown(document: Mapping[str, Any], seconds: float) -> str:
+    """The summary as people read it in Prefect, MLflow and the terminal."""
+    built = [stage for stage in document["stages"] if not stage["reused"]]
+    lines = [
+        f"# {document['name']}",
+        "",
+        f"**{'Promoted' if document['promoted'] else 'Not promoted'}**: {document['reason']}",
+        "",
+        f"Built {len(built)} of {len(document['stages'])} stages in {seconds:.0f} s; the rest was reused."
+        if built
+        else f"Nothing to build: all {len(document['stages'])} stages were reused ({seconds:.0f} s).",
+        "",
+        *_candidate_table(document),
+        "",
+        "| stage | | seconds |",
+        "|---|---|---|",
+        *(f"| {s['name']} | {'reused' if s['reused'] else 'built'} | {s['seconds']:.1f} |" for s in document["stages"]),
+        "",
+        *(f"- {line}" for line in where_to_look(document)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _candidate_table(document: Mapping[str, Any]) -> list[str]:
+    checks = list(document["sft"]["checks"])
+    head = [
+        "model",
+        f"win rate vs SFT ({document['judge'].replace('_', ' ')})",
+        *checks,
+        "KL",
+        "length",
+        "finished",
+        "",
+    ]
+    rows = [
+        [
+            "SFT",
+            "",
+            *(_interval(document["sft"]["checks"][check]) for check in checks),
+            "",
+            f"{document['sft']['length']:.1f}",
+            f"{document['sft']['finished']:.2f}",
+            "",
+        ]
+    ]
+    for candidate in document["candidates"]:
+        rows.append(
+            [
+                candidate["name"],
+                _interval(candidate["win_rate_vs_sft"]["judge"]),
+                *(_interval(candidate["checks"][check]) for check in checks),
+                f"{candidate['kl_to_sft']:.2f}",
+                f"{candidate['length']:.1f}",
+                f"{candidate['finished']:.2f}",
+                _standing(candidate, document),
+            ]
+        )
+    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
+
+
+def _standing(candidate: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    if candidate["refused"]:
+        return f"refused: {candidate['refused'][0]}"
+    if candidate["name"] != document["best"]:
+        return "passed, not the best"
+    return "champion" if document["promoted"] else "passed"
+
+
+def where_to_look(document: Mapping[str, Any]) -> list[str]:
+    """The three web UIs, with what to look at in each."""
+    ui = document["urls"]
+    return [
+        f"Prefect {ui['prefect']}: the run, its stages and this summary (Runs, then Artifacts)",
+        f"MLflow {ui['mlflow']}: curves, figures, completions side by side (experiment rlhf); "
+        f"the champion (Models, {document['name']})",
+        f"Argilla {ui['argilla']}: the ranked comparisons of the round (sign in with `rlhf status`'s owner account)",
+    ]
+
+
+def _interval(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _judge(rates: Mapping[str, Any] | None) -> Any:
+    return rates["judge"] if rates else None
+
+
+def _rates(evaluation: Mapping[str, Any], best: str) -> dict[str, float]:
+    return evaluation["models"][best]["win_rate_vs_sft"]["judge"]
+
+
+def _champion(registered: Registered | None) -> dict[str, str] | None:
+    return {"name": registered.name, "version": registered.version} if registered else None

@@ -1,0 +1,100 @@
+"""`rlhf chat`: a conversation with a registered model, an artifact or a model folder."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flows import services
+from tasks.artifact import InputError, Message, PipelineError
+
+
+class Talk:
+    """One conversation; models that were loaded stay loaded, so changing between them is quick."""
+
+    def __init__(self, temperature: float, max_new_tokens: int) -> None:
+        self._temperature, self._max_new_tokens = temperature, max_new_tokens
+        self._loaded: dict[str, tuple[Any, Any]] = {}
+        self._model = ""
+        self._messages: list[Message] = []
+
+    def use(self, model: str) -> None:
+        """Answer with this model from now on. Raises `PipelineError` when there is none of that name."""
+        if model not in self._loaded:
+            self._loaded[model] = _load(model)
+        self._model = model
+
+    def ask(self, text: str) -> str:
+        """The model's answer to a user's turn, in the conversation so far."""
+        from tasks.models.chat import encode_prompt
+        from tasks.sampling.local import generate
+
+        model, tokenizer = self._loaded[self._model]
+        self._messages.append({"role": "user", "content": text})
+        prompt = encode_prompt(tokenizer, self._messages)
+        [[completion]] = generate(
+            model,
+            tokenizer,
+            [prompt],
+            max_new_tokens=self._max_new_tokens,
+            temperature=self._temperature or 1.0,
+            greedy=self._temperature == 0,
+            seed=len(self._messages),
+        )
+        self._messages.append({"role": "assistant", "content": completion.text})
+        return completion.text
+
+    def converse(self, console: Console) -> None:
+        """Read turns until /quit or the end of input."""
+        console.print(f"Talking to {self._model}. /use MODEL, /new, /quit", markup=False)
+        while True:
+            try:
+                text = console.input("[bold]you:[/] ").strip()
+            except (EOFError, KeyboardInterrupt):
+                return
+            if text == "/quit":
+                return
+            if text == "/new":
+                self._messages = []
+            elif text.startswith("/use "):
+                try:
+                    self.use(text.removeprefix("/use ").strip())
+                except PipelineError as error:
+                    console.print(str(error), markup=False)
+            elif text:
+                console.print(f"{self._model}: {self.ask(text)}", markup=False, highlight=False)
+
+
+def _load(model: str) -> tuple[Any, Any]:
+    """Model and tokenizer of a registered model, an artifact (with what it builds on) or a folder."""
+    from tasks.models.loading import load_causal_lm, load_tokenizer
+
+    folder = Path(model)
+    if (folder / "config.json").is_file():
+        folder = folder.resolve().parent if folder.name == "model" else folder
+        if not (folder / "model").is_dir():
+            raise InputError(f"{model} is not a merged artifact's folder; give its parent, or a registered model.")
+        return load_causal_lm([folder]), load_tokenizer(folder)
+    found = services.status()["mlflow"]
+    if not found.healthy:
+        raise PipelineError(f"MLflow at {found.url} does not answer; start it with `rlhf up`.")
+    os.environ.update(services.environment())
+    from flows.tree import resolve_model
+    from tasks.lineage import Record
+    from tasks.registry import Registry
+    from tasks.store import Store
+
+    record = Record()
+    store, records = Store(services.home(), record), record.artifacts()
+    key, _ = resolve_model(model, Registry(record), records)
+    chain = []
+    for part in [*(records[key]["inputs"].get(name) for name in ("base", "sft")), key]:
+        artifact = store.find(part) if part else None
+        if artifact:
+            chain.append(artifact.path)
+    if records[key]["stage"].startswith("merge"):
+        chain = chain[-1:]
+    if not chain:
+        raise PipelineError(f"The files of {model} are neither here nor in MLflow; run its recipe again.")
+    return load_causal_lm(chain), load_tokenizer(chain[0])

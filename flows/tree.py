@@ -1,0 +1,121 @@
+"""Lineage as people read it: from a model down to the judgements, or from a judgement up to the models."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.tree import Tree
+
+from flows import services
+from tasks.artifact import PipelineError, read_jsonl
+from tasks.lineage import Record
+from tasks.registry import CHAMPION, Registered, Registry
+from tasks.store import Store
+
+Found = dict[str, Any]
+
+
+def resolve_model(
+    model: str, registry: Registry, records: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, Registered | None]:
+    """The artifact key behind `NAME`, `NAME@ALIAS`, `NAME/VERSION` or the beginning of a key."""
+    name, _, alias = model.partition("@")
+    if not alias and "/" in model:
+        name, _, alias = model.rpartition("/")
+    registered = registry.find(name, alias or CHAMPION)
+    if registered:
+        return registered.key, registered
+    keys = [key for key in records if len(model) >= 6 and key.startswith(model)]
+    if len(keys) == 1:
+        return keys[0], None
+    known = sorted({version.name for version in registry.versions()})
+    raise PipelineError(
+        f"There is no model or artifact '{model}'; registered models: {', '.join(known) or 'none yet, run a recipe'}."
+    )
+
+
+def ancestry(model: str) -> tuple[Found, Tree]:
+    """Every artifact behind a model down to the judgements: as a document and as a tree."""
+    record = Record()
+    store, records = Store(services.home(), record), record.artifacts()
+    key, registered = resolve_model(model, Registry(record), records)
+    title = f"{registered.name} version {registered.version}" if registered else model
+    tree = Tree(f"[bold]{escape(title)}[/]")
+    seen: set[str] = set()
+
+    def walk(key: str, role: str, branch: Tree) -> Found:
+        found = records.get(key)
+        if found is None:
+            raise PipelineError(f"MLflow has no record of artifact {key[:12]}; run its recipe again to restore it.")
+        node: Found = {"role": role, "stage": found["stage"], "artifact": key, "run_id": found["run_id"], "inputs": []}
+        line = f"{role}: {found['stage']} {key[:12]}" if role != found["stage"] else f"{role} {key[:12]}"
+        if key in seen:
+            branch.add(f"[dim]{escape(line)} (above)[/]")
+            return node
+        seen.add(key)
+        below = branch.add(escape(line))
+        if found["stage"] == "label":
+            node["judgements"] = [row["id"] for row in _rows(store, key, "judgements.jsonl")]
+            below.add(f"{len(node['judgements'])} judgements, the first: {', '.join(node['judgements'][:2])}")
+        node["inputs"] = [walk(parent, name, below) for name, parent in sorted(found["inputs"].items())]
+        return node
+
+    return {"model": title, "artifact": walk(key, "model", tree)}, tree
+
+
+def descent(judgement: str) -> tuple[Found, Tree]:
+    """The pairs, artifacts and registered models that one judgement shaped."""
+    record = Record()
+    store, records = Store(services.home(), record), record.artifacts()
+    labels = [key for key, found in records.items() if found["stage"] == "label"]
+    source = next(
+        (key for key in labels if any(r["id"] == judgement for r in _rows(store, key, "judgements.jsonl"))), None
+    )
+    if source is None:
+        raise PipelineError(f"No recorded round has a judgement '{judgement}'; `rlhf lineage MODEL --json` lists them.")
+    versions = Registry(record).versions()
+    tree = Tree(f"[bold]judgement {escape(judgement)}[/]")
+    document: Found = {"judgement": judgement, "round": source, "pairs": [], "artifacts": [], "models": []}
+    seen: set[str] = set()
+
+    def walk(key: str, branch: Tree) -> None:
+        if key in seen:
+            return
+        seen.add(key)
+        stage = records[key]["stage"]
+        below = branch.add(escape(f"{stage} {key[:12]}"))
+        document["artifacts"].append({"stage": stage, "artifact": key, "run_id": records[key]["run_id"]})
+        for version in (v for v in versions if v.key == key):
+            document["models"].append({"name": version.name, "version": version.version})
+            below.add(f"[bold green]{escape(version.name)} version {version.version}[/]")
+        if stage == "preferences":
+            rows = [*_rows(store, key, "train.jsonl"), *_rows(store, key, "validation.jsonl")]
+            pairs = [row["id"] for row in rows if judgement in row["judgements"]]
+            document["pairs"] += pairs
+            below.add(f"{len(pairs)} pairs hold it")
+            if not pairs:
+                return  # a judgement that made no pair shaped nothing further
+        for child, found in records.items():
+            if key in found["inputs"].values() and _shapes(records[key]["stage"], found):
+                walk(child, below)
+
+    walk(source, tree)
+    return document, tree
+
+
+def _shapes(stage: str, child: Mapping[str, Any]) -> bool:
+    """Whether a stage's output goes into a child's result (an evaluation only looks at the models)."""
+    return child["stage"] not in ("evaluate", "gate") and not (stage == "label" and child["stage"] == "label")
+
+
+def _rows(store: Store, key: str, name: str) -> list[dict[str, Any]]:
+    """Rows of an artifact's file, from here or from MLflow."""
+    artifact = store.find(key)
+    if artifact:
+        return read_jsonl(artifact.path / name)
+    with tempfile.TemporaryDirectory() as folder:
+        if store.record.fetch(key, Path(folder) / key):
+            return read_jsonl(Path(folder) / key / name)
+    raise PipelineError(f"The files of artifact {key[:12]} are neither here nor in MLflow; run its recipe again.")
