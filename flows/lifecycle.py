@@ -20,7 +20,7 @@ from flows.running import Builder, Running, curves_sent, worker_count
 from flows.screen import Screen
 from flows.summary import Built, conclude, figures, markdown
 from tasks.artifact import Artifact
-from tasks.data.prepare import DataRecipe, prepare_data
+from tasks.data.prepare import DataRecipe, ShopData, prepare_data
 from tasks.evaluation.gate import GateRecipe, decide_gate
 from tasks.label import LabelRecipe, collect_judgements
 from tasks.lineage import Record
@@ -58,7 +58,7 @@ class LifecycleRecipe(Part):
     """Seeds everything random."""
     base: BaseRecipe = BaseRecipe()
     """The model everything starts from."""
-    data: DataRecipe = DataRecipe()
+    data: DataRecipe = ShopData()
     """Conversations and prompts, split by one ledger."""
     sft: SftRecipe = SftRecipe()
     """Supervised fine-tuning."""

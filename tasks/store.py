@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Order:
     def name(self) -> str:
         return self.label or self.stage.name
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hex SHA-256 of everything the result depends on."""
         return stable_hash(
