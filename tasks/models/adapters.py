@@ -39,7 +39,7 @@ AdapterRecipe = Annotated[LoraRecipe | FullRecipe, Field(discriminator="kind")]
 
 
 def attach(
-    model: "PreTrainedModel", recipe: LoraRecipe | FullRecipe, task: Task = "CAUSAL_LM"
+    model: "PreTrainedModel", recipe: LoraRecipe | FullRecipe, task: Task = "CAUSAL_LM", *, seed: int = 0
 ) -> "PeftModel | PreTrainedModel":
     """Make of a loaded model one to train. A fresh adapter changes nothing yet (its B matrices are zero).
 
@@ -47,8 +47,10 @@ def attach(
     """
     if isinstance(recipe, FullRecipe):
         return model.requires_grad_(True)
+    import torch
     from peft import LoraConfig, get_peft_model
 
+    torch.manual_seed(seed)  # the A matrices are random
     config = LoraConfig(
         task_type=task,
         r=recipe.rank,

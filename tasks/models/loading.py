@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 from peft import PeftModel
 from transformers import (
@@ -146,16 +147,22 @@ def model_folder(artifact: Path) -> Path:
     return download(source["model"], source["revision"])
 
 
+def resolve_hub_model(model: str, revision: str | None) -> tuple[Path, str]:
+    """A hub model's folder in the local cache and the commit that `revision` stands for."""
+    folder = download(model, revision)
+    return folder, folder.name  # the cache keeps snapshots in folders named by commit
+
+
 def download(model: str, revision: str | None) -> Path:
     """A hub model's folder in the local cache: configuration, tokenizer and safetensors, never pickles or code."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
+    except (OSError, HFValidationError, httpx.HTTPError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise InputError(
             f"The hub model '{model}' cannot be fetched ({reason}); check the name, the revision and the network, "
             "or set base.model to a local folder."

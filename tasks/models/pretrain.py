@@ -1,0 +1,129 @@
+"""The base model: one that exists (a local folder or the hub's), or a small one pre-trained here from text."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tasks.artifact import InputError, Work
+from tasks.models.adapters import FullRecipe
+from tasks.recipe import Dotted, resolve
+from tasks.training.hyperparameters import Hyperparameters
+
+
+class BaseRecipe(Hyperparameters):
+    """The model everything starts from. Without `model` a small Llama is pre-trained; the other fields are for that."""
+
+    model: str | None = None
+    """A local folder (starts with /, . or ~, or exists) or a hub id such as `Qwen/Qwen3-0.6B`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; the commit it stands for is kept with the artifact."""
+    chat_template: str = "auto"
+    """"auto": the tokenizer's own, or plain turns where it has none; "default": plain turns; else a Jinja file."""
+    corpus: Dotted = "tasks.data.shop:pretraining_text"
+    """`function(seed, documents) -> list[str]`, the text to pre-train on."""
+    documents: int = Field(default=6000, ge=1)
+    """Documents asked from the corpus."""
+    vocabulary: int = Field(default=512, ge=300)
+    """Size of the byte-level BPE vocabulary trained on the corpus."""
+    hidden: int = Field(default=128, ge=8)
+    """Width of the model."""
+    layers: int = Field(default=4, ge=1)
+    """Transformer blocks."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads; they divide `hidden`."""
+    context: int = Field(default=48, ge=8)
+    """Tokens per training row."""
+    positions: int = Field(default=512, ge=16)
+    """The longest sequence the model can take."""
+    adapter: FullRecipe = FullRecipe()  # type: ignore[assignment]
+    """A base is trained whole."""
+    epochs: float = Field(default=1, gt=0)
+    """Passes over the corpus."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Highest learning rate."""
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """How the learning rate falls after warmup."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decoupled weight decay."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "BaseRecipe":
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of twice heads ({self.heads})")
+        return self
+
+    def folder(self) -> Path | None:
+        """A local model's folder; None for a hub id and for pre-training. Raises `InputError` when it is missing."""
+        if self.model is None:
+            return None
+        path = Path(self.model).expanduser()
+        if (path / "config.json").is_file():
+            return path.resolve()
+        if path.is_dir():
+            raise InputError(f"{path} holds no config.json, so it is not a model; set base.model to a model's folder.")
+        if self.model.startswith((".", "/", "~")) or self.model.count("/") > 1:
+            raise InputError(f"The model folder {path} does not exist; check base.model, or give a hub id.")
+        return None
+
+    def external_files(self) -> list[Path]:
+        """Files outside the recipe that belong to its identity: those of a local model, and a template file."""
+        folder = self.folder()
+        files = sorted(path for path in folder.iterdir() if _is_wanted(path)) if folder else []
+        template = [] if self.chat_template in ("auto", "default") else [Path(self.chat_template)]
+        return files + [path for path in template if path.is_file()]
+
+
+def build_base(recipe: BaseRecipe, inputs: Mapping[str, Path], work: Work) -> None:
+    """No inputs. Writes `tokenizer/` and `model/`, or `source.json` for a model whose weights lie elsewhere."""
+    from tasks.models.chat import prepare_tokenizer
+    from tasks.models.loading import load_causal_lm, load_tokenizer, resolve_hub_model
+
+    if recipe.model is None:
+        _pretrain(recipe, work)
+        return
+    folder = recipe.folder()
+    revision = None
+    if folder is None:
+        folder, revision = resolve_hub_model(recipe.model, recipe.revision)
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder} holds no .safetensors weights (pickles are not opened); convert the model first.")
+    prepare_tokenizer(load_tokenizer(folder), recipe.chat_template).save_pretrained(work.out / "tokenizer")
+    source = {
+        "model": recipe.model if revision else str(folder),
+        "revision": revision,
+        "files": {path.name: _sha256(path) for path in sorted(folder.iterdir()) if _is_wanted(path)},
+    }
+    (work.out / "source.json").write_text(json.dumps(source, indent=2) + "\n")
+    model = load_causal_lm([work.out])
+    work.log({"parameters": sum(parameter.numel() for parameter in model.parameters())})
+
+
+def _pretrain(recipe: BaseRecipe, work: Work) -> None:
+    from tasks.models.pretrain_engine import blocks, new_llama, train_tokenizer
+    from tasks.training.sft_engine import fit_language_model
+
+    texts = resolve(recipe.corpus)(work.seed, recipe.documents)
+    if not texts:
+        raise InputError(f"{recipe.corpus} gave no text to pre-train on; check the function or set base.model.")
+    tokenizer = train_tokenizer(texts, recipe.vocabulary)
+    model = new_llama(
+        tokenizer, work.seed, hidden=recipe.hidden, layers=recipe.layers, heads=recipe.heads, positions=recipe.positions
+    )
+    work.log({"parameters": sum(parameter.numel() for parameter in model.parameters())})
+    fit_language_model(model, tokenizer, blocks(texts, tokenizer, recipe.context), recipe, work)
+    model.save_pretrained(work.out / "model")
+    tokenizer.save_pretrained(work.out / "tokenizer")
+
+
+def _is_wanted(path: Path) -> bool:
+    return path.is_file() and path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt")
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,71 @@
+"""A small Llama and its tokenizer, made from text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from tasks.models.chat import Encoded, prepare_tokenizer
+
+PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+ROLE_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""One token says who speaks, so that conversations are short and text cannot pose as a turn."""
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerBase:
+    """Byte-level BPE of `vocabulary` entries, with pad, BOS, EOS and a token for each role."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    special = [PAD, BOS, EOS, *ROLES]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token=PAD, bos_token=BOS, eos_token=EOS, extra_special_tokens=list(ROLES)
+    )
+    tokenizer.chat_template = ROLE_TEMPLATE
+    return prepare_tokenizer(tokenizer)
+
+
+def new_llama(
+    tokenizer: PreTrainedTokenizerBase, seed: int, *, hidden: int, layers: int, heads: int, positions: int
+) -> LlamaForCausalLM:
+    """A Llama with random weights; its feed-forward width is 8/3 of `hidden`, rounded up to a multiple of 8."""
+    torch.manual_seed(seed)
+    ids: Any = tokenizer
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=-(-hidden * 8 // 24) * 8,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=positions,
+            bos_token_id=ids.bos_token_id,
+            eos_token_id=ids.eos_token_id,
+            pad_token_id=ids.pad_token_id,
+        )
+    )
+
+
+def blocks(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int) -> list[Encoded]:
+    """The documents, each within BOS and EOS, one after the other and cut into rows of `context` tokens."""
+    stream: list[int] = []
+    for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
+        stream += [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+    rows = [stream[i : i + context] for i in range(0, max(1, len(stream) - context + 1), context)]
+    return [Encoded(row, [1] * len(row)) for row in rows]

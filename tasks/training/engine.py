@@ -1,0 +1,146 @@
+"""transformers' Trainer with our own encoded rows, length-grouped batches and losses.
+
+Precision, accumulation, schedules, checkpoints and several devices (Accelerate, FSDP) are the library's. A subclass
+says what the loss of one batch is; the engine knows nothing about methods.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch.utils.data import DataLoader
+from transformers.trainer_callback import PrinterCallback
+
+from tasks.artifact import InputError, Work
+from tasks.training.engine_batches import LengthBatches
+from tasks.training.engine_checkpoints import Reporting, last_checkpoint
+from tasks.training.hyperparameters import Hyperparameters
+
+Batch = dict[str, Any]
+Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
+
+
+class Trainer(transformers.Trainer):
+    """Base of the three trainers: `losses` gives a batch's summed loss, `items` what the sum is divided by.
+
+    The division is by all items of one optimizer step, so accumulation and several devices do not change the loss.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        rows: Sequence[Any],
+        lengths: Sequence[int],
+        collate: Callable[[list[Any]], Batch],
+        recipe: Hyperparameters,
+        work: Work,
+    ) -> None:
+        self.batches = LengthBatches(lengths, recipe.batch_size, recipe.epochs, work.seed)
+        self._figures: dict[str, list[torch.Tensor]] = defaultdict(list)
+        super().__init__(
+            model=model,
+            args=_arguments(recipe, work),
+            train_dataset=rows,  # type: ignore[arg-type]  # a list is a map-style dataset
+            data_collator=collate,
+            callbacks=[Reporting(work)],
+        )
+        self.remove_callback(PrinterCallback)
+        self.loss_is_scaled_for_ga = True
+        self.batches.whole = self.args.world_size > 1
+
+    def losses(self, model: Any, batch: Batch) -> Losses:
+        """The loss summed over a batch's items, and figures (0-d tensors) to report as means over batches."""
+        raise NotImplementedError
+
+    def items(self, batch: Batch) -> float:
+        """How much a batch weighs: tokens, or the sum of the pairs' weights."""
+        return float(batch["items"])
+
+    def get_train_dataloader(self) -> DataLoader:
+        """All epochs' batches in one go, so that a resumed run continues at the same batch whatever was the epoch."""
+        loader = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            pin_memory=torch.cuda.is_available(),
+        )
+        return self.accelerator.prepare_data_loader(loader)
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        summed, figures = self.losses(model, inputs)
+        for name, figure in figures.items():
+            self._figures[name].append(figure.detach())
+        return summed * (self.accelerator.num_processes / num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        for name, values in self._figures.items():
+            logs[name] = torch.stack(values).float().mean().item()
+        self._figures.clear()
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        return 0  # the library walks over all parameters at every step for it
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
+        count = sum(self.items(batch) for batch in batch_samples)
+        if self.args.world_size > 1:
+            count = self.accelerator.gather(torch.tensor(count, device=device)).sum().item()  # type: ignore[union-attr]
+        return max(count, 1e-8)
+
+
+def fit(trainer: Trainer, work: Work) -> None:
+    """Train to the end, from the last whole checkpoint in `work.scratch` where there is one."""
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    work.progress(0, len(trainer.batches) // trainer.args.gradient_accumulation_steps, "training")
+    checkpoint = last_checkpoint(work.scratch)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.model.eval()  # type: ignore[union-attr]
+
+
+def keep_short(
+    rows: Sequence[Any], lengths: Sequence[int], recipe: Hyperparameters, model: Any, work: Work
+) -> list[Any]:
+    """The rows that fit `recipe.max_length` and the model's positions; what is dropped is logged.
+
+    Raises `InputError` when more than `recipe.dropped_limit` of them do not fit, or when nothing is left.
+    """
+    limit = min(recipe.max_length, getattr(model.config, "max_position_embeddings", None) or recipe.max_length)
+    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
+    dropped = len(rows) - len(kept)
+    work.log({"rows": len(kept), "rows_dropped": dropped, "tokens_dropped": sum(n for n in lengths if n > limit)})
+    if not kept or dropped > recipe.dropped_limit * len(rows):
+        raise InputError(
+            f"{dropped} of {len(rows)} rows are longer than {limit} tokens; raise max_length, shorten the rows, "
+            "or raise dropped_limit to train without them."
+        )
+    return kept
+
+
+def _arguments(recipe: Hyperparameters, work: Work) -> transformers.TrainingArguments:
+    cuda = torch.cuda.is_available()
+    return transformers.TrainingArguments(
+        output_dir=str(work.scratch),
+        num_train_epochs=1,  # the batch sampler holds all epochs
+        per_device_train_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.accumulation,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(recipe.schedule, recipe.schedule),
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        bf16=cuda,
+        use_cpu=not cuda,
+        seed=work.seed,
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # the callback asks for checkpoints by the clock
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )

@@ -1,0 +1,87 @@
+"""Batches of similar length, and the little tensor work all losses share."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import ceil
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+
+POOL = 50
+"""Batches are sorted by length within pools of this many, as transformers does it: little padding, enough shuffling."""
+
+
+class LengthBatches(Sampler[list[int]]):
+    """Batches of row numbers for all epochs, rows of similar length together, in an order fixed by the seed.
+
+    With `whole`, an epoch's short batch is filled up with other rows (several devices need equal batches).
+    """
+
+    drop_last = False
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, epochs: float, seed: int) -> None:
+        self.lengths, self.batch_size, self.epochs, self.seed = lengths, batch_size, epochs, seed
+        self.whole = False
+
+    def __len__(self) -> int:
+        return max(1, round(self.epochs * ceil(len(self.lengths) / self.batch_size)))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        left = len(self)
+        for epoch in range(ceil(self.epochs)):
+            for batch in self._epoch(epoch)[:left]:
+                yield batch
+                left -= 1
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        order = list(range(len(self.lengths)))
+        shuffle = random.Random(f"{self.seed}-{epoch}")
+        shuffle.shuffle(order)
+        batches: list[list[int]] = []
+        for begin in range(0, len(order), POOL * self.batch_size):
+            pool = sorted(order[begin : begin + POOL * self.batch_size], key=lambda i: self.lengths[i])
+            batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
+        if self.whole:
+            batches = [(batch + shuffle.choices(order, k=self.batch_size))[: self.batch_size] for batch in batches]
+        shuffle.shuffle(batches)
+        return batches
+
+
+def pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Rows of ids as one tensor [rows, longest], filled up on the right."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
+
+
+@contextmanager
+def _only(head: torch.nn.Module, keep: torch.Tensor) -> Iterator[None]:
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][keep], *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def logits_at(model: Any, head: torch.nn.Module, input_ids: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Next-token logits [kept, vocabulary] in fp32 at the positions where `keep` [rows, length] is true.
+
+    The output layer runs on those positions only; prompts and padding cost nothing there. Rows are padded on the right
+    and attention is causal, so padding is never attended to and no mask is needed.
+    """
+    with _only(head, keep):
+        return model(input_ids=input_ids, use_cache=False).logits.float()
+
+
+def completion_logps(
+    model: Any, head: torch.nn.Module, input_ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed log-probability [rows] of the tokens where `mask` [rows, length] is true, and their numbers [rows]."""
+    keep = mask[:, 1:]
+    logits = logits_at(model, head, input_ids[:, :-1], keep)
+    targets = input_ids[:, 1:][keep]
+    logps = torch.nn.functional.cross_entropy(logits, targets, reduction="none").neg()
+    row = keep.nonzero()[:, 0]
+    summed = torch.zeros(len(input_ids), device=logps.device).index_add(0, row, logps)
+    return summed, keep.sum(dim=1)

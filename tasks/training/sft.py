@@ -1,0 +1,36 @@
+"""Supervised fine-tuning: the loss is on the assistant's tokens of every turn, EOS included, and on nothing else."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field
+
+from tasks.artifact import InputError, Work, read_jsonl
+from tasks.training.hyperparameters import Hyperparameters
+
+
+class SftRecipe(Hyperparameters):
+    """Teach the base model to answer, from demonstrations."""
+
+    epochs: float = Field(default=2, gt=0)
+    """Passes over the demonstrations."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Highest learning rate."""
+    batch_size: int = Field(default=16, ge=1)
+    """Conversations in one forward pass."""
+
+
+def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None:
+    """inputs: base, data (`sft.jsonl`). Writes `adapter/` or `model/`. Raises `InputError` for rows it cannot use."""
+    from tasks.models.adapters import attach
+    from tasks.models.loading import load_causal_lm, load_tokenizer, save_model
+    from tasks.training.sft_engine import encode_rows, fit_language_model
+
+    rows = read_jsonl(inputs["data"] / "sft.jsonl")
+    if not rows:
+        raise InputError("There are no demonstrations to fine-tune on; give the data part rows for sft.")
+    tokenizer = load_tokenizer(inputs["base"])
+    model = attach(load_causal_lm([inputs["base"]], trainable=True), recipe.adapter, seed=work.seed)
+    encoded = encode_rows(rows, tokenizer)
+    fit_language_model(model, tokenizer, encoded, recipe, work)
+    save_model(model, tokenizer, work.out)

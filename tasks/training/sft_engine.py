@@ -1,0 +1,63 @@
+"""Next-token training on masked rows: what SFT and pre-training share."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tasks.artifact import InputError, Row, Work
+from tasks.models.chat import Encoded, encode_conversation
+from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
+from tasks.training.engine_batches import logits_at, pad
+from tasks.training.hyperparameters import Hyperparameters
+
+
+class LanguageTrainer(Trainer):
+    """Cross-entropy (mean over the marked tokens of a step) of the next token."""
+
+    def losses(self, model: Any, batch: Batch) -> Losses:
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        keep = batch["mask"][:, 1:]
+        targets = batch["input_ids"][:, 1:][keep]
+        logits = logits_at(model, head, batch["input_ids"][:, :-1], keep)
+        summed = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        return summed, {"token_accuracy": (logits.detach().argmax(dim=-1) == targets).float().mean()}
+
+
+def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """Conversations as ids. Raises `InputError` naming the row that has no assistant turn or cannot be rendered."""
+    encoded = []
+    for number, row in enumerate(rows, 1):
+        try:
+            encoded.append(encode_conversation(tokenizer, row["messages"]))
+        except (InputError, KeyError, TypeError) as error:
+            raise InputError(f"Row {number} for SFT is not a conversation ({error}); mend or remove it.") from error
+        if not any(encoded[-1].labels_mask):
+            raise InputError(f"Row {number} for SFT has no assistant turn to learn; mend or remove it.")
+    return encoded
+
+
+def fit_language_model(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded], recipe: Hyperparameters, work: Work
+) -> None:
+    """Train on encoded rows; logs the curve of `loss`, and the first and last losses as final figures."""
+    rows = keep_short(rows, [len(row.input_ids) for row in rows], recipe, model, work)
+    lengths = [len(row.input_ids) for row in rows]
+    pad_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+
+    def collate(batch: list[Encoded]) -> Batch:
+        mask = pad([row.labels_mask for row in batch], 0).bool()
+        return {
+            "input_ids": pad([row.input_ids for row in batch], pad_id),
+            "mask": mask,
+            "items": int(mask[:, 1:].sum()),
+        }
+
+    trainer = LanguageTrainer(model, rows, lengths, collate, recipe, work)
+    work.log({"tokens": sum(lengths), "trained_tokens": sum(sum(row.labels_mask) for row in rows)})
+    fit(trainer, work)
+    curve = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if curve:
+        work.log({"first_loss": curve[0], "last_loss": curve[-1], "perplexity": math.exp(min(curve[-1], 50))})
