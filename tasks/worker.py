@@ -164,7 +164,9 @@ def _run(
         on_progress=_throttled(key),
         on_notify=lambda text: _events.put((key, "notify", (text,))),
     )
+    started = time.monotonic()
     function(part, inputs, work)
+    work.log({"seconds": time.monotonic() - started})
     if kept.exists():
         points = {(p["step"], *sorted(p["metrics"])): p for p in iterate_jsonl(kept)}  # steps done again count once
         write_jsonl(out / CURVES, points.values())
