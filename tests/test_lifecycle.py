@@ -1,0 +1,181 @@
+"""The whole lifecycle through the command line, with the real services: what is built, reused, recorded and refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.lifecycle_runs import TINY, built, rlhf, stages
+
+EVERY = {
+    *("base", "data", "sft", "sample", "label", "preferences", "reward"),
+    *("dpo", "ppo", "merge dpo", "merge ppo", "evaluate", "gate"),
+}
+
+
+@pytest.fixture(scope="module")
+def first(services: dict[str, str]) -> dict[str, Any]:
+    """The document of a first run."""
+    return rlhf("run", TINY).document
+
+
+def test_the_document_says_what_was_built_and_what_came_of_it(first: dict[str, Any], services: dict[str, str]) -> None:
+    assert set(stages(first)) == EVERY and built(first) == EVERY
+    for stage in first["stages"]:
+        assert len(stage["artifact"]) == 64 and stage["run_id"] and stage["seconds"] > 0
+    rate = first["win_rate"]["vs_sft"]
+    assert 0 <= rate["low"] <= rate["mean"] <= rate["high"] <= 1
+    assert first["win_rate"]["vs_champion"] is None
+    assert {c["name"] for c in first["candidates"]} == {"dpo", "ppo"}
+    assert isinstance(first["promoted"], bool) and first["reason"]
+    assert first["urls"] == {
+        "prefect": services["PREFECT_API_URL"].removesuffix("/api"),
+        "mlflow": services["MLFLOW_TRACKING_URI"],
+        "argilla": services["ARGILLA_API_URL"],
+    }
+
+
+def test_a_second_run_builds_nothing(first: dict[str, Any]) -> None:
+    again = rlhf("run", TINY).document
+    assert built(again) == set()
+    assert {n: s["artifact"] for n, s in stages(again).items()} == {n: s["artifact"] for n, s in stages(first).items()}
+    assert again["win_rate"] == first["win_rate"] and again["promoted"] == first["promoted"]
+
+
+@pytest.mark.parametrize(
+    ("change", "rebuilt"),
+    [
+        ("policy.ppo.kl_coefficient=0.2", {"ppo", "merge ppo", "evaluate", "gate"}),
+        ("gate.max_kl=1", {"gate"}),
+        ("reward.epochs=2", {"reward", "ppo", "merge ppo", "evaluate", "gate"}),
+        ("sft.learning_rate=1e-4", EVERY - {"base", "data"}),
+        ("data.demonstrations=3", EVERY - {"base"}),
+        ("seed=1", EVERY),
+    ],
+)
+def test_a_plan_rebuilds_what_depends_on_the_change(first: dict[str, Any], change: str, rebuilt: set[str]) -> None:
+    plan = rlhf("plan", TINY, "--set", change).document
+    assert {step["name"] for step in plan["stages"] if not step["reused"]} == rebuilt
+
+
+def test_a_changed_policy_builds_only_what_follows_it(first: dict[str, Any]) -> None:
+    document = rlhf("run", TINY, "--set", "policy.ppo.updates=1").document
+    assert built(document) == {"ppo", "merge ppo", "evaluate", "gate"}
+
+
+def test_mlflow_holds_one_parent_and_a_run_per_artifact(first: dict[str, Any], services: dict[str, str]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(services["MLFLOW_TRACKING_URI"])
+    parent = client.get_run(first["run_id"])
+    assert parent.info.status == "FINISHED" and parent.data.params["policy.1.updates"] == "2"
+    assert {"dpo/win_rate_vs_sft", "ppo/correct"} <= set(parent.data.metrics)
+    for name, stage in stages(first).items():
+        run = client.get_run(stage["run_id"])
+        assert run.data.tags["mlflow.parentRunId"] == first["run_id"], name
+        assert run.info.status == "FINISHED" and run.data.tags["rlhf.key"] == stage["artifact"]
+        assert len(run.inputs.dataset_inputs) == sum(tag.startswith("rlhf.input.") for tag in run.data.tags)
+    reports = {
+        name: {
+            file.path.removeprefix("report/") for file in client.list_artifacts(stages(first)[name]["run_id"], "report")
+        }
+        for name in ("label", "reward", "evaluate", "ppo")
+    }
+    assert "judgements.json" in reports["label"] and "completions.json" in reports["evaluate"]
+    assert any(file.endswith(".png") for file in reports["reward"]), "calibration"
+    assert any(file.endswith(".png") for file in reports["evaluate"]), "win rates"
+    assert len(client.get_metric_history(stages(first)["ppo"]["run_id"], "reward")) == 2
+
+
+def test_prefect_shows_the_run_its_stages_and_the_summary(first: dict[str, Any], services: dict[str, str]) -> None:
+    api = services["PREFECT_API_URL"]
+    runs = httpx.post(f"{api}/flow_runs/filter", json={"sort": "START_TIME_ASC"}).json()
+    mine = [run for run in runs if run["name"] == "tiny" and run["state_type"] == "COMPLETED"]
+    assert mine and mine[0]["parameters"]["recipe"]["name"] == "tiny"
+    chosen = {"flow_runs": {"id": {"any_": [mine[0]["id"]]}}}
+    tasks = httpx.post(f"{api}/task_runs/filter", json=chosen).json()
+    assert {task["name"] for task in tasks} == EVERY
+    assert {task["state_type"] for task in tasks} == {"COMPLETED"}
+    [artifact] = httpx.post(f"{api}/artifacts/filter", json=chosen).json()
+    assert artifact["type"] == "markdown" and "| model |" in artifact["data"]
+
+
+def test_lineage_walks_from_a_model_to_judgements_and_back(first: dict[str, Any]) -> None:
+    merged = stages(first)["merge dpo"]["artifact"]
+    document = rlhf("lineage", merged[:12]).document
+    found: dict[str, list[str]] = {}
+
+    def walk(node: dict[str, Any]) -> None:
+        found.setdefault(node["stage"], []).append(node["artifact"])
+        for judgement in node.get("judgements", []):
+            found.setdefault("judgement", []).append(judgement)
+        for child in node["inputs"]:
+            walk(child)
+
+    walk(document["artifact"])
+    assert {"merge dpo", "dpo", "sft", "base", "data", "preferences", "label", "sample"} <= set(found)
+    shaped = rlhf("lineage", "--judgement", found["judgement"][0]).document
+    reached = {artifact["artifact"] for artifact in shaped["artifacts"]}
+    assert shaped["round"] == stages(first)["label"]["artifact"]
+    assert not shaped["pairs"] or merged in reached
+
+
+def test_every_pair_keeps_the_judgements_behind_it(first: dict[str, Any], rlhf_home: Path) -> None:
+    store = rlhf_home / "store"
+    rows = [
+        json.loads(line)
+        for line in (store / stages(first)["label"]["artifact"] / "judgements.jsonl").read_text().splitlines()
+    ]
+    known = {row["id"] for row in rows}
+    preferences = store / stages(first)["preferences"]["artifact"] / "train.jsonl"
+    for line in preferences.read_text().splitlines():
+        row = json.loads(line)
+        assert row["judgements"] and set(row["judgements"]) <= known and 0 < row["weight"] <= 1
+
+
+def test_the_champion_moves_only_when_the_gate_says_so(first: dict[str, Any], services: dict[str, str]) -> None:
+    lenient = [
+        *("--set", "gate.min_win_rate=0", "--set", "gate.check_tolerance=1", "--set", "gate.max_finished_drop=1"),
+        *("--set", "gate.min_distinct_2=0", "--set", "gate.max_length=99", "--set", "gate.min_length=0"),
+        *("--set", "name=lenient", "--set", "gate.min_win_rate_vs_champion=0"),
+    ]
+    strict = ["--set", "name=strict", "--set", "gate.min_win_rate=1"]
+    refused = rlhf("run", TINY, *strict).document
+    assert not refused["promoted"] and refused["champion"] is None and "1.0" in refused["reason"]
+    assert built(refused) <= {"gate"}
+    promoted = rlhf("run", TINY, *lenient).document
+    assert promoted["promoted"] and promoted["champion"]["version"] == "1"
+    again = rlhf("run", TINY, *lenient).document
+    assert again["promoted"] and again["champion"]["version"] == "1" and built(again) == set()
+    assert rlhf("lineage", "lenient").document["model"] == "lenient version 1"
+    other = rlhf("run", TINY, *lenient, "--set", "policy.dpo.learning_rate=1e-5").document
+    assert other["win_rate"]["vs_champion"] is not None, "a new candidate is compared with the champion"
+    answer = rlhf(
+        "chat", "lenient@champion", "--prompt", "Which aisle has the bread?", "--max-new-tokens", "8"
+    ).document
+    assert isinstance(answer["completion"], str)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--set", "sft.learning_rat=1"], "unknown key 'sft.learning_rat'"),
+        (["--set", "policy.0.method=sarsa"], "'dpo'"),
+        (["--set", "base.model=./no/such/model"], "does not exist"),
+        (["--set", "preferences.source=data"], "go together"),
+        (["--labels", "people", "--set", "label.people=[]"], "label"),
+    ],
+)
+def test_a_bad_recipe_is_one_sentence_before_anything_runs(
+    services: dict[str, str], arguments: list[str], named: str
+) -> None:
+    error = rlhf("run", TINY, *arguments).error
+    assert named in error and "\n" not in error
+
+
+def test_unknown_models_and_judgements_are_one_sentence(first: dict[str, Any]) -> None:
+    assert "no model or artifact 'nobody'" in rlhf("lineage", "nobody").error
+    assert "no/judgement" in rlhf("lineage", "--judgement", "no/judgement").error
+    assert "nobody" in rlhf("chat", "nobody", "--prompt", "hi").error
