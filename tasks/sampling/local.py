@@ -8,7 +8,7 @@ It knows nothing about chats: prompts are token ids.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -144,6 +144,12 @@ def output_layer(model: CausalLM) -> torch.nn.Linear:
     return cast(torch.nn.Linear, layer)
 
 
+def forward_parameters(model: CausalLM) -> Collection[str]:
+    """Names of what the model's forward accepts; PEFT's wrapper would hide them."""
+    inner = getattr(model, "get_base_model", lambda: model)()
+    return inspect.signature(cast(torch.nn.Module, inner).forward).parameters
+
+
 def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
     """Indices of prompts, neighbours in length together, the longest first (memory runs out at once or never)."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -229,8 +235,7 @@ class _Step:
     def __init__(self, model: CausalLM, rows: int, capacity: int, keep_features: bool) -> None:
         self.model, self.keep_features = model, keep_features
         self.cache = preallocated_cache(model.config, rows, capacity)
-        inner = getattr(model, "get_base_model", lambda: model)()  # PEFT hides the signature
-        accepted = inspect.signature(cast(torch.nn.Module, inner).forward).parameters
+        accepted = forward_parameters(model)
         self.positions = "position_ids" in accepted
         self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 

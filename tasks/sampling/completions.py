@@ -1,0 +1,85 @@
+"""Stage: candidate completions of the SFT model for people (or simulated people) to compare."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from tasks.artifact import InputError, Row, Work, read_jsonl, write_jsonl
+from tasks.recipe import Part
+
+SPLITS = {"train": "reward_train.jsonl", "validation": "reward_validation.jsonl"}
+
+
+class SampleRecipe(Part):
+    """How candidate completions are drawn."""
+
+    completions_per_prompt: Annotated[int, Field(ge=2, le=64)] = 4
+    """Completions that an annotator ranks side by side."""
+    temperature: Annotated[float, Field(gt=0, le=5)] = 1.0
+    """Divides the logits; above 1 the candidates differ more."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the smallest set of tokens that holds this much probability."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 48
+    """Longer completions are cut and marked unfinished."""
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    """Rows decoded at once."""
+
+
+def sample_completions(recipe: SampleRecipe, inputs: Mapping[str, Path], work: Work) -> None:
+    """Sample from base + sft for every reward prompt: `completions.jsonl`.
+
+    Completions of a prompt that read the same are kept (annotators see what the model does) and counted in the metrics.
+    Raises `InputError` when there are no reward prompts.
+    """
+    from tasks.models.chat import encode_prompt
+    from tasks.models.loading import load_causal_lm, load_tokenizer
+    from tasks.sampling.local import generate
+
+    prompts: list[Row] = [
+        row | {"split": split} for split, name in SPLITS.items() for row in read_jsonl(inputs["data"] / name)
+    ]
+    if not prompts:
+        raise InputError("There are no reward prompts to sample for; raise the data recipe's reward share.")
+    tokenizer = load_tokenizer(inputs["base"])
+    groups = generate(
+        load_causal_lm([inputs["base"], inputs["sft"]]),
+        tokenizer,
+        [encode_prompt(tokenizer, row["prompt"]) for row in prompts],
+        n=recipe.completions_per_prompt,
+        max_new_tokens=recipe.max_new_tokens,
+        temperature=recipe.temperature,
+        top_p=recipe.top_p,
+        seed=work.seed,
+        batch_size=recipe.batch_size,
+        progress=lambda done, total: work.progress(done, total, "prompts sampled"),
+    )
+    rows = [
+        {
+            "id": row["id"],
+            "split": row["split"],
+            "prompt": row["prompt"],
+            "reference": row.get("reference"),
+            "completions": [
+                {"id": f"{row['id']}-{k}", "text": c.text, "tokens": len(c.token_ids), "finished": c.finished}
+                for k, c in enumerate(group)
+            ],
+        }
+        for row, group in zip(prompts, groups, strict=True)
+    ]
+    write_jsonl(work.out / "completions.jsonl", rows)
+    work.log(summary(rows))
+
+
+def summary(rows: list[Row]) -> dict[str, float]:
+    """Counts, mean tokens, share finished by EOS, and the share that repeats another completion of its prompt."""
+    every = [completion for row in rows for completion in row["completions"]]
+    distinct = sum(len({completion["text"] for completion in row["completions"]}) for row in rows)
+    return {
+        "prompts": len(rows),
+        "completions": len(every),
+        "tokens_mean": sum(c["tokens"] for c in every) / len(every),
+        "finished_share": sum(c["finished"] for c in every) / len(every),
+        "duplicate_share": 1 - distinct / len(every),
+    }

@@ -1,0 +1,160 @@
+"""PPO's engine: sample, score, estimate advantages, take clipped steps.
+
+The value model is a small head on the features that the policy's output layer sees, kept from decoding. No gradient
+goes from it into the policy: the two cannot disturb each other, no value coefficient has to be found, and fitting the
+head costs no forward pass. What is given up: features are the policy's, so the value model is as good as they are.
+"""
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from tasks.sampling.local import CausalLM, output_layer
+from tasks.training.advantages import explained_variance, gae, masked_mean, token_rewards, whiten
+from tasks.training.policy_losses import clipped_policy_loss, clipped_value_loss, k3
+from tasks.training.ppo import PpoRecipe
+from tasks.training.rl_checkpoint import Progress
+from tasks.training.rl_loop import core_metrics
+from tasks.training.rollouts import Prompts, Reference, Rollouts, Score, by_length, collect, token_logprobs
+
+
+class ValueHead(nn.Module):
+    """Features `[..., width]` to values `[...]`: one hidden layer, zero at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.tanh(self.hidden(features))).squeeze(-1)
+
+
+class Ppo:
+    """A policy in training. `step` makes one update and returns what is logged of it."""
+
+    def __init__(
+        self,
+        recipe: PpoRecipe,
+        model: CausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Prompts,
+        score: Score,
+        seed: int,
+    ) -> None:
+        self.recipe, self.tokenizer, self.prompts, self.score, self.seed = recipe, tokenizer, prompts, score, seed
+        self.accelerator = Accelerator()
+        self.policy = model.eval()  # no dropout: the ratio must come from the weights alone
+        self.reference = Reference(model)
+        value = ValueHead(output_layer(model).weight.shape[1])
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.model, self.value, self.optimizer, self.value_optimizer = self.accelerator.prepare(
+            model,
+            value,
+            torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0),
+            torch.optim.AdamW(value.parameters(), lr=recipe.value_learning_rate, weight_decay=0.0),
+        )
+        self.modules: dict[str, nn.Module] = {"policy": self.policy, "value": value}
+        self.optimizers = {"policy_optimizer": self.optimizer, "value_optimizer": self.value_optimizer}
+
+    def step(self, progress: Progress) -> dict[str, float]:
+        """One update: the samples of `progress.update`, learned from."""
+        recipe, update = self.recipe, progress.update
+        rollouts = collect(
+            self.policy,
+            self.reference,
+            self.tokenizer,
+            self.prompts,
+            self.prompts.batch(update, recipe.episodes, self.seed),
+            self.score,
+            n=1,
+            max_new_tokens=recipe.max_new_tokens,
+            seed=self.seed * 1_000_003 + update,
+            micro_batch_size=recipe.micro_batch_size,
+            features=True,
+        )
+        return core_metrics(rollouts) | self.learn(rollouts, torch.Generator().manual_seed(self.seed * 7919 + update))
+
+    def learn(self, rollouts: Rollouts, generator: torch.Generator) -> dict[str, float]:
+        """Take the policy's and the value head's steps on one batch; `generator` shuffles the minibatches."""
+        recipe, mask = self.recipe, rollouts.mask
+        assert rollouts.features is not None
+        scores = rollouts.scores - recipe.missing_eos_penalty * ~rollouts.finished
+        rewards = token_rewards(scores, rollouts.logprobs, rollouts.reference, mask, recipe.kl_coefficient)
+        objective = float(rewards.sum(-1).mean())
+        if recipe.whiten_rewards:
+            rewards = whiten(rewards, mask, shift=False)
+        with torch.no_grad():
+            values = self.value(rollouts.features) * mask
+        advantages, returns = gae(rewards, values, mask, recipe.gamma, recipe.lam)
+        metrics = {"objective": objective, "explained_variance": explained_variance(values, returns, mask)}
+        if recipe.whiten_advantages:
+            advantages = whiten(advantages, mask)
+        metrics |= self._learn_policy(rollouts, advantages, generator)
+        return metrics | self._learn_value(rollouts.features, values, returns, mask, generator)
+
+    def _learn_policy(
+        self, rollouts: Rollouts, advantages: torch.Tensor, generator: torch.Generator
+    ) -> dict[str, float]:
+        recipe, seen = self.recipe, []
+        for _ in range(recipe.epochs):
+            for rows in torch.randperm(len(rollouts.texts), generator=generator).chunk(recipe.minibatches):
+                metrics = self._policy_gradient(rollouts, advantages, rows.to(rollouts.tokens.device))
+                stop = recipe.target_kl is not None and metrics["update_kl"] > recipe.target_kl
+                seen.append(metrics | {"stopped_early": float(stop)})
+                if stop:
+                    self.optimizer.zero_grad()
+                    return _means(seen)
+                metrics = seen[-1]
+                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_gradient_norm)
+                metrics["gradient_norm"] = float(norm) if norm is not None else 0.0
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        return _means(seen)
+
+    def _policy_gradient(self, rollouts: Rollouts, advantages: torch.Tensor, rows: torch.Tensor) -> dict[str, float]:
+        """Accumulate the gradient of the loss over some rows, in parts that fit in memory."""
+        tokens = rollouts.mask[rows].sum()
+        sums: dict[str, float] = {"policy_loss": 0.0, "clip_fraction": 0.0, "update_kl": 0.0, "entropy": 0.0}
+        for part in by_length(rollouts, self.recipe.micro_batch_size, rows):
+            logprobs, entropy = token_logprobs(self.model, rollouts, part)
+            width = logprobs.shape[1]
+            mask, old = rollouts.mask[part, :width], rollouts.logprobs[part, :width]
+            loss, clipped = clipped_policy_loss(logprobs, old, advantages[part, :width], mask, self.recipe.clip)
+            self.accelerator.backward(loss.sum() / tokens)
+            drift = k3(old, logprobs.detach(), mask)
+            for name, values in zip(sums, (loss.detach(), clipped, drift, entropy), strict=True):
+                sums[name] += float(values.sum() / tokens)
+        return sums
+
+    def _learn_value(
+        self,
+        features: torch.Tensor,
+        old: torch.Tensor,
+        returns: torch.Tensor,
+        mask: torch.Tensor,
+        generator: torch.Generator,
+    ) -> dict[str, float]:
+        seen = []
+        for _ in range(self.recipe.value_epochs):
+            for rows in torch.randperm(len(mask), generator=generator).chunk(self.recipe.minibatches):
+                rows = rows.to(mask.device)
+                loss, clipped = clipped_value_loss(
+                    self.value(features[rows]), old[rows], returns[rows], mask[rows], self.recipe.value_clip
+                )
+                self.accelerator.backward(loss)
+                self.accelerator.clip_grad_norm_(self.value.parameters(), self.recipe.max_gradient_norm)
+                self.value_optimizer.step()
+                self.value_optimizer.zero_grad()
+                share = masked_mean(clipped.float(), mask[rows])
+                seen.append({"value_loss": float(loss.detach()), "value_clip_fraction": float(share)})
+        return _means(seen)
+
+
+def _means(seen: list[dict[str, float]]) -> dict[str, float]:
+    """Means over an update's steps, of a name over those that have it."""
+    names = {name: None for metrics in seen for name in metrics}
+    return {name: sum(found) / len(found) for name in names for found in [[m[name] for m in seen if name in m]]}

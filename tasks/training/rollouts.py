@@ -1,0 +1,166 @@
+"""What on-policy training needs of a batch of prompts: samples, their scores and the reference's log-probabilities."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tasks.artifact import InputError, Message, Row
+from tasks.models.chat import encode_prompt
+from tasks.sampling.local import CausalLM, decode, forward_parameters
+
+Score = Callable[[list[list[Message]], list[str], list[bool]], list[float]]
+"""prompts, completions, finished -> rewards; `RewardScorer.normalised` is one."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The RL prompts, encoded once."""
+
+    rows: list[Row]
+    ids: list[list[int]]
+
+    def batch(self, update: int, size: int, seed: int) -> list[int]:
+        """Indices of the prompts of one update: passes over all prompts, each pass shuffled by its own seed.
+
+        A function of its arguments alone, so a resumed run continues with the same prompts.
+        """
+        begin, end, count = update * size, (update + 1) * size, len(self.rows)
+        first = begin // count
+        stream: list[int] = []
+        for epoch in range(first, (end - 1) // count + 1):
+            stream += torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch)).tolist()
+        return stream[begin - first * count : end - first * count]
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> Prompts:
+    """Encode every row's prompt. Raises `InputError` when there are none."""
+    if not rows:
+        raise InputError("There are no RL prompts; raise the data recipe's share for RL.")
+    return Prompts(rows, [encode_prompt(tokenizer, row["prompt"]) for row in rows])
+
+
+@dataclass
+class Rollouts:
+    """One batch of completions; tensors `[rows, tokens]` unless it says otherwise, zero outside `mask`."""
+
+    prompt_ids: list[list[int]]
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    """bool: the token was sampled (the closing EOS counts, padding does not)."""
+    logprobs: torch.Tensor
+    """Of the policy that sampled, kept from decoding."""
+    features: torch.Tensor | None
+    """`[rows, tokens, hidden]`, kept from decoding."""
+    lengths: torch.Tensor
+    """`[rows]`"""
+    finished: torch.Tensor
+    """bool `[rows]`"""
+    texts: list[str]
+    scores: torch.Tensor
+    """`[rows]`, from the reward model, no penalty in it."""
+    reference: torch.Tensor
+    """The reference's log-probabilities of the same tokens."""
+
+
+@torch.no_grad()
+def collect(
+    model: CausalLM,
+    reference: "Reference",
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompts,
+    chosen: Sequence[int],
+    score: Score,
+    *,
+    n: int,
+    max_new_tokens: int,
+    seed: int,
+    micro_batch_size: int,
+    features: bool = False,
+) -> Rollouts:
+    """Sample n completions (temperature 1) for each chosen prompt, score their text and ask the reference."""
+    ids = [prompts.ids[i] for i in chosen]
+    sampled = decode(
+        model, tokenizer, ids, n=n, max_new_tokens=max_new_tokens, seed=seed, batch_size=len(ids) * n, features=features
+    )
+    lengths = sampled.lengths.tolist()
+    width = max(lengths)
+    tokens = sampled.tokens[:, :width]
+    texts = tokenizer.batch_decode(
+        [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)], skip_special_tokens=True
+    )
+    messages = [prompts.rows[i]["prompt"] for i in chosen for _ in range(n)]
+    scores = score(messages, texts, sampled.finished.tolist())
+    rollouts = Rollouts(
+        prompt_ids=[row for row in ids for _ in range(n)],
+        tokens=tokens,
+        mask=torch.arange(width, device=tokens.device) < sampled.lengths.unsqueeze(1),
+        logprobs=sampled.logprobs[:, :width],
+        features=sampled.features[:, :width] if sampled.features is not None else None,
+        lengths=sampled.lengths,
+        finished=sampled.finished,
+        texts=texts,
+        scores=torch.tensor(scores, dtype=torch.float32, device=tokens.device),
+        reference=torch.zeros_like(sampled.logprobs[:, :width]),
+    )
+    with reference.of(model) as frozen:
+        for part in by_length(rollouts, micro_batch_size):
+            logprobs, _ = token_logprobs(frozen, rollouts, part)
+            rollouts.reference[part, : logprobs.shape[1]] = logprobs
+    return rollouts
+
+
+def by_length(rollouts: Rollouts, size: int, rows: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+    """Row indices (all, or these) in parts of at most `size`, rows of like length together."""
+    total = rollouts.lengths + torch.tensor([len(ids) for ids in rollouts.prompt_ids], device=rollouts.lengths.device)
+    rows = torch.arange(len(total), device=total.device) if rows is None else rows
+    return iter(rows[total[rows].argsort(stable=True)].split(size))
+
+
+def token_logprobs(model: CausalLM, rollouts: Rollouts, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the sampled tokens and the entropies of the distributions they came from.
+
+    Both float32 `[len(rows), longest completion among them]`, zero outside the mask; only the former has gradients.
+    """
+    device = rollouts.tokens.device
+    length = int(rollouts.lengths[rows].max())
+    tokens, mask = rollouts.tokens[rows, :length], rollouts.mask[rows, :length]
+    prompts = [rollouts.prompt_ids[i] for i in rows.tolist()]
+    width = max(map(len, prompts))
+    left = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
+    seen = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    attention = torch.cat([seen, mask.long()], 1)
+    arguments = {"input_ids": torch.cat([left, tokens], 1), "attention_mask": attention, "use_cache": False}
+    accepted = forward_parameters(model)
+    if "position_ids" in accepted:
+        arguments["position_ids"] = (attention.cumsum(-1) - 1).clamp(min=0)
+    if "logits_to_keep" in accepted:
+        arguments["logits_to_keep"] = length + 1
+    logits = model(**arguments).logits[:, -length - 1 : -1].float()
+    distribution = logits.log_softmax(-1)
+    with torch.no_grad():
+        entropy = -(distribution.exp() * distribution).sum(-1) * mask
+    return distribution.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) * mask, entropy
+
+
+class Reference:
+    """The model as it was before training: the adapter switched off, or a frozen copy where every weight is trained."""
+
+    def __init__(self, model: CausalLM) -> None:
+        self.copy: PreTrainedModel | None = None
+        if not isinstance(model, PeftModel):
+            self.copy = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @contextmanager
+    def of(self, model: CausalLM) -> Iterator[CausalLM]:
+        """The reference, for the time of a `with` block in which `model` itself must not be used."""
+        if self.copy is not None:
+            yield self.copy
+            return
+        assert isinstance(model, PeftModel)
+        with model.disable_adapter():
+            yield model

@@ -1,0 +1,257 @@
+"""PPO on tiny models: it starts at the reference, learns, moves only what it should, and resumes exactly."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from tasks.artifact import InputError, Work
+from tasks.models.adapters import FullRecipe, LoraRecipe, attach
+from tasks.models.chat import prepare_tokenizer
+from tasks.training import rl_checkpoint
+from tasks.training.advantages import explained_variance
+from tasks.training.ppo import PpoRecipe
+from tasks.training.ppo_trainer import Ppo
+from tasks.training.rl_loop import finish, run
+from tasks.training.rollouts import Prompts, by_length, encode_prompts, token_logprobs
+
+WORDS = ["apple", "pear", "plum", "fig", "nut", "kiwi", "lime", "date", "user", "assistant", ":", "Assistant", "User"]
+ROWS = [{"prompt": [{"role": "user", "content": " ".join(WORDS[: 1 + i % 5])}]} for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return prepare_tokenizer(
+        PreTrainedTokenizerFast(
+            tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+        )
+    )
+
+
+def llama():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=17, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2,
+        )
+    ).requires_grad_(False).eval()  # fmt: skip
+
+
+def share_of_apples(prompts, completions, finished):
+    return [4 * text.split().count("apple") / max(1, len(text.split())) for text in completions]
+
+
+def trainer(tokenizer, seed=0, score=share_of_apples, model=None, **changes):
+    set_seed(seed)
+    recipe = PpoRecipe(**{"updates": 4, "episodes": 24, "max_new_tokens": 6, "learning_rate": 3e-3} | changes)
+    model = attach(model or llama(), recipe.adapter)
+    return Ppo(recipe, model, tokenizer, encode_prompts(tokenizer, ROWS), score, seed)
+
+
+def work(path, name="work", **handlers):
+    folders = path / name / "out", path / name / "scratch"
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    return Work(*folders, **handlers)
+
+
+def test_starts_at_the_reference(tokenizer):
+    metrics = trainer(tokenizer).step(rl_checkpoint.Progress())
+    assert metrics["kl"] == pytest.approx(0, abs=1e-4)
+    assert metrics["kl_k3"] == pytest.approx(0, abs=1e-4)
+
+
+def test_reference_of_a_full_fine_tune_stays_behind(tokenizer):
+    ppo = trainer(tokenizer, adapter=FullRecipe(), learning_rate=1e-2)
+    first = ppo.step(rl_checkpoint.Progress())
+    assert first["kl"] == pytest.approx(0, abs=1e-4)
+    second = ppo.step(rl_checkpoint.Progress(update=1))
+    assert second["kl_k3"] > 1e-3
+
+
+def test_values_and_logprobs_are_those_of_their_tokens(tokenizer):
+    """What decoding kept agrees with a whole forward over prompt and completion, however rows are grouped."""
+    from tasks.training.rollouts import collect
+
+    ppo = trainer(tokenizer)
+    rollouts = collect(
+        ppo.policy, ppo.reference, tokenizer, ppo.prompts, range(12), share_of_apples,
+        n=2, max_new_tokens=9, seed=5, micro_batch_size=64, features=True,
+    )  # fmt: skip
+    assert rollouts.features is not None
+    for part in by_length(rollouts, 5):
+        logprobs, entropy = token_logprobs(ppo.policy, rollouts, part)
+        width = logprobs.shape[1]
+        assert torch.allclose(logprobs, rollouts.logprobs[part, :width], atol=1e-4)
+        assert (entropy[~rollouts.mask[part, :width]] == 0).all()
+    row = int(rollouts.lengths.argmin())
+    length, prompt = int(rollouts.lengths[row]), rollouts.prompt_ids[row]
+    whole = torch.tensor([prompt + rollouts.tokens[row, :length].tolist()])
+    hidden = ppo.policy(input_ids=whole, output_hidden_states=True).hidden_states[-1][0]
+    assert torch.allclose(hidden[len(prompt) - 1 : -1], rollouts.features[row, :length], atol=1e-4)
+    assert not rollouts.mask[row, length:].any()
+
+
+def test_only_the_adapter_and_the_value_head_move(tokenizer):
+    ppo = trainer(tokenizer)
+    before = {name: p.detach().clone() for name, p in ppo.policy.named_parameters()}
+    value = [p.detach().clone() for p in ppo.value.parameters()]
+    ppo.step(rl_checkpoint.Progress())
+    for name, parameter in ppo.policy.named_parameters():
+        moved = not torch.equal(before[name], parameter)
+        assert moved == ("lora_B" in name) or ("lora_A" in name), name
+    assert all(not torch.equal(a, b) for a, b in zip(value, ppo.value.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("adapter", [LoraRecipe(), FullRecipe()])
+def test_raises_the_reward(tokenizer, adapter, tmp_path):
+    ppo = trainer(tokenizer, adapter=adapter, updates=25, missing_eos_penalty=0.0, kl_coefficient=0.02)
+    history = run(25, ppo.step, work(tmp_path), ppo.modules, ppo.optimizers).history
+    assert history[0]["reward"] < 1.0
+    assert sum(m["reward"] for m in history[-5:]) / 5 > 2.5
+
+
+def test_value_head_learns_what_features_tell(tokenizer):
+    ppo = trainer(tokenizer)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(64, 5, 32, generator=generator)
+    mask = torch.arange(5) < torch.randint(1, 6, (64, 1), generator=generator)
+    returns = features[..., :4].sum(-1) * mask
+    values = torch.zeros_like(returns)
+    for _ in range(60):
+        ppo._learn_value(features, values, returns, mask, generator)
+        values = ppo.value(features).detach() * mask
+    assert explained_variance(values, returns, mask) > 0.8
+
+
+def test_missing_eos_is_punished(tokenizer, tmp_path):
+    ppo = trainer(
+        tokenizer, score=lambda p, c, f: [0.0] * len(c), updates=20, missing_eos_penalty=4.0, kl_coefficient=0.0
+    )
+    history = run(20, ppo.step, work(tmp_path), ppo.modules, ppo.optimizers).history
+    assert history[0]["objective"] == pytest.approx(-4 * (1 - history[0]["finished_share"]), abs=1e-5)
+    assert history[-1]["finished_share"] > history[0]["finished_share"] + 0.3
+
+
+def test_kl_penalty_holds_the_policy_back(tokenizer, tmp_path):
+    kls = []
+    for i, coefficient in enumerate([0.0, 2.0]):
+        ppo = trainer(tokenizer, kl_coefficient=coefficient, updates=12)
+        kls.append(run(12, ppo.step, work(tmp_path, str(i)), ppo.modules, ppo.optimizers).history[-1]["kl_k3"])
+    assert kls[1] < kls[0] / 2
+
+
+def test_target_kl_ends_an_update(tokenizer):
+    ppo = trainer(tokenizer, target_kl=1e-6, learning_rate=1e-2, minibatches=4, epochs=2)
+    steps = []
+    step, ppo.optimizer.step = ppo.optimizer.step, lambda: (steps.append(1), step())
+    metrics = ppo.step(rl_checkpoint.Progress())
+    assert metrics["stopped_early"] > 0
+    assert len(steps) == 1, "the first step has nothing to be far from; the second is left out"
+
+
+def test_micro_batches_change_nothing(tokenizer):
+    runs = [trainer(tokenizer, micro_batch_size=size, minibatches=1) for size in (24, 5)]
+    for ppo in runs:
+        ppo.step(rl_checkpoint.Progress())
+    for a, b in zip(runs[0].policy.parameters(), runs[1].policy.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=2e-4)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_resumes_exactly(tokenizer, tmp_path):
+    """The curve of a run that was killed at update 3 and taken up again is that of the run that was not."""
+    whole = trainer(tokenizer)
+    expected = run(5, whole.step, work(tmp_path, "whole"), whole.modules, whole.optimizers).history
+
+    def kill(metrics, step):
+        if step == 3:
+            raise Killed
+
+    first = trainer(tokenizer)
+    with pytest.raises(Killed):
+        run(5, first.step, work(tmp_path, "cut", on_log=kill), first.modules, first.optimizers, checkpoint_seconds=0)
+    steps = []
+    second = trainer(tokenizer, seed=0)
+    with torch.no_grad():
+        for module in second.modules.values():
+            for p in module.parameters():
+                p += p.requires_grad * 0.1  # whatever it starts from, the checkpoint counts
+    taken_up = work(tmp_path, "cut", on_log=lambda metrics, step: steps.append(step))
+    progress = run(5, second.step, taken_up, second.modules, second.optimizers)
+    assert steps == [3, 4, 5]
+    assert progress.history == expected
+    for a, b in zip(whole.policy.parameters(), second.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_half_written_checkpoint_is_not_used(tokenizer, tmp_path):
+    ppo = trainer(tokenizer)
+    (tmp_path / "update-000009.partial").mkdir()
+    assert rl_checkpoint.read(tmp_path, ppo.modules, ppo.optimizers).update == 0
+    rl_checkpoint.write(tmp_path, rl_checkpoint.Progress(3, [{"reward": 1.0}]), ppo.modules, ppo.optimizers)
+    rl_checkpoint.write(tmp_path, rl_checkpoint.Progress(4, [{"reward": 1.0}] * 2), ppo.modules, ppo.optimizers)
+    assert [p.name for p in tmp_path.iterdir()] == ["update-000004"]
+    assert rl_checkpoint.read(tmp_path, ppo.modules, ppo.optimizers).history == [{"reward": 1.0}] * 2
+
+
+def test_other_architectures(tokenizer):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=17, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+    metrics = trainer(tokenizer, model=model.requires_grad_(False)).step(rl_checkpoint.Progress())
+    assert metrics["kl_k3"] == pytest.approx(0, abs=1e-4)
+    assert metrics["update_kl"] >= 0
+
+
+def test_artifact_and_report(tokenizer, tmp_path):
+    ppo = trainer(tokenizer)
+    here = work(tmp_path)
+    finish(ppo.policy, run(2, ppo.step, here, ppo.modules, ppo.optimizers), here)
+    assert (here.out / "adapter" / "adapter_model.safetensors").exists()
+    table = json.loads((here.out / "report" / "updates.json").read_text())
+    wanted = {"reward", "kl", "kl_k3", "entropy", "length", "finished_share", "policy_loss", "value_loss",
+              "clip_fraction", "value_clip_fraction", "explained_variance"}  # fmt: skip
+    assert wanted <= set(table["columns"]) and len(table["data"]) == 2
+    assert wanted <= here.metrics.keys()
+    assert (here.out / "report" / "updates.png").stat().st_size > 1000
+    files = {str(p.relative_to(here.out)) for p in here.out.rglob("*") if p.is_file()}
+    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in files)
+
+
+def test_prompts_come_in_shuffled_passes():
+    prompts = Prompts([{}] * 10, [[1]] * 10)
+    stream = [i for update in range(5) for i in prompts.batch(update, 4, seed=1)]
+    assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
+    assert stream[:10] != stream[10:]
+    assert prompts.batch(2, 4, seed=1) == stream[8:12]
+    assert sorted(prompts.batch(0, 25, seed=1)[:20]) == sorted([*range(10), *range(10)])
+
+
+def test_impossible_recipes_are_refused(tokenizer):
+    with pytest.raises(ValidationError, match="dropout must be 0"):
+        PpoRecipe(adapter=LoraRecipe(dropout=0.1))
+    with pytest.raises(ValidationError, match="at most episodes"):
+        PpoRecipe(episodes=2, minibatches=3)
+    with pytest.raises(InputError, match="no RL prompts"):
+        encode_prompts(tokenizer, [])
+
+
+def test_stage_file_imports_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, tasks.training.ppo, tasks.sampling.completions; print('torch' in sys.modules)"
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout.strip() == "False"
