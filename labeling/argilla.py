@@ -4,32 +4,21 @@ Argilla's own SDK loses the ranks when it reads, and takes seconds to import, so
 Everything here may be repeated: what exists already is found and left as it is.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from labeling.accounts import create_workspace
 from labeling.comparison import Comparison, Judgement, LabelingError
+from labeling.connection import items, request
 from labeling.question import QUESTION, Round, dataset_fields, guidelines_version, ranking_question, record_of
 
 BULK = 250
 """Records per request; Argilla takes up to 500."""
 PAGE = 1000
 """Records per page when reading; Argilla gives up to 1000."""
-_ATTEMPTS = 4
-_BACKOFF = 0.5
-
-
-@dataclass(frozen=True)
-class Account:
-    """How an annotator signs in: with the password in the browser, with the API key over HTTP."""
-
-    username: str
-    password: str | None
-    """None when the account was there before and its password is not known here."""
-    api_key: str
 
 
 @dataclass(frozen=True)
@@ -41,65 +30,6 @@ class Progress:
     """Records with enough submitted ranks, as Argilla counts them."""
     answers: Mapping[str, int]
     """Username -> records answered (submitted or discarded)."""
-
-
-def connect(url: str, api_key: str) -> httpx.Client:
-    """A client signed in to Argilla. Raises `LabelingError` when it cannot be reached or refuses the key."""
-    client = httpx.Client(
-        base_url=url.rstrip("/"),
-        headers={"X-Argilla-Api-Key": api_key, "Accept-Encoding": "identity"},  # 4 times faster than gzip
-        timeout=httpx.Timeout(60.0, connect=5.0),
-    )
-    try:
-        request(client, "GET", "/api/v1/me")
-    except LabelingError:
-        client.close()
-        raise
-    return client
-
-
-def request(client: httpx.Client, method: str, path: str, *, accept: Sequence[int] = (), **options: Any) -> Any:
-    """The JSON answer of Argilla, or None for an error status in `accept`.
-
-    A connection that fails and a server that is busy (502, 503, 504) are tried again for a few seconds; nothing here
-    is stored twice when it arrives twice. Raises `LabelingError` on everything else.
-    """
-    url, failure = str(client.base_url), ""
-    for attempt in range(_ATTEMPTS):
-        if attempt:
-            time.sleep(_BACKOFF * 2 ** (attempt - 1))
-        try:
-            response = client.request(method, path, **options)
-        except httpx.TransportError as error:
-            failure = f"Argilla at {url} does not answer ({type(error).__name__})"
-            continue
-        if response.status_code not in (502, 503, 504):
-            return _answer(response, url, accept)
-        failure = f"Argilla at {url} is not ready (HTTP {response.status_code})"
-    raise LabelingError(f"{failure}; start it with `rlhf up` and run again, nothing given so far is lost.")
-
-
-def _answer(response: httpx.Response, url: str, accept: Sequence[int]) -> Any:
-    if response.status_code in accept:
-        return None
-    if response.status_code == 401:
-        raise LabelingError(f"Argilla at {url} refuses the API key; set ARGILLA_API_KEY to the key of an owner.")
-    if response.status_code == 403:
-        raise LabelingError(
-            f"The API key may not do {response.request.method} {response.request.url.path} at Argilla {url}; "
-            "use the key of an owner."
-        )
-    if response.is_error:
-        raise LabelingError(
-            f"Argilla at {url} answered {response.request.method} {response.request.url.path} with "
-            f"{response.status_code}: {response.text[:300]}; see its log, then run again."
-        )
-    if response.status_code == 204:
-        return None
-    try:
-        return response.json()
-    except ValueError as error:
-        raise LabelingError(f"What answers at {url} is not Argilla; check ARGILLA_API_URL.") from error
 
 
 def publish(
@@ -134,10 +64,10 @@ def publish(
 
 def find_dataset(client: httpx.Client, workspace: str, name: str) -> dict[str, Any] | None:
     """Argilla's description of the dataset of that name, or None."""
-    workspace_id = next((w["id"] for w in _items(client, "/api/v1/me/workspaces") if w["name"] == workspace), None)
+    workspace_id = next((w["id"] for w in items(client, "/api/v1/me/workspaces") if w["name"] == workspace), None)
     if workspace_id is None:
         return None
-    found = _items(client, "/api/v1/me/datasets", params={"workspace_id": workspace_id, "name": name})
+    found = items(client, "/api/v1/me/datasets", params={"workspace_id": workspace_id, "name": name})
     return next((dataset for dataset in found if dataset["name"] == name), None)
 
 
@@ -152,18 +82,18 @@ def _dataset(client: httpx.Client, round: Round) -> str:
     path = f"/api/v1/datasets/{dataset['id']}"
     _check_same(client, path, dataset, round)
     if dataset["status"] == "draft":
-        fields = {field["name"] for field in _items(client, f"{path}/fields")}
+        fields = {field["name"] for field in items(client, f"{path}/fields")}
         for field in dataset_fields(round):
             if field["name"] not in fields:
                 request(client, "POST", f"{path}/fields", json=field, accept=(409,))
-        if not _items(client, f"{path}/questions"):
+        if not items(client, f"{path}/questions"):
             request(client, "POST", f"{path}/questions", json=ranking_question(round), accept=(409,))
         request(client, "PUT", f"{path}/publish")
     return dataset["id"]
 
 
 def _check_same(client: httpx.Client, path: str, dataset: Mapping[str, Any], round: Round) -> None:
-    fields = {field["name"] for field in _items(client, f"{path}/fields")}
+    fields = {field["name"] for field in items(client, f"{path}/fields")}
     expected = {field["name"] for field in dataset_fields(round)}
     same_fields = fields == expected if dataset["status"] == "ready" else fields <= expected
     same_rules = dataset["distribution"]["min_submitted"] == round.min_submitted
@@ -260,41 +190,3 @@ def progress_of(client: httpx.Client, dataset: str) -> Progress:
 
 
 ANSWERED = ("submitted", "discarded")
-
-
-def create_workspace(client: httpx.Client, name: str) -> str:
-    """The id of the workspace of that name, made if need be."""
-    found = next((w["id"] for w in _items(client, "/api/v1/me/workspaces") if w["name"] == name), None)
-    return found or request(client, "POST", "/api/v1/workspaces", json={"name": name})["id"]
-
-
-def create_annotators(client: httpx.Client, workspace: str, passwords: Mapping[str, str]) -> list[Account]:
-    """Accounts for the usernames in `passwords`, all members of the workspace.
-
-    The caller makes the passwords and keeps them before it calls, so that none gets lost on the way. An account that is
-    there already keeps its own password, and None is returned for it. Raises `LabelingError` when a name belongs to
-    somebody who is not an annotator.
-    """
-    workspace_id = create_workspace(client, workspace)
-    users = {user["username"]: user for user in _items(client, "/api/v1/users")}
-    members = {user["username"] for user in _items(client, f"/api/v1/workspaces/{workspace_id}/users")}
-    accounts = []
-    for username, password in passwords.items():
-        known = users.get(username)
-        if known and known["role"] != "annotator":
-            raise LabelingError(f"'{username}' is an {known['role']} in Argilla, not an annotator; use another name.")
-        user = known or request(
-            client,
-            "POST",
-            "/api/v1/users",
-            json={"username": username, "first_name": username, "role": "annotator", "password": password},
-        )
-        if username not in members:
-            path = f"/api/v1/workspaces/{workspace_id}/users"
-            request(client, "POST", path, json={"user_id": user["id"]}, accept=(409,))
-        accounts.append(Account(username, None if known else password, user["api_key"]))
-    return accounts
-
-
-def _items(client: httpx.Client, path: str, **options: Any) -> list[dict[str, Any]]:
-    return request(client, "GET", path, **options)["items"]

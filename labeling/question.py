@@ -23,14 +23,14 @@ Read the prompt, then put the answers in order: **1 is the best**.
 **Discard** the record when the prompt makes no sense or nothing in it can be judged.
 
 ## Example
-Prompt: *Which aisle has the bread?* (it is in aisle 4)
+Prompt: *What is the capital of France?*
 
 | answer | rank |
 |---|---|
-| You will find the bread in aisle 4. | 1 |
-| Bread is in aisle 4 | 2 |
-| The bread is in aisle 7, thank you for asking. | 3 |
-| Bread bread aisle | 4 |
+| The capital of France is Paris. | 1 |
+| paris is it | 2 |
+| The capital of France is Rome, thank you for asking. | 3 |
+| Capital capital of | 4 |
 """
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from labeling.argilla import connect, request
 from labeling.comparison import OPTIONS
+from labeling.connection import connect, request
 from labeling.question import QUESTION
 
 PENDING = 100

@@ -1,0 +1,45 @@
+"""Annotators' accounts in Argilla and the workspace they share."""
+
+from collections.abc import Mapping, Sequence
+
+import httpx
+
+from labeling.comparison import LabelingError
+from labeling.connection import items, request
+
+
+def create_workspace(client: httpx.Client, name: str) -> str:
+    """The id of the workspace of that name, made if need be."""
+    found = next((w["id"] for w in items(client, "/api/v1/me/workspaces") if w["name"] == name), None)
+    return found or request(client, "POST", "/api/v1/workspaces", json={"name": name})["id"]
+
+
+def usernames(client: httpx.Client) -> set[str]:
+    """Everybody who has an account."""
+    return {user["username"] for user in items(client, "/api/v1/users")}
+
+
+def create_annotators(
+    client: httpx.Client, workspace: str, names: Sequence[str], passwords: Mapping[str, str]
+) -> dict[str, str]:
+    """Make every name an annotator of the workspace and return their API keys by name.
+
+    New accounts get the password in `passwords`, which the caller keeps before it calls, so that none gets lost on the
+    way; an account that is there already keeps its own. Raises `LabelingError` when a name belongs to somebody who is
+    not an annotator.
+    """
+    workspace_id = create_workspace(client, workspace)
+    users = {user["username"]: user for user in items(client, "/api/v1/users")}
+    members = {user["username"] for user in items(client, f"/api/v1/workspaces/{workspace_id}/users")}
+    keys = {}
+    for name in names:
+        if name not in users:
+            account = {"username": name, "first_name": name, "role": "annotator", "password": passwords[name]}
+            users[name] = request(client, "POST", "/api/v1/users", json=account)
+        if users[name]["role"] != "annotator":
+            raise LabelingError(f"'{name}' is {users[name]['role']} in Argilla, not annotator; use another name.")
+        if name not in members:
+            path = f"/api/v1/workspaces/{workspace_id}/users"
+            request(client, "POST", path, json={"user_id": users[name]["id"]}, accept=(409,))
+        keys[name] = users[name]["api_key"]
+    return keys
