@@ -1,0 +1,113 @@
+"""The preferences stage: judged rounds and imported pairs become the same rows."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.artifact import InputError, Work, read_jsonl, write_jsonl
+from tasks.preferences import PreferencesRecipe, build_preferences
+
+HI = [{"role": "user", "content": "Hi"}]
+
+
+def work_in(folder: Path) -> Work:
+    (folder / "out").mkdir(parents=True)
+    (folder / "scratch").mkdir()
+    return Work(out=folder / "out", scratch=folder / "scratch", seed=1)
+
+
+def round_of(folder: Path, ranks: dict[str, list[tuple[int, int, int] | None]]) -> dict[str, Path]:
+    """Artifacts of a round: record -> ranks of its completions by each annotator; records ending in v validate."""
+    comparisons, judgements, completions = [], [], []
+    for record, answers in ranks.items():
+        ids = [f"{record}-{k}" for k in range(3)]
+        texts = [{"id": name, "text": f"Answer {name[-1]}"} for name in ids]
+        comparisons.append({"id": record, "prompt": HI, "completions": texts, "shown": ids[::-1]})
+        completions.append({"id": record, "split": "validation" if record.endswith("v") else "train"})
+        for number, answer in enumerate(answers):
+            judgements.append(
+                {
+                    "id": f"{record}/{number}",
+                    "record": record,
+                    "annotator": f"annotator-{number}",
+                    "status": "submitted" if answer else "discarded",
+                    "ranks": dict(zip(ids, answer, strict=True)) if answer else None,
+                    "guidelines": "v1",
+                    "inserted_at": "t",
+                    "updated_at": "t",
+                }
+            )
+    write_jsonl(folder / "judgements" / "comparisons.jsonl", comparisons)
+    write_jsonl(folder / "judgements" / "judgements.jsonl", judgements)
+    write_jsonl(folder / "completions" / "completions.jsonl", completions)
+    return {"judgements": folder / "judgements", "completions": folder / "completions"}
+
+
+def test_judged_round_becomes_weighted_rows(tmp_path: Path) -> None:
+    inputs = round_of(
+        tmp_path,
+        {"one": [(1, 2, 3), (1, 2, 2), None], "two-v": [(2, 1, 3), (2, 1, 3)], "three": [(1, 1, 1), (1, 1, 1)]},
+    )
+    work = work_in(tmp_path / "work")
+    build_preferences(PreferencesRecipe(), inputs, work)
+
+    train, validation = (read_jsonl(work.out / f"{split}.jsonl") for split in ("train", "validation"))
+    assert [(row["chosen_id"], row["rejected_id"], row["weight"]) for row in train] == [
+        ("one-0", "one-1", 1.0),
+        ("one-0", "one-2", 1.0),
+        ("one-1", "one-2", 0.5),
+    ]
+    assert train[0]["prompt"] == HI
+    assert train[0]["chosen"] == [{"role": "assistant", "content": "Answer 0"}]
+    assert train[0]["judgements"] == ["one/0", "one/1"]
+    assert train[0]["prompt_id"] == "one"
+    assert {row["prompt_id"] for row in validation} == {"two-v"}
+    assert len({row["id"] for row in train + validation}) == 6
+    expected: dict[str, Any] = {"pairs": 6, "pairs_train": 3, "undecided": 3, "discarded": 1, "weight_mean": 5.5 / 6}
+    assert {name: work.metrics[name] for name in expected} == pytest.approx(expected)
+    # "one": x = 1 2 3, y = 1 2.5 2.5, so W = 78/84; "two-v": 1; "three" is all ties and undefined.
+    assert work.metrics["kendalls_w"] == pytest.approx((78 / 84 + 1) / 2)
+    assert work.metrics["alpha_low"] <= work.metrics["alpha"] <= work.metrics["alpha_high"]
+    assert (work.out / "report" / "hardest.json").exists()
+
+
+def test_pairs_below_the_least_weight_are_left_out(tmp_path: Path) -> None:
+    inputs = round_of(tmp_path, {"one": [(1, 2, 3), (1, 2, 2)], "two-v": [(2, 1, 3), (2, 1, 3)]})
+    work = work_in(tmp_path / "work")
+    build_preferences(PreferencesRecipe(min_weight=0.6), inputs, work)
+    assert work.metrics["pairs_train"] == 2
+
+
+def test_the_same_judgements_give_the_same_bytes(tmp_path: Path) -> None:
+    inputs = round_of(tmp_path, {"one": [(1, 2, 3), (3, 1, 2)], "two-v": [(2, 1, 3)]})
+    outcomes = []
+    for name in ("a", "b"):
+        work = work_in(tmp_path / name)
+        build_preferences(PreferencesRecipe(), inputs, work)
+        outcomes.append({file.name: file.read_bytes() for file in work.out.rglob("*") if file.is_file()})
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_split_without_pairs_is_refused(tmp_path: Path) -> None:
+    inputs = round_of(tmp_path, {"one": [(1, 2, 3)], "two-v": [(1, 1, 1)]})
+    with pytest.raises(InputError, match="There is no validation preference; label or import more"):
+        build_preferences(PreferencesRecipe(), inputs, work_in(tmp_path / "work"))
+
+
+def test_imported_pairs_have_full_weight_and_no_judgements(tmp_path: Path) -> None:
+    answers = [{"role": "assistant", "content": text} for text in ("Hello.", "Go.", "Yes?")]
+    row = {"id": "p1", "prompt": HI, "chosen": answers[:1], "rejected": answers[1:2]}
+    other = {"id": "p2", "prompt": HI, "chosen": answers[:1], "rejected": answers[2:]}
+    write_jsonl(tmp_path / "data" / "preferences_train.jsonl", [row, other])
+    write_jsonl(tmp_path / "data" / "preferences_validation.jsonl", [row])
+    work = work_in(tmp_path / "work")
+    build_preferences(PreferencesRecipe(source="data"), {"data": tmp_path / "data"}, work)
+
+    first, second = read_jsonl(work.out / "train.jsonl")
+    assert (first["weight"], first["margin"], first["judgements"]) == (1.0, None, [])
+    assert first["chosen"] == answers[:1]
+    assert first["chosen_id"] == second["chosen_id"], "a completion in two pairs is one completion"
+    assert first["rejected_id"] != second["rejected_id"]
+    assert first["prompt_id"] == second["prompt_id"]
+    assert work.metrics["pairs"] == 3
