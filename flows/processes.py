@@ -1,12 +1,15 @@
 """Background processes that outlive the command that started them, found again by pid and creation time."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
+from urllib import error, request
 
 import psutil
 
@@ -90,8 +93,15 @@ def _family(known: Known, mark: str) -> list[psutil.Process]:
     return found
 
 
-def port_free(port: int) -> bool:
-    """Whether a server could listen on the port now."""
+def port_free(port: int, patience: float = 2.0) -> bool:
+    """Whether a server could listen on the port, now or within `patience` seconds (the dying still hold theirs)."""
+    deadline = time.monotonic() + patience
+    while not (free := _unused(port)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return free
+
+
+def _unused(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         if probe.connect_ex((HOST, port)) == 0:
@@ -119,3 +129,20 @@ def port_holder(port: int) -> str:
             except psutil.Error:
                 break
     return "another program"
+
+
+def answers(url: str) -> bool:
+    """Whether the address answers with success; proxies are left out on the way to this machine."""
+    handlers = [request.ProxyHandler({})] if url.startswith(f"http://{HOST}:") else []
+    try:
+        with request.build_opener(*handlers).open(url, timeout=5) as response:
+            return response.status < 400
+    except (error.URLError, OSError, ValueError):
+        return False
+
+
+def last_words(log: Path) -> str:
+    """The last line of a log that names an error, else its last line, in brackets."""
+    lines = [line.strip() for line in log.read_text(errors="replace")[-20_000:].splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b|\(\w+\.\w*Error\)", line)]
+    return f" ({[*lines, *errors][-1][:200]})" if lines else ""

@@ -7,29 +7,21 @@ is used and none is started here. Everything else lives under `home()` and is fo
 import fcntl
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib import error, request
 
-from flows import processes
+from flows import processes, servers
 from flows.processes import HOST, Known
+from flows.servers import DEFAULT_PORTS, HEALTH_PATHS, NAMES
 from labeling.server import credentials
 from labeling.server import environment as private
 from tasks.artifact import PipelineError
 
-NAMES = ("prefect", "mlflow", "argilla")
-DEFAULT_PORTS = {"prefect": 4200, "mlflow": 5000, "argilla": 6900}
 URL_VARIABLES = {"prefect": "PREFECT_API_URL", "mlflow": "MLFLOW_TRACKING_URI", "argilla": "ARGILLA_API_URL"}
-HEALTH_PATHS = {
-    "prefect": "/api/health",
-    "mlflow": "/api/2.0/mlflow/experiments/search?max_results=1",  # unlike /health it makes the database, once
-    "argilla": "/api/v1/status",
-}
 PATIENCE = 180.0
 """Seconds a service may take to answer after its start (the first start on a slow disk takes tens)."""
 
@@ -74,22 +66,24 @@ def argilla_credentials() -> tuple[str, str, str]:
 
 
 def environment() -> dict[str, str]:
-    """What a process needs to reach the services; values the user has set win.
+    """What a process needs to reach the services; addresses the user has set win.
 
     Raises `PipelineError` where Argilla is elsewhere and its key is not given.
     """
     state = _read_state()
     found = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
     for name in NAMES:
-        found[URL_VARIABLES[name]] = _local_url(name, state) + ("/api" if name == "prefect" else "")
+        local = _local_url(name, state) + ("/api" if name == "prefect" else "")
+        found[URL_VARIABLES[name]] = _remote(name, state) or local
     if _remote("prefect", state) is None:
         found["PREFECT_HOME"] = str(home() / "prefect")  # else Prefect's client writes under the user's own folder
         found["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
     if _remote("argilla", state) is None:
         found["ARGILLA_API_KEY"] = argilla_credentials()[2]
-    elif not os.environ.get("ARGILLA_API_KEY"):
+        return found
+    if not os.environ.get("ARGILLA_API_KEY"):
         raise PipelineError("ARGILLA_API_URL is set but ARGILLA_API_KEY is not; export the key of an Argilla owner.")
-    return {name: os.environ.get(name) or value for name, value in found.items() | _given().items()}
+    return {**found, "ARGILLA_API_KEY": os.environ["ARGILLA_API_KEY"]}
 
 
 def status() -> dict[str, Service]:
@@ -110,13 +104,8 @@ def up(progress: Progress = lambda name, note: None, only: tuple[str, ...] = NAM
         state = _read_state()
         local = [name for name in only if _remote(name, state) is None]
         missing = [name for name in local if not processes.alive(state[name])]
-        _claim_ports(missing, state)
-        for name in sorted(missing, key=lambda name: name == "argilla"):  # its environment may take a minute
-            if name == "argilla":
-                _make_argilla_environment(progress)
-            progress(name, "starting")
-            _start(name, state)
-        _wait(local, state, progress)
+        _launch(missing, state, progress)
+        _wait(local, missing, state, progress)
     return status()
 
 
@@ -135,54 +124,21 @@ def down(progress: Progress = lambda name, note: None) -> list[str]:
     return names
 
 
+def _launch(names: list[str], state: dict[str, Known], progress: Progress) -> None:
+    _claim_ports(names, state)
+    for name in sorted(names, key=lambda name: name == "argilla"):  # last: its environment may take a minute
+        if name == "argilla":
+            _make_argilla_environment(progress)
+        progress(name, "starting")
+        _start(name, state)
+
+
 def _start(name: str, state: dict[str, Known]) -> None:
-    command, settings = _command(name, state[name]["port"])
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "ARGILLA_"))}
-    kept.pop("PYTHONPATH", None)
-    variables = {**kept, "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **settings}
-    processes.stop(state[name], _mark(name))  # what a killed one may have left
-    pid, created = processes.launch(command, variables, home() / name, _log(name), _mark(name))
+    folder = home() / name
+    command, variables = servers.command(name, state[name]["port"], folder, private.python(argilla_environment()))
+    pid, created = processes.launch(command, variables, folder, _log(name), _mark(name))
     state[name].update(pid=pid, created=created)
     _write_state(state)  # at once: an interrupted `up` must not forget it
-
-
-def _command(name: str, port: int) -> tuple[list[str], dict[str, str]]:
-    """The service's command line and settings; each is one process."""
-    folder = home() / name
-    origins = f"http://{HOST}:{port},http://localhost:{port}"
-    if name == "prefect":
-        return [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)], {
-            "PREFECT_HOME": str(folder),
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-            "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(folder / "ui"),  # else it writes into site-packages
-            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origins,
-        }
-    if name == "mlflow":  # what `mlflow server --workers 1` runs, without the 250 MB of its supervisor
-        server = ["uvicorn", "mlflow.server.fastapi_app:app", "--no-access-log", "--timeout-graceful-shutdown", "3"]
-        return [sys.executable, "-m", *server, "--host", HOST, "--port", str(port)], {
-            "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{folder / 'mlflow.db'}",
-            "_MLFLOW_SERVER_ARTIFACT_ROOT": (folder / "artifacts").as_uri(),  # clients link files straight into it
-            "_MLFLOW_SGI_NAME": "uvicorn",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        }
-    server = [str(private.python(argilla_environment())), "-m", "labeling.server.main"]
-    return [*server, "--home", str(folder), "--port", str(port)], {"PYTHONPATH": str(_link_labeling(folder))}
-
-
-def _link_labeling(folder: Path) -> Path:
-    """A folder that holds a link to our `labeling` package and nothing else, for Argilla's private environment.
-
-    Our own site-packages must not be on its path: they hold other versions of what Argilla needs.
-    """
-    package, link = Path(private.__file__).parents[1], folder / "path" / "labeling"
-    link.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not link.exists() or link.resolve() != package:
-        link.unlink(missing_ok=True)
-        link.symlink_to(package)
-    return link.parent
 
 
 def _make_argilla_environment(progress: Progress) -> None:
@@ -198,38 +154,31 @@ def _make_argilla_environment(progress: Progress) -> None:
 def _claim_ports(names: list[str], state: dict[str, Known]) -> None:
     """Decide the port of each service that will be started, and refuse those that something else holds."""
     for name in names:
-        variable = f"RLHF_{name.upper()}_PORT"
-        port = state[name]["port"] = _port(name, state)
-        if not processes.port_free(port) and not _ours_still(name, state[name]):
+        processes.stop(state[name], _mark(name))  # what a killed one may have left
+        port = state[name]["port"] = servers.wanted_port(name, state[name]["port"])
+        if not processes.port_free(port):
             raise PipelineError(
                 f"Port {port}, wanted for {name.capitalize()}, is held by {processes.port_holder(port)}; "
-                f"stop that, or choose another port with {variable}={port + 100} and run again."
+                f"stop that, or choose another port with RLHF_{name.upper()}_PORT={port + 100} and run again."
             )
 
 
-def _ours_still(name: str, known: Known) -> bool:
-    """Free the port where only the remains of a killed service hold it."""
-    return processes.stop(known, _mark(name)) and processes.port_free(known["port"])
-
-
-def _port(name: str, state: dict[str, Known]) -> int:
-    text = os.environ.get(f"RLHF_{name.upper()}_PORT")
-    if not text:
-        return state[name]["port"]
-    if not text.isdigit() or not 0 < int(text) < 65536:
-        raise PipelineError(f"RLHF_{name.upper()}_PORT={text} is not a port; set a number from 1024 to 65535.")
-    return int(text)
-
-
-def _wait(names: list[str], state: dict[str, Known], progress: Progress) -> None:
+def _wait(names: list[str], launched: list[str], state: dict[str, Known], progress: Progress) -> None:
+    """Until all of `names` answer; one that ran before and has just died is started after all."""
     started, waiting = time.monotonic(), list(names)
     while waiting:
         for name in list(waiting):
-            if _answers(f"http://{HOST}:{state[name]['port']}{HEALTH_PATHS[name]}"):
+            if processes.answers(f"http://{HOST}:{state[name]['port']}{HEALTH_PATHS[name]}"):
                 waiting.remove(name)
                 progress(name, f"ready after {time.monotonic() - started:.1f} s")
             elif not processes.alive(state[name]):
-                raise PipelineError(f"{name.capitalize()} ended while starting{_last_words(name)}; see {_log(name)}.")
+                if name in launched:
+                    log = _log(name)
+                    raise PipelineError(
+                        f"{name.capitalize()} ended while starting{processes.last_words(log)}; see {log}."
+                    )
+                launched = [*launched, name]
+                _launch([name], state, progress)
         if waiting and time.monotonic() - started > PATIENCE:
             raise PipelineError(
                 f"{waiting[0].capitalize()} does not answer after {PATIENCE:.0f} s; see {_log(waiting[0])}, "
@@ -238,48 +187,29 @@ def _wait(names: list[str], state: dict[str, Known], progress: Progress) -> None
         time.sleep(0.1 if waiting else 0)
 
 
-def _last_words(name: str) -> str:
-    lines = [line.strip() for line in _log(name).read_text(errors="replace").splitlines() if line.strip()]
-    return f" ({lines[-1][:200]})" if lines else ""
-
-
 def _look(name: str, state: dict[str, Known]) -> Service:
     remote = _remote(name, state)
     if remote is not None:
-        base = remote.removesuffix("/").removesuffix("/api")
-        health = {"prefect": f"{remote.removesuffix('/')}/health", "mlflow": f"{base}/health"}
-        healthy = _answers(health.get(name, base + HEALTH_PATHS[name])) if remote.startswith("http") else True
+        base = remote.removesuffix("/api")
+        health = {"prefect": f"{remote}/health", "mlflow": f"{base}/health"}
+        healthy = processes.answers(health.get(name, base + HEALTH_PATHS[name])) if remote.startswith("http") else True
         return Service(name, base, healthy, local=False)
     known, url = state[name], _local_url(name, state)
     running = processes.alive(known)
-    healthy = running and _answers(url + HEALTH_PATHS[name])
+    healthy = running and processes.answers(url + HEALTH_PATHS[name])
     return Service(name, url, healthy, pid=known["pid"] if running else None, log=_log(name))
 
 
-def _answers(url: str) -> bool:
-    """Whether the address answers with success; proxies are left out on the way to this machine."""
-    handlers = [request.ProxyHandler({})] if url.startswith(f"http://{HOST}:") else []
-    try:
-        with request.build_opener(*handlers).open(url, timeout=5) as response:
-            return response.status < 400
-    except (error.URLError, OSError, ValueError):
-        return False
-
-
-def _given() -> dict[str, str]:
-    """The variables of the services that the user has set, so that they reach child processes unchanged."""
-    return {name: os.environ[name] for name in ("ARGILLA_API_KEY",) if os.environ.get(name)}
-
-
 def _local_url(name: str, state: dict[str, Known]) -> str:
-    port = state[name]["port"] if processes.alive(state[name]) else _port(name, state)
+    port = state[name]["port"] if processes.alive(state[name]) else servers.wanted_port(name, state[name]["port"])
     return f"http://{HOST}:{port}"
 
 
 def _remote(name: str, state: dict[str, Known]) -> str | None:
     """The address the user's environment gives, unless it is that of the service here."""
-    given = os.environ.get(URL_VARIABLES[name])
-    return None if not given or given.startswith(_local_url(name, state)) else given
+    given = os.environ.get(URL_VARIABLES[name], "").rstrip("/")
+    here = given.removesuffix("/api").replace("//localhost:", f"//{HOST}:") == _local_url(name, state)
+    return None if not given or here else given
 
 
 def _log(name: str) -> Path:
@@ -301,7 +231,10 @@ def _alone() -> Iterator[None]:
 
 def _read_state() -> dict[str, Known]:
     path = home() / "services.json"
-    stored = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        stored = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise PipelineError(f"{path} is damaged ({error}); end the services by hand and delete it.") from error
     nothing = {name: Known(port=port, pid=None, created=None) for name, port in DEFAULT_PORTS.items()}
     return {name: stored.get(name, nothing[name]) for name in NAMES}
 

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,7 @@ from flows import services as local
 PROJECT = Path(__file__).parents[1]
 
 
-def free_port() -> int:
-    """A port nobody listens on now."""
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -30,7 +29,7 @@ def rlhf_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("RLHF_HOME", str(home))
         patch.setenv("RLHF_ARGILLA_VENV", str(venv))  # the one `make install` makes; made here if it is not there
         for name in local.NAMES:
-            patch.setenv(f"RLHF_{name.upper()}_PORT", str(free_port()))
+            patch.setenv(f"RLHF_{name.upper()}_PORT", str(_free_port()))
         yield home
         local.down()
 
@@ -47,3 +46,22 @@ def services(argilla: dict[str, str]) -> dict[str, str]:
     """Environment variables of the three real services, running (see `flows.services.environment`)."""
     local.up()
     return local.environment()
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Gives a port nobody listens on now."""
+    return _free_port
+
+
+@pytest.fixture
+def fresh_home(tmp_path: Path) -> Iterator[Path]:
+    """A home of the test's own (not made yet), with free ports; what it starts is stopped at its end."""
+    home = tmp_path / "a home"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLHF_HOME", str(home))
+        for name in local.NAMES:
+            patch.setenv(f"RLHF_{name.upper()}_PORT", str(_free_port()))
+        yield home
+        if home.exists():
+            local.down()

@@ -1,7 +1,9 @@
 """The owner's login and the server's secrets: files that only this user may read."""
 
+import contextlib
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 USERNAME = "owner"
@@ -13,15 +15,12 @@ def secret(folder: Path, name: str) -> str:
     path = folder / name
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = folder / f".{name}.{os.getpid()}"
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        handle, draft = tempfile.mkstemp(prefix=f".{name}.", dir=folder)  # mode 0600
+        with os.fdopen(handle, "w") as file:
             file.write(secrets.token_urlsafe(24))
-        try:
-            os.link(draft, path)  # unlike a rename, this does not replace a secret someone else just made
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)  # unlike a rename, this does not replace a secret someone else has just made
+        os.unlink(draft)
     return path.read_text().strip()
 
 

@@ -73,9 +73,9 @@ def _make(venv: Path, lock: Path, progress: Progress) -> None:
 
     def follow(line: str) -> None:
         nonlocal done
-        if line.startswith("Collecting "):
+        if line.startswith(("Collecting ", "Processing ")):
             done = min(done + 1, total)
-            progress(done, total, line.split()[1])
+            progress(done, total, Path(line.split()[1]).name)
         elif line.startswith("Installing collected"):
             progress(total, total, "unpacking")
 
