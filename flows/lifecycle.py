@@ -177,18 +177,19 @@ def rlhf(recipe: LifecycleRecipe) -> dict[str, Any]:
     started = time.monotonic()
     record = Record()
     store, registry = Store(services.home(), record), Registry(record)
+    log = services.home() / "logs" / "stages.log"
     parent = record.open_lifecycle(recipe.name, recipe.model_dump(mode="json"), {"rlhf.flow_run": flow_run.id or ""})
     try:
-        with Screen() as screen, Workers(worker_count()) as workers, curves_sent(record):
+        with Screen() as screen, Workers(worker_count(), log) as workers, curves_sent(record):
             running = Running(store, workers, screen, parent)
             built = build_lifecycle(recipe, running, store, registry)
         document = conclude(recipe.name, built, running.done, registry, parent)
     except BaseException as error:
         record.fail(parent, error)
         raise
-    text = markdown(document, time.monotonic() - started)
+    document["seconds"] = round(time.monotonic() - started, 2)
+    text = markdown(document)
     create_markdown_artifact(key="rlhf-summary", markdown=text, description=f"Lifecycle of {recipe.name}")
-    record.close_lifecycle(
-        parent, figures(document), {"rlhf.promoted": str(document["promoted"])}, {"summary.md": text}
-    )
+    promoted = {"rlhf.promoted": str(document["promoted"])}
+    record.close_lifecycle(parent, figures(document), promoted, {"summary.md": text})
     return document

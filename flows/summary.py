@@ -82,9 +82,10 @@ def figures(document: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def markdown(document: Mapping[str, Any], seconds: float) -> str:
+def markdown(document: Mapping[str, Any]) -> str:
     """The summary as people read it in Prefect, MLflow and the terminal."""
     built = [stage for stage in document["stages"] if not stage["reused"]]
+    seconds = document["seconds"]
     lines = [
         f"# {document['name']}",
         "",

@@ -69,14 +69,14 @@ class Record:
         return run.info.run_id
 
     def close_lifecycle(
-        self, run_id: str, status: str, metrics: Mapping[str, float], tags: Mapping[str, str], texts: Mapping[str, str]
+        self, run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str], texts: Mapping[str, str]
     ) -> None:
         """End the parent run with the figures that matter, so that its page says it all without its children."""
         with answering():
             for name, text in texts.items():
                 self.client.log_text(run_id, text, name)
             self._batch(run_id, [(dict(metrics), 0, _now())], tags)
-            self.client.set_terminated(run_id, status)
+            self.client.set_terminated(run_id, "FINISHED")
 
     def start(
         self, name: str, key: str, parent_run: str | None, kept: Path | None = None, known: str | None = None

@@ -36,15 +36,16 @@ class Listener(Protocol):
 
 
 class Workers:
-    """A few worker processes, started when first needed. Use as a context manager."""
+    """A few worker processes, started when first needed; what libraries print goes to `log`. A context manager."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log = log
         self._context = multiprocessing.get_context("spawn")
         self._queue = self._context.Queue()
         self._free: queue.Queue[ProcessPoolExecutor | None] = queue.Queue()
-        for _ in range(count):
-            self._free.put(None)
-        self._count = count
+        self._count, self._warm = count, False
+        self._warming = threading.Lock()
         self._pools: set[ProcessPoolExecutor] = set()
         self._listeners: dict[str, Listener] = {}
         threading.Thread(target=self._listen, name="stage-reports", daemon=True).start()
@@ -59,13 +60,16 @@ class Workers:
                 process.kill()  # whatever still runs is resumed from its checkpoint next time
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def warm(self) -> None:
-        """Start all processes and let them import the heavy libraries while other work goes on."""
-        slots = [self._free.get() for _ in range(self._count)]
-        for slot in slots:
-            pool = slot or self._start()
-            pool.submit(_warm)
-            self._free.put(pool)
+    def _warm_up(self) -> None:
+        """At the first stage, start all processes: they import the heavy libraries while other work goes on."""
+        with self._warming:
+            if self._warm:
+                return
+            self._warm = True
+            for _ in range(self._count):
+                pool = self._start()
+                pool.submit(_import_libraries)
+                self._free.put(pool)
 
     def run(self, order: Order, out: Path, scratch: Path, listener: Listener) -> dict[str, float]:
         """Run an order's stage function in a free process; returns its final metrics.
@@ -73,6 +77,7 @@ class Workers:
         Raises `WorkerDied` when the process was killed, and whatever the function raised.
         """
         key = order.key
+        self._warm_up()
         pool = self._free.get()
         self._listeners[key] = listener
         try:
@@ -92,7 +97,7 @@ class Workers:
             self._free.put(pool)
 
     def _start(self) -> ProcessPoolExecutor:
-        pool = ProcessPoolExecutor(1, self._context, initializer=_initialise, initargs=(self._queue,))
+        pool = ProcessPoolExecutor(1, self._context, initializer=_initialise, initargs=(self._queue, self._log))
         self._pools.add(pool)
         return pool
 
@@ -107,9 +112,12 @@ class Workers:
                 getattr(listener, kind)(*arguments)
 
 
-def _initialise(events: Any) -> None:
+def _initialise(events: Any, log: Path) -> None:
     global _events
     _events = events
+    printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(printed, 1)
+    os.dup2(printed, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threads = os.environ.get("RLHF_THREADS", "1")
     os.environ["OMP_NUM_THREADS"] = threads
@@ -128,7 +136,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _warm() -> None:
+def _import_libraries() -> None:
     import peft  # noqa: F401
     import torch
     import transformers  # noqa: F401

@@ -31,8 +31,8 @@ class Quiet:
 
 
 @pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    with Workers(1) as started:
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    with Workers(1, tmp_path_factory.mktemp("logs") / "stages.log") as started:
         yield started
 
 
