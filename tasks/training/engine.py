@@ -39,6 +39,7 @@ class Trainer(transformers.Trainer):
         work: Work,
     ) -> None:
         self.batches = LengthBatches(lengths, recipe.batch_size, recipe.epochs, work.seed)
+        self.last: dict[str, float] = {}
         self._figures: dict[str, list[torch.Tensor]] = defaultdict(list)
         super().__init__(
             model=model,
@@ -81,6 +82,7 @@ class Trainer(transformers.Trainer):
         for name, values in self._figures.items():
             logs[name] = torch.stack(values).float().mean().item()
         self._figures.clear()
+        self.last |= logs
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Batch) -> int:

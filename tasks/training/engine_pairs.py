@@ -1,0 +1,95 @@
+"""Preferences as groups: the completions of one prompt, each encoded and computed once, and the pairs among them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tasks.artifact import InputError, Message, Row
+from tasks.models.chat import encode_completion
+from tasks.training.engine import Batch
+from tasks.training.engine_batches import pad
+
+
+@dataclass
+class Group:
+    """The judged completions of one prompt."""
+
+    prompt: list[Message]
+    sequences: list[list[int]] = field(default_factory=list)
+    """Ids of prompt and completion, one per completion."""
+    prompt_length: int = 0
+    """How many of the ids are the prompt's."""
+    pairs: list[tuple[int, int, float, float]] = field(default_factory=list)
+    """(chosen, rejected, weight, margin); the first two are places in `sequences`."""
+    reference: list[float] = field(default_factory=list)
+    """Log-probability of each completion under the reference model (DPO)."""
+
+    @property
+    def length(self) -> int:
+        return max(map(len, self.sequences))
+
+
+def group_preferences(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Group]:
+    """Preference rows by prompt, in their order. `chosen_finished` / `rejected_finished` (default true) say whether EOS
+    ended a completion. Raises `InputError` naming a row that is no preference, or whose two completions are the same.
+    """
+    groups: dict[str, Group] = {}
+    places: dict[str, dict[tuple[str, bool], int]] = {}
+    for number, row in enumerate(rows, 1):
+        try:
+            key = json.dumps(row["prompt"], sort_keys=True)
+            texts = [(_text(row[side]), bool(row.get(f"{side}_finished", True))) for side in ("chosen", "rejected")]
+            weight, margin = float(row.get("weight", 1.0)), float(row.get("margin") or 0.0)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise InputError(f"Preference {number} lacks or garbles {error}; mend or remove that row.") from error
+        if texts[0] == texts[1] or not weight > 0:
+            raise InputError(f"Preference {number} prefers nothing (same texts, or weight {weight}); remove that row.")
+        group = groups.setdefault(key, Group(row["prompt"]))
+        seen = places.setdefault(key, {})
+        for text in texts:
+            if text not in seen:
+                prompt, completion = encode_completion(tokenizer, group.prompt, *text)
+                group.prompt_length = len(prompt)
+                group.sequences.append([*prompt, *completion])
+                seen[text] = len(seen)
+        group.pairs.append((seen[texts[0]], seen[texts[1]], weight, margin))
+    return list(groups.values())
+
+
+def collate_groups(groups: Sequence[Group], pad_id: int) -> Batch:
+    """Tensors of some groups: sequences [n, length] with a mask on completions, and pairs as places in them."""
+    sequences: list[list[int]] = []
+    masks: list[list[int]] = []
+    chosen, rejected, weights, margins, reference = [], [], [], [], []
+    for group in groups:
+        first = len(sequences)
+        sequences += group.sequences
+        masks += [[0] * group.prompt_length + [1] * (len(ids) - group.prompt_length) for ids in group.sequences]
+        reference += group.reference
+        for winner, loser, weight, margin in group.pairs:
+            chosen.append(first + winner)
+            rejected.append(first + loser)
+            weights.append(weight)
+            margins.append(margin)
+    return {
+        "input_ids": pad(sequences, pad_id),
+        "mask": pad(masks, 0).bool(),
+        "chosen": torch.tensor(chosen),
+        "rejected": torch.tensor(rejected),
+        "weights": torch.tensor(weights),
+        "margins": torch.tensor(margins),
+        "reference": torch.tensor(reference),
+        "items": sum(weights),
+    }
+
+
+def _text(side: Any) -> str:
+    """The completion's text: the content of the one assistant message, or a plain string."""
+    text = side if isinstance(side, str) else side[-1]["content"]
+    if not isinstance(text, str):
+        raise TypeError("the completion's text")
+    return text

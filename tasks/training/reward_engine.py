@@ -1,0 +1,121 @@
+"""The Bradley-Terry loss over groups of completions, and how well a reward model predicts held-out preferences."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+from torch.nn.functional import logsigmoid
+from transformers import PreTrainedTokenizerBase
+
+from tasks.artifact import Row, Work
+from tasks.models.adapters import attach
+from tasks.models.loading import load_causal_lm, load_tokenizer, save_model, start_reward_model
+from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
+from tasks.training.engine_pairs import Group, collate_groups, group_preferences
+from tasks.training.reward import RewardRecipe
+from tasks.training.reward_quality import quality
+from tasks.training.reward_scoring import score_sequences
+
+
+class RewardTrainer(Trainer):
+    """-log sigmoid(r_chosen - r_rejected - margin) + centering (r_chosen + r_rejected)^2, weighted mean over pairs."""
+
+    recipe: RewardRecipe
+
+    def losses(self, model: Any, batch: Batch) -> Losses:
+        rewards = model(input_ids=batch["input_ids"], use_cache=False).logits[:, 0].float()
+        chosen, rejected = rewards[batch["chosen"]], rewards[batch["rejected"]]
+        apart = chosen - rejected
+        each = -logsigmoid(apart - self.recipe.margin * batch["margins"])
+        each = each + self.recipe.centering * (chosen + rejected) ** 2
+        figures = {
+            "accuracy": (apart > 0).float().mean(),
+            "margin": apart.mean(),
+            "rewards/chosen": chosen.mean(),
+            "rewards/rejected": rejected.mean(),
+        }
+        return (batch["weights"] * each).sum(), figures
+
+
+def start(base: Path, sft: Path, recipe: RewardRecipe, seed: int) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The SFT model's body with a fresh head and what the recipe trains attached; dropout is off throughout."""
+    tokenizer = load_tokenizer(base)
+    torch.manual_seed(seed)
+    model = start_reward_model(load_causal_lm([base, sft], trainable=True), tokenizer)
+    return attach(_without_dropout(model), recipe.adapter, "SEQ_CLS", seed=seed), tokenizer
+
+
+def fit_reward_model(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], recipe: RewardRecipe, work: Work
+) -> list[Group]:
+    """Train in place; returns the groups that were trained on."""
+    groups = group_preferences(rows, tokenizer)
+    groups = keep_short(groups, [group.length for group in groups], recipe, model, work)
+    pad_id = _pad_id(tokenizer)
+    trainer = RewardTrainer(
+        model, groups, [group.length for group in groups], lambda batch: collate_groups(batch, pad_id), recipe, work
+    )
+    trainer.recipe = recipe
+    work.log({"pairs": sum(len(group.pairs) for group in groups), "prompts": len(groups)})
+    fit(trainer, work)
+    return groups
+
+
+def save_reward_model(
+    model: Any, tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group], sft: Path, work: Work
+) -> None:
+    """Everything a scorer needs beside the base."""
+    save_model(model, tokenizer, work.out)
+    tokenizer.save_pretrained(work.out / "tokenizer")
+    if (work.out / "adapter").is_dir():
+        _keep_start(model, sft, work.out)
+    scores = score_sequences(model, [ids for group in groups for ids in group.sequences], _pad_id(tokenizer))
+    scale = {"mean": round(fmean(scores), 6), "std": round(pstdev(scores), 6)}
+    (work.out / "reward.json").write_text(json.dumps(scale) + "\n")
+    work.log({"reward_mean": scale["mean"], "reward_std": scale["std"]})
+
+
+def report_quality(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], work: Work) -> None:
+    """Accuracy with its interval, calibration and its figure, on held-out preferences."""
+    groups = group_preferences(rows, tokenizer)
+    if not groups:
+        return
+    apart = held_out_margins(model, groups, _pad_id(tokenizer))
+    report, figure = quality(apart, work.seed)
+    work.log({f"validation/{name}": value for name, value in report.items()})
+    work.figure("calibration", figure)
+
+
+def held_out_margins(model: Any, groups: Sequence[Group], pad_id: int) -> list[list[float]]:
+    """r_chosen - r_rejected of every pair, by prompt."""
+    scores = iter(score_sequences(model, [ids for group in groups for ids in group.sequences], pad_id))
+    by_group = [[next(scores) for _ in group.sequences] for group in groups]
+    return [
+        [own[winner] - own[loser] for winner, loser, _, _ in group.pairs]
+        for own, group in zip(by_group, groups, strict=True)
+    ]
+
+
+def _keep_start(model: Any, sft: Path, out: Path) -> None:
+    """The adapter under the reward adapter travels with it; under a full fine-tune the reward model is stored whole."""
+    if (sft / "adapter").is_dir():
+        shutil.copytree(sft / "adapter", out / "start" / "adapter")
+        return
+    shutil.rmtree(out / "adapter")
+    model.merge_and_unload().save_pretrained(out / "model")
+
+
+def _without_dropout(model: Any) -> Any:
+    """Two scores of one text must not differ by chance, in training neither."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return int(tokenizer.pad_token_id)  # type: ignore[arg-type]
