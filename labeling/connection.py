@@ -15,11 +15,11 @@ _BACKOFF = 0.5
 
 def connect(url: str, api_key: str) -> httpx.Client:
     """A client signed in to Argilla. Raises `LabelingError` when it cannot be reached or refuses the key."""
-    client = httpx.Client(
-        base_url=url.rstrip("/"),
-        headers={"X-Argilla-Api-Key": api_key, "Accept-Encoding": "identity"},  # 4 times faster than gzip
-        timeout=httpx.Timeout(60.0, connect=5.0),
-    )
+    headers = {"X-Argilla-Api-Key": api_key, "Accept-Encoding": "identity"}  # 4 times faster than gzip
+    try:
+        client = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=httpx.Timeout(60.0, connect=5.0))
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise LabelingError("Argilla's address or API key is malformed; check ARGILLA_API_URL and its key.") from error
     try:
         request(client, "GET", "/api/v1/me")
     except LabelingError:

@@ -1,6 +1,12 @@
-"""What annotators see: the guidelines, the fields of a record and the ranking question."""
+"""What annotators see: the guidelines, the fields of a record and the ranking question.
+
+Prompts and completions are untrusted. Argilla's web UI puts the text of a field into the page as HTML, with or without
+Markdown: a completion `<img src=x onerror=...>` would run in the annotator's session. So markup is escaped when it is
+published (`escaped`), and shown as the plain text it is.
+"""
 
 import hashlib
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +54,7 @@ class Round:
     min_submitted: int
     """Annotators whose ranks a record needs to be complete."""
     markdown: bool = False
-    """Render completions as Markdown. They are untrusted text: off unless asked for."""
+    """Render prompts and completions as Markdown; HTML in them stays plain text."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.options <= len(OPTIONS):
@@ -92,8 +98,19 @@ def ranking_question(round: Round) -> dict[str, Any]:
 
 def record_of(comparison: Comparison) -> dict[str, Any]:
     """The comparison as an Argilla record: its id is the external id, its completions stand in the order shown."""
-    fields = {option: completion.text for option, completion in comparison.options.items()}
-    return {"external_id": comparison.id, "fields": {"prompt": prompt_text(comparison.prompt), **fields}}
+    texts = {option: completion.text for option, completion in comparison.options.items()}
+    fields = {"prompt": prompt_text(comparison.prompt), **texts}
+    return {"external_id": comparison.id, "fields": {name: escaped(text) for name, text in fields.items()}}
+
+
+def escaped(text: str) -> str:
+    """The HTML that shows this text as it is."""
+    return html.escape(text, quote=False)
+
+
+def unescaped(shown: str) -> str:
+    """The text an annotator reads; the inverse of `escaped`."""
+    return html.unescape(shown)
 
 
 def prompt_text(prompt: Sequence[Mapping[str, str]]) -> str:

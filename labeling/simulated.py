@@ -13,7 +13,7 @@ import httpx
 
 from labeling.comparison import OPTIONS
 from labeling.connection import connect, request
-from labeling.question import QUESTION
+from labeling.question import QUESTION, unescaped
 
 PENDING = 100
 """Records an annotator fetches at once."""
@@ -147,7 +147,7 @@ def _answer(annotator: SimulatedAnnotator, record: Mapping[str, Any], utility: U
     name = record["external_id"]
     if annotator.discards(name):
         return {"status": "discarded"}
-    texts = {option: record["fields"][option] for option in OPTIONS if option in record["fields"]}
+    texts = {option: unescaped(record["fields"][option]) for option in OPTIONS if option in record["fields"]}
     by_text = annotator.rank(name, {text: utility(name, text) for text in texts.values()})
     values = [{"value": option, "rank": by_text[text]} for option, text in texts.items()]
     return {"status": "submitted", "values": {QUESTION: {"value": values}}}

@@ -6,12 +6,14 @@ from contextlib import closing
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from labeling import argilla as rounds
 from labeling.accounts import create_annotators, usernames
 from labeling.comparison import Comparison, Completion, LabelingError, Ranks, compare
 from labeling.connection import connect, request
-from labeling.question import DEFAULT_GUIDELINES, QUESTION, Round
+from labeling.question import DEFAULT_GUIDELINES, QUESTION, Round, escaped, unescaped
 from labeling.simulated import SimulatedAnnotator, answer_round
 
 TEXTS = ("Aisle 4.", "# Aisle <b>9</b> <script>alert(1)</script>", "", "Größe 4 🛒\n\nline")
@@ -110,13 +112,21 @@ def test_a_dataset_of_another_round_is_left_alone(client: httpx.Client) -> None:
         rounds.publish(client, campaign, some(2))
 
 
-def test_completions_are_shown_as_they_are_and_never_rendered(client: httpx.Client) -> None:
+def test_markup_in_completions_is_published_as_text(client: httpx.Client) -> None:
     dataset = rounds.publish(client, fresh(), some(1))
     shown = some(1)[0].options
     record = next(rounds.records(client, dataset))
-    assert {option: record["fields"][option] for option in shown} == {o: c.text for o, c in shown.items()}
-    fields = request(client, "GET", f"/api/v1/datasets/{dataset}/fields")["items"]
-    assert {field["settings"]["use_markdown"] for field in fields} == {False}
+    fields = {option: record["fields"][option] for option in shown}
+    assert not any("<" in text for text in fields.values())
+    assert {option: unescaped(text) for option, text in fields.items()} == {o: c.text for o, c in shown.items()}
+    settings = request(client, "GET", f"/api/v1/datasets/{dataset}/fields")["items"]
+    assert {field["settings"]["use_markdown"] for field in settings} == {False}
+
+
+@given(st.text())
+def test_escaping_loses_nothing(text: str) -> None:
+    assert unescaped(escaped(text)) == text
+    assert not {"<", ">"} & set(escaped(text))
 
 
 def test_ranks_ties_gaps_and_discards_come_back_intact(client: httpx.Client, argilla: dict[str, str]) -> None:
@@ -205,6 +215,8 @@ def test_connection_faults_are_one_sentence(argilla: dict[str, str], monkeypatch
         connect("http://127.0.0.1:9", "any")
     with pytest.raises(LabelingError, match="does not answer"):
         connect("not a url", "any")
+    with pytest.raises(LabelingError, match="malformed"):
+        connect("http://[broken", "any")
 
 
 def test_guidelines_and_options_out_of_range_are_refused() -> None:
