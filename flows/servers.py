@@ -55,6 +55,7 @@ def _prefect(port: int, folder: Path) -> Command:
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",  # else any web page
         "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",  # else the UI asks port 4200, whatever the port
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # V2 calls a tracking service whatever the settings say
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(folder / "ui"),  # else it writes into site-packages
     }
 

@@ -68,6 +68,7 @@ def test_the_web_pages_are_served_and_know_their_own_api(services: dict[str, str
     assert all("<script" in WEB.get(service.url).text for service in found.values())
     settings = WEB.get(found["prefect"].url + "/ui-settings").json()
     assert settings["api_url"] == services["PREFECT_API_URL"]
+    assert settings["default_ui"] == "v1"  # the other one reports to a tracking service
 
 
 def test_other_web_sites_may_not_call_the_services(services: dict[str, str]) -> None:

@@ -47,28 +47,29 @@ def ensure(venv: Path, lock: Path = LOCK_FILE, progress: Progress = lambda done,
     """
     if ready(venv, lock):
         return python(venv)
-    with _alone(venv):
+    with _alone(venv) as held:
         if not ready(venv, lock):
-            _make(venv, lock, progress)
+            _make(venv, lock, held, progress)
     return python(venv)
 
 
 @contextmanager
-def _alone(venv: Path) -> Iterator[None]:
+def _alone(venv: Path) -> Iterator[int]:
+    """Hold the environment's lock; yields its descriptor, for child processes that must hold it too."""
     venv.parent.mkdir(parents=True, exist_ok=True)
     with venv.with_name(f"{venv.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
-def _make(venv: Path, lock: Path, progress: Progress) -> None:
+def _make(venv: Path, lock: Path, held: int, progress: Progress) -> None:
     total = sum("==" in line for line in lock.read_text().splitlines())
     log = venv.with_name(f"{venv.name}.log")
     progress(0, total, "making Argilla's environment")
     (venv / MARKER).unlink(missing_ok=True)  # from here on it counts as half made, whatever happens
     if venv.exists():
         shutil.rmtree(venv)
-    _run([sys.executable, "-m", "venv", str(venv)], log, lambda line: None)
+    _run([sys.executable, "-m", "venv", str(venv)], log, held, lambda line: None)
     done = 0
 
     def follow(line: str) -> None:
@@ -80,11 +81,12 @@ def _make(venv: Path, lock: Path, progress: Progress) -> None:
             progress(total, total, "unpacking")
 
     pip = [str(python(venv)), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
-    _run([*pip, "--require-hashes", "--only-binary", ":all:", "-r", str(lock)], log, follow)
+    _run([*pip, "--require-hashes", "--only-binary", ":all:", "-r", str(lock)], log, held, follow)
     (venv / MARKER).write_text(fingerprint(lock))
 
 
-def _run(command: list[str], log: Path, follow: Callable[[str], None]) -> None:
+def _run(command: list[str], log: Path, held: int, follow: Callable[[str], None]) -> None:
+    """Run to the end. The child shares the lock: where we are killed, nobody starts over while it still writes."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     with log.open("a") as file:
         process = subprocess.Popen(
@@ -94,6 +96,7 @@ def _run(command: list[str], log: Path, follow: Callable[[str], None]) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            pass_fds=(held,),
         )
         assert process.stdout is not None
         last = ""
