@@ -6,61 +6,30 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
-from tasks.artifact import InputError, Work
+from tasks.artifact import InputError
 from tasks.models.adapters import FullRecipe, LoraRecipe, attach
-from tasks.models.chat import prepare_tokenizer
 from tasks.training import rl_checkpoint
 from tasks.training.advantages import explained_variance
 from tasks.training.ppo import PpoRecipe
 from tasks.training.ppo_trainer import Ppo
 from tasks.training.rl_loop import finish, run
 from tasks.training.rollouts import Prompts, by_length, encode_prompts, token_logprobs
-
-WORDS = ["apple", "pear", "plum", "fig", "nut", "kiwi", "lime", "date", "user", "assistant", ":", "Assistant", "User"]
-ROWS = [{"prompt": [{"role": "user", "content": " ".join(WORDS[: 1 + i % 5])}]} for i in range(12)]
+from tests.tiny_policies import ROWS, llama, share_of_apples, word_tokenizer, work
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *WORDS])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return prepare_tokenizer(
-        PreTrainedTokenizerFast(
-            tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
-        )
-    )
-
-
-def llama():
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=17, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2,
-        )
-    ).requires_grad_(False).eval()  # fmt: skip
-
-
-def share_of_apples(prompts, completions, finished):
-    return [4 * text.split().count("apple") / max(1, len(text.split())) for text in completions]
+    return word_tokenizer()
 
 
 def trainer(tokenizer, seed=0, score=share_of_apples, model=None, **changes):
     set_seed(seed)
-    recipe = PpoRecipe(**{"updates": 4, "episodes": 24, "max_new_tokens": 6, "learning_rate": 3e-3} | changes)
+    small = {"updates": 4, "episodes": 24, "max_new_tokens": 6, "learning_rate": 3e-3}
+    recipe = PpoRecipe.model_validate(small | changes)
     model = attach(model or llama(), recipe.adapter)
     return Ppo(recipe, model, tokenizer, encode_prompts(tokenizer, ROWS), score, seed)
-
-
-def work(path, name="work", **handlers):
-    folders = path / name / "out", path / name / "scratch"
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-    return Work(*folders, **handlers)
 
 
 def test_starts_at_the_reference(tokenizer):

@@ -1,0 +1,184 @@
+"""GRPO's engine: TRL's trainer (losses, precision, devices, checkpoints) fed by our own decoding and scoring.
+
+What TRL would do otherwise: sample with `generate` (slower), and score a rendered conversation in which a cut
+completion looks finished.
+"""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from tasks.artifact import InputError, Row, Work
+from tasks.models.chat import encode_prompt
+from tasks.sampling.local import CausalLM, decode
+from tasks.training.engine_checkpoints import Reporting, last_checkpoint
+from tasks.training.grpo import GrpoRecipe
+from tasks.training.policy_losses import k1, k3
+from tasks.training.rl_checkpoint import Progress
+from tasks.training.rollouts import Score
+
+
+class Grpo(GRPOTrainer):
+    """TRL's trainer, logging after each update what PPO logs as well."""
+
+    def __init__(
+        self,
+        recipe: GrpoRecipe,
+        model: CausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: list[Row],
+        score: Score,
+        work: Work,
+    ) -> None:
+        if not rows:
+            raise InputError("There are no RL prompts; raise the data recipe's share for RL.")
+        self.recipe, self.score = recipe, score
+        self.core: dict[str, float] = {}
+        if not isinstance(model, PeftModel):
+            _keep_start(model, work.scratch / "start")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
+            super().__init__(
+                model=model,
+                reward_funcs=self._rewards,
+                args=_arguments(recipe, work),
+                train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in rows]),
+                processing_class=tokenizer,
+                rollout_func=self._rollout,
+                callbacks=[CoreReporting(work)],
+            )
+        if isinstance(model, PeftModel):
+            model.delete_adapter("ref")  # TRL's copy of the fresh adapter: without it, it switches the adapter off
+        self.remove_callback(PrinterCallback)
+
+    def _rollout(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
+        """Sample for TRL's prompts, each of which comes as often as it has completions."""
+        n = self.recipe.completions_per_prompt
+        ids = [encode_prompt(self._tokenizer, prompt) for prompt in prompts[::n]]
+        sampled = decode(
+            self.accelerator.unwrap_model(self.model),
+            self._tokenizer,
+            ids,
+            n=n,
+            max_new_tokens=self.recipe.max_new_tokens,
+            seed=self.args.seed * 1_000_003 + self.state.global_step,
+            batch_size=len(prompts),
+        )
+        lengths = sampled.lengths.tolist()
+        return {
+            "prompt_ids": [row for row in ids for _ in range(n)],
+            "completion_ids": _cut(sampled.tokens, lengths),
+            "logprobs": _cut(sampled.logprobs, lengths),
+            "finished": sampled.finished.tolist(),
+        }
+
+    def _rewards(
+        self, prompts: list[Any], completions: list[Any], finished: list[bool], **columns: Any
+    ) -> list[float | None]:
+        texts = [completion[-1]["content"] for completion in completions]
+        scores = self.score(prompts, texts, finished)
+        self.core = {
+            "reward": float(torch.tensor(scores).mean()),
+            "reward_std": float(torch.tensor(scores).std(correction=0)),
+            "finished_share": sum(finished) / len(finished),
+        }
+        penalty = self.recipe.missing_eos_penalty
+        return [value - penalty * (not ended) for value, ended in zip(scores, finished, strict=True)]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        mask = output["completion_mask"].bool()
+        self.core["length"] = float(mask.sum(-1).float().mean())
+        pair = output["sampling_per_token_logps"], output["ref_per_token_logps"], mask
+        self.core |= {"kl": float(k1(*pair).sum(-1).mean()), "kl_k3": float(k3(*pair).sum(-1).mean())}
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" not in logs:
+            return
+        found = {name: values for name, values in self._metrics["train"].items() if values}
+        core = dict(self.core)
+        for ours, theirs in {"entropy": "entropy", "clip_fraction": "clip_ratio/region_mean"}.items():
+            core[ours] = sum(found[theirs]) / len(found[theirs])
+        core["ties_share"] = found["frac_reward_zero_std"][-1]
+        core |= {"policy_loss": logs["loss"], "gradient_norm": logs.get("grad_norm", 0.0)}
+        self._metrics["train"].clear()
+        self.state.log_history.append({"step": self.state.global_step, **core})
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, core)
+
+
+def fit(trainer: Grpo, work: Work) -> Progress:
+    """Train to the end, from the last whole checkpoint in `work.scratch` where there is one; what was logged."""
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    checkpoint = last_checkpoint(work.scratch)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    history = [{name: row[name] for name in row if name != "step"} for row in trainer.state.log_history]
+    return Progress(trainer.state.global_step, history)
+
+
+def _keep_start(model: PreTrainedModel, folder: Path) -> None:
+    """Where every weight is trained, TRL loads the reference from the model's path: let that be what it starts as."""
+    model.save_pretrained(folder)
+    model.config._name_or_path = str(folder)
+
+
+class CoreReporting(Reporting):
+    """Hands on our own figures, under our own names."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs:
+            self.work.log(logs, state.global_step)
+            note = f"reward {logs['reward']:.2f}, KL {logs['kl']:.2f}"
+            self.work.progress(state.global_step, state.max_steps, note)
+
+
+def _cut(values: torch.Tensor, lengths: Sequence[int]) -> list[list[Any]]:
+    return [row[:length] for row, length in zip(values.tolist(), lengths, strict=True)]
+
+
+def _arguments(recipe: GrpoRecipe, work: Work) -> GRPOConfig:
+    rows = recipe.prompts * recipe.completions_per_prompt
+    micro = min(recipe.micro_batch_size, rows)
+    cuda = torch.cuda.is_available()
+    return GRPOConfig(
+        output_dir=str(work.scratch),
+        max_steps=recipe.updates,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=rows // micro,
+        num_generations=recipe.completions_per_prompt,
+        max_completion_length=recipe.max_new_tokens,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="constant",
+        max_grad_norm=recipe.max_gradient_norm,
+        beta=recipe.beta,
+        epsilon=recipe.clip,
+        loss_type=recipe.loss,
+        scale_rewards=recipe.scale_rewards,
+        disable_dropout=True,
+        gradient_checkpointing=False,
+        bf16=cuda,
+        use_cpu=not cuda,
+        seed=work.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )

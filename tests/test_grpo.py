@@ -1,0 +1,128 @@
+"""GRPO on tiny models: it starts at the SFT model, learns through our decoding and scoring, and resumes exactly."""
+
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import set_seed
+
+from tasks.artifact import InputError
+from tasks.models.adapters import FullRecipe, LoraRecipe, attach
+from tasks.training import engine_checkpoints
+from tasks.training.grpo import GrpoRecipe
+from tasks.training.grpo_trainer import Grpo, fit
+from tasks.training.rl_loop import finish
+from tests.tiny_policies import ROWS, llama, share_of_apples, word_tokenizer, work
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer()
+
+
+def trainer(tokenizer, here, score=share_of_apples, rows=ROWS, **changes):
+    set_seed(here.seed)
+    small = {"updates": 3, "prompts": 4, "completions_per_prompt": 6, "micro_batch_size": 24, "max_new_tokens": 6}
+    recipe = GrpoRecipe.model_validate(small | {"learning_rate": 3e-3} | changes)
+    return Grpo(recipe, attach(llama(), recipe.adapter), tokenizer, rows, score, here)
+
+
+@pytest.mark.parametrize("adapter", [LoraRecipe(), FullRecipe()])
+def test_starts_at_the_reference_and_leaves_it(tokenizer, tmp_path, adapter):
+    here = work(tmp_path)
+    history = fit(trainer(tokenizer, here, adapter=adapter, learning_rate=1e-2), here).history
+    assert history[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert history[0]["kl_k3"] == pytest.approx(0, abs=1e-4)
+    assert history[-1]["kl_k3"] > 1e-2
+
+
+def test_raises_the_reward(tokenizer, tmp_path):
+    here = work(tmp_path)
+    history = fit(trainer(tokenizer, here, updates=20, beta=0.02, missing_eos_penalty=0.0), here).history
+    assert history[0]["reward"] < 1.0
+    assert sum(m["reward"] for m in history[-4:]) / 4 > 2.5
+
+
+def test_reward_sees_text_and_whether_it_finished(tokenizer, tmp_path):
+    seen = []
+
+    def score(prompts, completions, finished):
+        seen.append((prompts, completions, finished))
+        return [0.0] * len(completions)
+
+    here = work(tmp_path)
+    history = fit(trainer(tokenizer, here, score=score, updates=1), here).history
+    prompts, completions, finished = seen[0]
+    assert len(prompts) == len(completions) == len(finished) == 24
+    assert [p[-1]["content"] for p in prompts[:6]] == [prompts[0][-1]["content"]] * 6
+    assert not any("<eos>" in text or "<pad>" in text for text in completions)
+    assert all(len(text.split()) <= 6 for text in completions)
+    assert 0 < sum(finished) < 24
+    assert history[0]["finished_share"] == pytest.approx(sum(finished) / 24)
+
+
+def test_missing_eos_is_punished(tokenizer, tmp_path):
+    here = work(tmp_path)
+    grpo = trainer(
+        tokenizer, here, score=lambda p, c, f: [0.0] * len(c), updates=15, missing_eos_penalty=4.0, beta=1e-3
+    )
+    history = fit(grpo, here).history
+    assert history[-1]["finished_share"] > history[0]["finished_share"] + 0.3
+
+
+def test_only_the_adapter_moves(tokenizer, tmp_path):
+    here = work(tmp_path)
+    grpo = trainer(tokenizer, here, updates=1)
+    policy = grpo.accelerator.unwrap_model(grpo.model)
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    fit(grpo, here)
+    moved = {name for name, p in policy.named_parameters() if not torch.equal(before[name], p)}
+    assert moved and all("lora_" in name for name in moved)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_resumes_exactly(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_checkpoints, "SECONDS", 0.0)
+    whole = work(tmp_path, "whole")
+    expected = fit(trainer(tokenizer, whole, updates=5), whole).history
+
+    def kill(metrics, step):
+        if step == 3:
+            raise Killed
+
+    cut = work(tmp_path, "cut", on_log=kill)
+    with pytest.raises(Killed):
+        fit(trainer(tokenizer, cut, updates=5), cut)
+    steps = []
+    again = work(tmp_path, "cut", on_log=lambda metrics, step: steps.append(step))
+    progress = fit(trainer(tokenizer, again, updates=5), again)
+    assert steps == [3, 4, 5]
+    assert progress.history == expected
+
+
+def test_artifact_and_report(tokenizer, tmp_path):
+    here = work(tmp_path)
+    grpo = trainer(tokenizer, here, updates=2)
+    finish(grpo.accelerator.unwrap_model(grpo.model), fit(grpo, here), here)
+    files = {str(p.relative_to(here.out)) for p in here.out.rglob("*") if p.is_file()}
+    assert files == {"adapter/adapter_model.safetensors", "adapter/adapter_config.json", "report/updates.json",
+                     "report/updates.png"}  # fmt: skip
+    table = json.loads((here.out / "report" / "updates.json").read_text())
+    wanted = {"reward", "kl", "kl_k3", "entropy", "length", "finished_share", "policy_loss", "clip_fraction"}
+    assert wanted <= set(table["columns"]) and len(table["data"]) == 2
+    assert wanted <= here.metrics.keys()
+
+
+def test_impossible_recipes_are_refused(tokenizer, tmp_path):
+    with pytest.raises(ValidationError, match="dropout must be 0"):
+        GrpoRecipe(adapter=LoraRecipe(dropout=0.1))
+    with pytest.raises(ValidationError, match="must divide 64"):
+        GrpoRecipe(micro_batch_size=24)
+    with pytest.raises(ValidationError):
+        GrpoRecipe(beta=0)
+    with pytest.raises(InputError, match="no RL prompts"):
+        trainer(tokenizer, work(tmp_path), rows=[])

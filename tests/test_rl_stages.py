@@ -1,0 +1,99 @@
+"""The sampling, PPO and GRPO stages on artifact folders as the lifecycle hands them over."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from tasks.artifact import InputError, read_jsonl, write_jsonl
+from tasks.models.adapters import LoraRecipe, attach, save
+from tasks.models.loading import load_causal_lm, load_tokenizer
+from tasks.sampling.completions import SampleRecipe, sample_completions, summary
+from tasks.training.grpo import GrpoRecipe, train_grpo
+from tasks.training.ppo import PpoRecipe, train_ppo
+from tests.tiny_policies import ROWS, llama, word_tokenizer, work
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Artifacts base, sft (an adapter that is not nothing), reward and data."""
+    root = tmp_path_factory.mktemp("artifacts")
+    tokenizer = word_tokenizer()
+    tokenizer.save_pretrained(root / "base" / "tokenizer")
+    llama().save_pretrained(root / "base" / "model")
+    sft = attach(llama(), LoraRecipe(rank=2))
+    with torch.no_grad():
+        for name, parameter in sft.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(1))
+    save(sft, root / "sft")
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=17, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        pad_token_id=0, initializer_range=0.5,
+    )  # fmt: skip
+    config.num_labels = 1
+    LlamaForSequenceClassification(config).save_pretrained(root / "reward" / "model")
+    tokenizer.save_pretrained(root / "reward" / "tokenizer")
+    (root / "reward" / "reward.json").write_text(json.dumps({"mean": 0.0, "std": 1.0}))
+    rows = [row | {"id": f"{i:016x}", "reference": {"i": i}} for i, row in enumerate(ROWS)]
+    write_jsonl(root / "data" / "reward_train.jsonl", rows[:5])
+    write_jsonl(root / "data" / "reward_validation.jsonl", rows[5:7])
+    write_jsonl(root / "data" / "rl.jsonl", rows[7:])
+    return {name: root / name for name in ("base", "sft", "reward", "data")}
+
+
+def test_sample_stage(inputs, tmp_path):
+    here = work(tmp_path)
+    recipe = SampleRecipe(completions_per_prompt=3, max_new_tokens=5)
+    sample_completions(recipe, inputs, here)
+    rows = read_jsonl(here.out / "completions.jsonl")
+    assert [row["split"] for row in rows] == ["train"] * 5 + ["validation"] * 2
+    assert rows[6]["prompt"] == ROWS[6]["prompt"] and rows[6]["reference"] == {"i": 6}
+    assert [c["id"] for c in rows[1]["completions"]] == [f"{1:016x}-{k}" for k in range(3)]
+    assert all(c["finished"] or c["tokens"] == 5 for row in rows for c in row["completions"])
+    assert here.metrics["completions"] == 21
+    again = work(tmp_path, "again")
+    sample_completions(recipe, inputs, again)
+    assert (again.out / "completions.jsonl").read_bytes() == (here.out / "completions.jsonl").read_bytes()
+
+
+def test_duplicates_are_kept_and_counted():
+    completion = {"tokens": 2, "finished": True}
+    rows = [
+        {"completions": [completion | {"text": text} for text in ("a", "a", "b", "a")]},
+        {"completions": [completion | {"text": text} for text in ("a", "b", "c", "d")]},
+    ]
+    assert summary(rows)["duplicate_share"] == pytest.approx(2 / 8)
+
+
+def test_no_prompts_to_sample_for(inputs, tmp_path):
+    for name in ("reward_train", "reward_validation"):
+        write_jsonl(tmp_path / "data" / f"{name}.jsonl", [])
+    with pytest.raises(InputError, match="no reward prompts"):
+        sample_completions(SampleRecipe(), inputs | {"data": tmp_path / "data"}, work(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "train, recipe",
+    [
+        (train_ppo, PpoRecipe(updates=3, episodes=16, max_new_tokens=5, learning_rate=5e-3)),
+        (train_grpo, GrpoRecipe(updates=3, prompts=4, completions_per_prompt=4, micro_batch_size=16, max_new_tokens=5)),
+    ],
+)
+def test_optimiser_stages(inputs, tmp_path, train, recipe):
+    """Starts from base + sft (KL 0 to them), and its adapter loads on top of them as another policy."""
+    logged = []
+    here = work(tmp_path, on_log=lambda metrics, step: logged.append(metrics))
+    train(recipe, inputs, here)
+    assert logged[0]["kl_k3"] == pytest.approx(0, abs=1e-4) and len(logged) == 3
+    chain = [inputs["base"], inputs["sft"]]
+    tokens = torch.tensor([load_tokenizer(inputs["base"]).encode("apple pear plum")])
+    with torch.no_grad():
+        before, after = (load_causal_lm(c)(tokens).logits for c in (chain, [*chain, here.out]))
+    assert not torch.allclose(before, after)
+    again = work(tmp_path, "again")
+    train(recipe, inputs, again)
+    file = "adapter/adapter_model.safetensors"
+    assert (again.out / file).read_bytes() == (here.out / file).read_bytes(), "a build repeats to the byte"
