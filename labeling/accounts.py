@@ -1,6 +1,7 @@
 """Annotators' accounts in Argilla and the workspace they share."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import httpx
 
@@ -8,15 +9,22 @@ from labeling.comparison import LabelingError
 from labeling.connection import items, request
 
 
+def find_workspace(client: httpx.Client, name: str) -> str | None:
+    """The id of the workspace of that name, or None."""
+    return next((each["id"] for each in items(client, "/api/v1/me/workspaces") if each["name"] == name), None)
+
+
 def create_workspace(client: httpx.Client, name: str) -> str:
     """The id of the workspace of that name, made if need be."""
-    found = next((w["id"] for w in items(client, "/api/v1/me/workspaces") if w["name"] == name), None)
-    return found or request(client, "POST", "/api/v1/workspaces", json={"name": name})["id"]
+    if found := find_workspace(client, name):
+        return found
+    made = request(client, "POST", "/api/v1/workspaces", json={"name": name}, accept=(409,))
+    return made["id"] if made else create_workspace(client, name)
 
 
 def usernames(client: httpx.Client) -> set[str]:
     """Everybody who has an account."""
-    return {user["username"] for user in items(client, "/api/v1/users")}
+    return set(_users(client))
 
 
 def create_annotators(
@@ -29,13 +37,14 @@ def create_annotators(
     not an annotator.
     """
     workspace_id = create_workspace(client, workspace)
-    users = {user["username"]: user for user in items(client, "/api/v1/users")}
+    users = _users(client)
     members = {user["username"] for user in items(client, f"/api/v1/workspaces/{workspace_id}/users")}
     keys = {}
     for name in names:
         if name not in users:
             account = {"username": name, "first_name": name, "role": "annotator", "password": passwords[name]}
-            users[name] = request(client, "POST", "/api/v1/users", json=account)
+            made = request(client, "POST", "/api/v1/users", json=account, accept=(409,))
+            users[name] = made or _users(client)[name]
         if users[name]["role"] != "annotator":
             raise LabelingError(f"'{name}' is {users[name]['role']} in Argilla, not annotator; use another name.")
         if name not in members:
@@ -43,3 +52,7 @@ def create_annotators(
             request(client, "POST", path, json={"user_id": users[name]["id"]}, accept=(409,))
         keys[name] = users[name]["api_key"]
     return keys
+
+
+def _users(client: httpx.Client) -> dict[str, dict[str, Any]]:
+    return {user["username"]: user for user in items(client, "/api/v1/users")}

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from labeling.accounts import create_workspace
+from labeling.accounts import create_workspace, find_workspace
 from labeling.comparison import Comparison, Judgement, LabelingError
 from labeling.connection import items, request
 from labeling.question import QUESTION, Round, dataset_fields, guidelines_version, ranking_question, record_of
@@ -64,7 +64,7 @@ def publish(
 
 def find_dataset(client: httpx.Client, workspace: str, name: str) -> dict[str, Any] | None:
     """Argilla's description of the dataset of that name, or None."""
-    workspace_id = next((w["id"] for w in items(client, "/api/v1/me/workspaces") if w["name"] == workspace), None)
+    workspace_id = find_workspace(client, workspace)
     if workspace_id is None:
         return None
     found = items(client, "/api/v1/me/datasets", params={"workspace_id": workspace_id, "name": name})
@@ -78,7 +78,10 @@ def _dataset(client: httpx.Client, round: Round) -> str:
     if dataset is None:
         distribution = {"strategy": "overlap", "min_submitted": round.min_submitted}
         settings = {"name": round.name, "guidelines": round.guidelines, "distribution": distribution}
-        dataset = request(client, "POST", "/api/v1/datasets", json={**settings, "workspace_id": workspace})
+        made = request(client, "POST", "/api/v1/datasets", json={**settings, "workspace_id": workspace}, accept=(409,))
+        if made is None:  # a first try got through although its answer did not
+            return _dataset(client, round)
+        dataset = made
     path = f"/api/v1/datasets/{dataset['id']}"
     _check_same(client, path, dataset, round)
     if dataset["status"] == "draft":
@@ -88,7 +91,9 @@ def _dataset(client: httpx.Client, round: Round) -> str:
                 request(client, "POST", f"{path}/fields", json=field, accept=(409,))
         if not items(client, f"{path}/questions"):
             request(client, "POST", f"{path}/questions", json=ranking_question(round), accept=(409,))
-        request(client, "PUT", f"{path}/publish")
+        request(client, "PUT", f"{path}/publish", accept=(422,))  # 422: it is open already
+        if request(client, "GET", path)["status"] != "ready":
+            raise LabelingError(f"Argilla does not open dataset '{round.name}'; delete it there and run again.")
     return dataset["id"]
 
 

@@ -31,8 +31,9 @@ def connect(url: str, api_key: str) -> httpx.Client:
 def request(client: httpx.Client, method: str, path: str, *, accept: Sequence[int] = (), **options: Any) -> Any:
     """The JSON answer of Argilla, or None for an error status in `accept`.
 
-    A connection that fails and a server that is busy (502, 503, 504) are tried again for a few seconds; nothing here
-    is stored twice when it arrives twice. Raises `LabelingError` on everything else.
+    A connection that fails and a server that is busy (502, 503, 504) are tried again for a few seconds. A request may
+    so arrive twice: what would be doubled is refused with 409, which callers accept. Raises `LabelingError` on
+    everything else.
     """
     url, failure = str(client.base_url), ""
     for attempt in range(_ATTEMPTS):

@@ -198,6 +198,34 @@ def test_many_annotators_at_once_lose_nothing(client: httpx.Client, argilla: dic
     assert rounds.progress_of(client, dataset).completed == 10
 
 
+def test_lost_answers_of_the_server_double_nothing(argilla: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request arrives, but the first answer to each that changes something gets lost on the way back."""
+    monkeypatch.setattr("labeling.connection._BACKOFF", 0.01)
+    handle, lost = httpx.HTTPTransport.handle_request, set()
+
+    def lossy(transport: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
+        response = handle(transport, request)
+        what = (request.method, str(request.url), request.read())
+        if request.method == "GET" or request.url.path.endswith("/search") or what in lost:
+            return response
+        lost.add(what)
+        response.close()
+        raise httpx.ReadError("connection reset", request=request)
+
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", lossy)
+    campaign, comparisons = fresh(workspace=f"lossy-{uuid.uuid4().hex[:6]}"), some(4)
+    names = [f"lossy-{uuid.uuid4().hex[:6]}" for _ in range(2)]
+    with closing(connect(argilla["ARGILLA_API_URL"], argilla["ARGILLA_API_KEY"])) as client:
+        dataset = rounds.publish(client, campaign, comparisons)
+        keys = create_annotators(client, campaign.workspace, names, dict.fromkeys(names, "a long password"))
+        crowd = [(SimulatedAnnotator(name), key) for name, key in keys.items()]
+        answer_round(argilla["ARGILLA_API_URL"], dataset, crowd, lambda record, text: len(text))
+        judgements = rounds.fetch_judgements(client, dataset, campaign, comparisons, lambda user: user)
+
+    assert len(lost) > 15
+    assert len(judgements) == len({(each.record, each.annotator) for each in judgements}) == 8
+
+
 def test_an_annotators_key_may_not_publish(client: httpx.Client, argilla: dict[str, str]) -> None:
     key = annotators(client, "rank-ana")["rank-ana"]
     with (
@@ -216,7 +244,7 @@ def test_connection_faults_are_one_sentence(argilla: dict[str, str], monkeypatch
     with pytest.raises(LabelingError, match="does not answer"):
         connect("not a url", "any")
     with pytest.raises(LabelingError, match="malformed"):
-        connect("http://[broken", "any")
+        connect("http://localhost:port", "any")
 
 
 def test_guidelines_and_options_out_of_range_are_refused() -> None:
