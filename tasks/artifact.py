@@ -56,6 +56,8 @@ class Work:
     seed: int = 0
     key: str = ""
     """Key of the artifact being built."""
+    checkpoint_seconds: float = 20.0
+    """Wall time between checkpoints of a long stage: about what a kill may cost."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Final figures, in the manifest and in MLflow: filled by `log` without a step."""
     on_log: Callable[[Mapping[str, float], int], None] = lambda metrics, step: None

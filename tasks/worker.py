@@ -48,17 +48,21 @@ class Workers:
         self._warming = threading.Lock()
         self._pools: set[ProcessPoolExecutor] = set()
         self._listeners: dict[str, Listener] = {}
-        threading.Thread(target=self._listen, name="stage-reports", daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="stage-reports", daemon=True)
+        self._listener.start()
 
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._queue.put(None)
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         for pool in self._pools:
-            for process in list((pool._processes or {}).values()):
-                process.kill()  # whatever still runs is resumed from its checkpoint next time
-            pool.shutdown(wait=False, cancel_futures=True)
+            if failed:
+                for process in list((pool._processes or {}).values()):
+                    process.kill()  # what still runs goes on from its checkpoint next time
+            pool.shutdown(cancel_futures=True)
+        self._queue.put(None)
+        self._listener.join()
+        self._queue.close()
 
     def _warm_up(self) -> None:
         """At the first stage, start all processes: they import the heavy libraries while other work goes on."""
@@ -168,6 +172,7 @@ def _run(
         scratch,
         seed,
         key,
+        checkpoint_seconds=float(os.environ.get("RLHF_CHECKPOINT_SECONDS") or Work.checkpoint_seconds),
         on_log=on_log,
         on_progress=_throttled(key),
         on_notify=lambda text: _events.put((key, "notify", (text,))),

@@ -9,7 +9,6 @@ from transformers import set_seed
 
 from tasks.artifact import InputError
 from tasks.models.adapters import FullRecipe, LoraRecipe, attach
-from tasks.training import engine_checkpoints
 from tasks.training.grpo import GrpoRecipe
 from tasks.training.grpo_trainer import Grpo, fit
 from tasks.training.rl_loop import finish
@@ -85,8 +84,7 @@ class Killed(Exception):
     pass
 
 
-def test_resumes_exactly(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine_checkpoints, "SECONDS", 0.0)
+def test_resumes_exactly(tokenizer, tmp_path):
     whole = work(tmp_path, "whole")
     expected = fit(trainer(tokenizer, whole, updates=5), whole).history
 
@@ -94,7 +92,7 @@ def test_resumes_exactly(tokenizer, tmp_path, monkeypatch):
         if step == 3:
             raise Killed
 
-    cut = work(tmp_path, "cut", on_log=kill)
+    cut = work(tmp_path, "cut", on_log=kill, checkpoint_seconds=0.0)
     with pytest.raises(Killed):
         fit(trainer(tokenizer, cut, updates=5), cut)
     steps = []

@@ -149,8 +149,9 @@ def test_resumes_exactly(tokenizer, tmp_path):
             raise Killed
 
     first = trainer(tokenizer)
+    cut = work(tmp_path, "cut", on_log=kill, checkpoint_seconds=0.0)
     with pytest.raises(Killed):
-        run(5, first.step, work(tmp_path, "cut", on_log=kill), first.modules, first.optimizers, checkpoint_seconds=0)
+        run(5, first.step, cut, first.modules, first.optimizers)
     steps = []
     second = trainer(tokenizer, seed=0)
     with torch.no_grad():

@@ -11,8 +11,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tasks.artifact import Work
 
-SECONDS = 20.0
-"""A checkpoint is written when the last one is older."""
 WHOLE = "whole.json"
 """Written last into a checkpoint: the sizes of its files. A folder without it was cut short."""
 
@@ -29,7 +27,7 @@ class Reporting(TrainerCallback):
         if now - self.shown > 0.2 or state.global_step == state.max_steps:
             self.work.progress(state.global_step, state.max_steps, "training")
             self.shown = now
-        if now - self.saved > SECONDS and state.global_step < state.max_steps:
+        if now - self.saved > self.work.checkpoint_seconds and state.global_step < state.max_steps:
             control.should_save = True
 
     def on_log(

@@ -14,8 +14,6 @@ from tasks.training.policy_losses import k1, k3
 from tasks.training.rl_checkpoint import Progress
 from tasks.training.rollouts import Rollouts
 
-CHECKPOINT_SECONDS = 20.0
-"""Wall time between checkpoints: about what a kill may cost."""
 SMOOTHED = 5
 """Final figures are means over this many last updates."""
 
@@ -26,7 +24,6 @@ def run(
     work: Work,
     modules: Mapping[str, torch.nn.Module],
     optimizers: Mapping[str, Any],
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Progress:
     """Call `step` for every update that a checkpoint in `work.scratch` does not already hold; log what it returns."""
     progress = rl_checkpoint.read(work.scratch, modules, optimizers)
@@ -37,7 +34,7 @@ def run(
         progress.update += 1
         work.log(metrics, step=progress.update)
         work.progress(progress.update, updates, f"reward {metrics['reward']:.2f}, KL {metrics['kl']:.2f}")
-        if time.monotonic() - saved_at >= checkpoint_seconds and progress.update < updates:
+        if time.monotonic() - saved_at >= work.checkpoint_seconds and progress.update < updates:
             rl_checkpoint.write(work.scratch, progress, modules, optimizers)
             saved_at = time.monotonic()
     return progress
