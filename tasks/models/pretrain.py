@@ -24,7 +24,7 @@ class BaseRecipe(Hyperparameters):
     """"auto": the tokenizer's own, or plain turns where it has none; "default": plain turns; else a Jinja file."""
     corpus: Dotted = "tasks.data.shop:pretraining_text"
     """`function(seed, documents) -> list[str]`, the text to pre-train on."""
-    documents: int = Field(default=6000, ge=1)
+    documents: int = Field(default=4500, ge=1)
     """Documents asked from the corpus."""
     vocabulary: int = Field(default=512, ge=300)
     """Size of the byte-level BPE vocabulary trained on the corpus."""
@@ -34,14 +34,16 @@ class BaseRecipe(Hyperparameters):
     """Transformer blocks."""
     heads: int = Field(default=4, ge=1)
     """Attention heads; they divide `hidden`."""
-    context: int = Field(default=48, ge=8)
-    """Tokens per training row."""
+    context: int = Field(default=64, ge=8)
+    """Tokens per training row at most; longer documents are cut."""
     positions: int = Field(default=512, ge=16)
     """The longest sequence the model can take."""
     adapter: FullRecipe = FullRecipe()  # type: ignore[assignment]
     """A base is trained whole."""
     epochs: float = Field(default=1, gt=0)
     """Passes over the corpus."""
+    batch_size: int = Field(default=8, ge=1)
+    """Documents in one forward pass."""
     learning_rate: float = Field(default=3e-3, gt=0)
     """Highest learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
@@ -102,7 +104,7 @@ def build_base(recipe: BaseRecipe, inputs: Mapping[str, Path], work: Work) -> No
 
 
 def _pretrain(recipe: BaseRecipe, work: Work) -> None:
-    from tasks.models.pretrain_engine import blocks, new_llama, train_tokenizer
+    from tasks.models.pretrain_engine import document_rows, new_llama, train_tokenizer
     from tasks.training.sft_engine import fit_language_model
 
     texts = resolve(recipe.corpus)(work.seed, recipe.documents)
@@ -113,7 +115,7 @@ def _pretrain(recipe: BaseRecipe, work: Work) -> None:
         tokenizer, work.seed, hidden=recipe.hidden, layers=recipe.layers, heads=recipe.heads, positions=recipe.positions
     )
     work.log({"parameters": sum(parameter.numel() for parameter in model.parameters())})
-    fit_language_model(model, tokenizer, blocks(texts, tokenizer, recipe.context), recipe, work)
+    fit_language_model(model, tokenizer, document_rows(texts, tokenizer, recipe.context), recipe, work)
     model.save_pretrained(work.out / "model")
     tokenizer.save_pretrained(work.out / "tokenizer")
 

@@ -67,10 +67,13 @@ def new_llama(
     )
 
 
-def blocks(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int) -> list[Encoded]:
-    """The documents, each within BOS and EOS, one after the other and cut into rows of `context` tokens."""
-    stream: list[int] = []
+def document_rows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int) -> list[Encoded]:
+    """One row per document, within BOS and EOS, cut into pieces of at most `context` tokens where it is longer.
+
+    Rows that begin where documents do teach far more here than a stream cut anywhere: no answer loses its question.
+    """
+    rows: list[list[int]] = []
     for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
-        stream += [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
-    rows = [stream[i : i + context] for i in range(0, max(1, len(stream) - context + 1), context)]
-    return [Encoded(row, [1] * len(row)) for row in rows]
+        whole = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+        rows += [whole[i : i + context] for i in range(0, len(whole), context)]
+    return [Encoded(row, [1] * len(row)) for row in rows if len(row) > 1]

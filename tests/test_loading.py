@@ -1,0 +1,156 @@
+"""Loading chains of artifacts, adapters and reward heads; the real pretrained model; bad input."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tasks.artifact import InputError, PipelineError
+from tasks.models.adapters import FullRecipe, LoraRecipe, attach, save
+from tasks.models.loading import fit_embeddings, load_causal_lm, load_reward_model, load_tokenizer, start_reward_model
+from tasks.models.pretrain import BaseRecipe, build_base
+from tests.tiny_models import tiny_base, tiny_model, tiny_tokenizer, work_in
+
+STORIES = Path(__file__).parents[1].parent / "shared" / "data" / "stories260K"
+IDS = torch.tensor([[1, 20, 30, 40, 50]])
+
+
+def _moved(model, amount: float = 0.05):
+    """The model after a stand-in for training: every trainable weight shifted by noise."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += amount * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def _logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_chain_of_adapters_loads_as_the_sum_of_what_was_trained(tmp_path: Path, kind: str) -> None:
+    base = tiny_base(tmp_path / "base", kind)
+    sft = _moved(attach(load_causal_lm([base], trainable=True), LoraRecipe(rank=4), seed=1))
+    save(sft, tmp_path / "sft")
+    policy = _moved(attach(load_causal_lm([base, tmp_path / "sft"], trainable=True), LoraRecipe(rank=2), seed=2))
+    save(policy, tmp_path / "policy")
+    chain = [base, tmp_path / "sft", tmp_path / "policy"]
+    assert not torch.allclose(_logits(load_causal_lm(chain[:1])), _logits(sft), atol=1e-3)
+    torch.testing.assert_close(_logits(load_causal_lm(chain[:2])), _logits(sft), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(_logits(load_causal_lm(chain)), _logits(policy), atol=1e-4, rtol=1e-4)
+
+
+def test_a_full_fine_tune_replaces_what_is_before_it(tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "base")
+    full = _moved(attach(load_causal_lm([base], trainable=True), FullRecipe()))
+    save(full, tmp_path / "sft")
+    torch.testing.assert_close(_logits(load_causal_lm([base, tmp_path / "sft"])), _logits(full))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_fresh_adapter_changes_nothing_and_freezes_the_rest(kind: str) -> None:
+    model = tiny_model(kind).eval()
+    before = _logits(model)
+    adapted = attach(model, LoraRecipe(rank=4))
+    torch.testing.assert_close(_logits(adapted), before)
+    assert all(("lora_" in name) == parameter.requires_grad for name, parameter in adapted.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_reward_adapter_keeps_its_head(tmp_path: Path, kind: str) -> None:
+    base, tokenizer = tiny_base(tmp_path / "base", kind), tiny_tokenizer()
+    torch.manual_seed(3)
+    start = start_reward_model(load_causal_lm([base], trainable=True), tokenizer)
+    model = _moved(attach(start, LoraRecipe(rank=4), "SEQ_CLS"), 0.1)
+    save(model, tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward" / "tokenizer")
+    torch.manual_seed(99)  # a head drawn anew would be another one
+    loaded, _ = load_reward_model(base, tmp_path / "reward")
+    torch.testing.assert_close(_logits(loaded), _logits(model), atol=1e-5, rtol=1e-4)
+
+
+def test_saved_adapters_are_the_same_bytes_and_name_no_path(tmp_path: Path) -> None:
+    for name in "ab":
+        save(attach(load_causal_lm([tiny_base(tmp_path / "base" / name)]), LoraRecipe(rank=4), seed=5), tmp_path / name)
+    files = [{p.name: p.read_bytes() for p in sorted((tmp_path / name / "adapter").iterdir())} for name in "ab"]
+    assert files[0] == files[1] and set(files[0]) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert str(tmp_path) not in files[0]["adapter_config.json"].decode()
+
+
+def test_new_tokens_get_the_mean_embedding() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    layer: Any = model.get_input_embeddings()
+    rows = layer.weight.shape[0]
+    tokenizer.add_special_tokens({"pad_token": "<|new|>"})
+    fit_embeddings(model, tokenizer)
+    resized: Any = model.get_input_embeddings()
+    weight = resized.weight
+    assert weight.shape[0] == rows + 1 == len(tokenizer)
+    torch.testing.assert_close(weight[rows], weight[:rows].mean(dim=0))
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "base")
+    state = tiny_model().state_dict()
+    (base / "model" / "model.safetensors").unlink()
+    torch.save(state, base / "model" / "pytorch_model.bin")
+    with pytest.raises(InputError, match="safetensors"):
+        load_causal_lm([base])
+    with pytest.raises(InputError, match="safetensors"):
+        build_base(BaseRecipe(model=str(base / "model")), {}, work_in(tmp_path / "work"))
+
+
+def test_a_missing_adapter_file_is_named(tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "base")
+    (tmp_path / "sft" / "adapter").mkdir(parents=True)
+    with pytest.raises(PipelineError, match="adapter_model"):
+        load_causal_lm([base, tmp_path / "sft"])
+
+
+@pytest.mark.parametrize(
+    ("model", "words"), [("/no/such/model", "does not exist"), ("./no-such", "does not exist"), (".", "config.json")]
+)
+def test_a_missing_model_is_one_sentence(tmp_path: Path, model: str, words: str, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words):
+        BaseRecipe(model=model).external_files()
+    with pytest.raises(InputError, match=words):
+        build_base(BaseRecipe(model=model), {}, work_in(tmp_path / "work"))
+
+
+def test_an_unreachable_hub_model_is_one_sentence(tmp_path: Path, monkeypatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert BaseRecipe(model="someone/something").external_files() == []
+    with pytest.raises(InputError, match="'someone/something' cannot be fetched"):
+        build_base(BaseRecipe(model="someone/something"), {}, work_in(tmp_path / "work"))
+
+
+def test_a_local_model_is_referred_to_and_not_copied(tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "model")
+    for file in (base / "tokenizer").iterdir():
+        (base / "model" / file.name).write_bytes(file.read_bytes())
+    recipe, work = BaseRecipe(model=str(base / "model")), work_in(tmp_path / "work")
+    build_base(recipe, {}, work)
+    assert not list(work.out.rglob("*.safetensors"))
+    source = json.loads((work.out / "source.json").read_text())
+    assert set(source["files"]) == {path.name for path in recipe.external_files()}
+    torch.testing.assert_close(_logits(load_causal_lm([work.out])), _logits(load_causal_lm([base])))
+
+
+def test_the_real_pretrained_model(tmp_path: Path) -> None:
+    if not STORIES.is_dir():
+        pytest.skip("the shared data folder with stories260K is not there")
+    work = work_in(tmp_path)
+    build_base(BaseRecipe(model=str(STORIES)), {}, work)
+    tokenizer: Any = load_tokenizer(work.out)
+    model: Any = load_causal_lm([work.out])
+    assert tokenizer.pad_token == "<unk>" and tokenizer.chat_template
+    ids = model.generate(torch.tensor([[tokenizer.bos_token_id]]), max_new_tokens=200, do_sample=False)
+    text = tokenizer.decode(ids[0], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert text.strip() == (STORIES / "golden_greedy_200.txt").read_text().strip()

@@ -1,0 +1,430 @@
+"""The three trainers on tiny models: losses by hand, what moves and what does not, checkpoints and bad input."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tasks.artifact import InputError, PipelineError, read_jsonl, write_jsonl
+from tasks.models.adapters import FullRecipe, LoraRecipe, attach
+from tasks.models.chat import Encoded, encode_conversation
+from tasks.models.loading import load_causal_lm, load_reward_model, load_tokenizer
+from tasks.training.dpo import DpoRecipe, train_dpo
+from tasks.training.dpo_engine import DpoTrainer, check_start, group_logps
+from tasks.training.engine_batches import LengthBatches, completion_logps, logits_at, pad
+from tasks.training.engine_checkpoints import last_checkpoint, seal
+from tasks.training.engine_pairs import collate_groups, group_preferences
+from tasks.training.hyperparameters import Hyperparameters
+from tasks.training.reward import RewardRecipe, train_reward
+from tasks.training.reward_engine import RewardTrainer, held_out_margins
+from tasks.training.reward_quality import bootstrap, quality, reliability
+from tasks.training.reward_scoring import RewardScorer, score_sequences
+from tasks.training.sft import SftRecipe, train_sft
+from tasks.training.sft_engine import LanguageTrainer, fit_language_model
+from tests.tiny_models import demonstrations, preference, preferences, tiny_base, tiny_model, tiny_tokenizer, work_in
+
+LORA = LoraRecipe(rank=4)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return tiny_base(tmp_path / "base")
+
+
+@pytest.fixture
+def chain(tmp_path: Path, base: Path) -> dict[str, Path]:
+    """base, a short SFT and preferences."""
+    work = work_in(tmp_path / "sft")
+    train_sft(SftRecipe(adapter=LORA, epochs=1), {"base": base, "data": demonstrations(tmp_path / "data")}, work)
+    return {"base": base, "sft": work.out, "preferences": preferences(tmp_path / "preferences")}
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_has_every_row_once_in_batches_of_like_length() -> None:
+    lengths = [n % 37 for n in range(203)]
+    batches = list(LengthBatches(lengths, 8, 2, seed=1))
+    assert len(batches) == len(LengthBatches(lengths, 8, 2, seed=1)) == 52
+    for epoch in (batches[:26], batches[26:]):
+        assert sorted(i for batch in epoch for i in batch) == list(range(203))
+    assert max(max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in batches) <= 4
+    assert batches == list(LengthBatches(lengths, 8, 2, seed=1)) != list(LengthBatches(lengths, 8, 2, seed=2))
+    assert batches[:26] != batches[26:]
+
+
+def _head(model) -> torch.nn.Module:
+    return model.get_output_embeddings()
+
+
+def test_logits_only_where_they_are_needed_are_the_same_logits() -> None:
+    for kind in ("llama", "gpt2"):
+        model = tiny_model(kind).eval()
+        ids, keep = torch.tensor([[1, 5, 9, 0], [1, 7, 8, 6]]), torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]]).bool()
+        with torch.no_grad():
+            whole = model(input_ids=ids, attention_mask=(ids != 0).long()).logits
+            torch.testing.assert_close(logits_at(model, _head(model), ids, keep), whole[keep])
+
+
+# --- SFT -------------------------------------------------------------------------------------------------------------
+
+
+def _trainer_loss(kind, model, batch, recipe=None) -> float:
+    trainer = object.__new__(kind)
+    trainer.accelerator = type("Accelerator", (), {"unwrap_model": staticmethod(lambda model: model)})
+    trainer.recipe = recipe
+    with torch.no_grad():
+        return float(kind.losses(trainer, model, batch)[0]) / batch["items"]
+
+
+def test_sft_loss_is_the_mean_over_assistant_tokens() -> None:
+    tokenizer, model = tiny_tokenizer(), tiny_model().eval()
+    turns = [["Hi", "Yes."], ["Where is it?", "It is in aisle 4."]]
+    rows = [
+        encode_conversation(tokenizer, [{"role": "user", "content": u}, {"role": "assistant", "content": a}])
+        for u, a in turns
+    ]
+    expected = []
+    for row in rows:
+        with torch.no_grad():
+            logps = model(input_ids=torch.tensor([row.input_ids])).logits[0].log_softmax(dim=-1)
+        expected += [-float(logps[t - 1, row.input_ids[t]]) for t, mark in enumerate(row.labels_mask) if mark]
+    mask = pad([row.labels_mask for row in rows], 0).bool()
+    batch = {"input_ids": pad([row.input_ids for row in rows], 0), "mask": mask, "items": int(mask[:, 1:].sum())}
+    assert batch["items"] == len(expected)
+    assert _trainer_loss(LanguageTrainer, model, batch) == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize(("adapter", "kind"), [(LORA, "llama"), (LORA, "gpt2"), (FullRecipe(), "llama")])
+def test_sft_learns_and_moves_what_it_should(tmp_path: Path, adapter, kind: str) -> None:
+    base, data, work = tiny_base(tmp_path / "base", kind), demonstrations(tmp_path / "data"), work_in(tmp_path / "sft")
+    curve: list[tuple[int, dict[str, float]]] = []
+    work.on_log = lambda metrics, step: curve.append((step, dict(metrics)))
+    train_sft(SftRecipe(adapter=adapter, epochs=20, batch_size=8), {"base": base, "data": data}, work)
+    assert work.metrics["last_loss"] < (0.6 if adapter.kind == "full" else 0.85) * work.metrics["first_loss"]
+    assert work.metrics["rows"] == 24 and work.metrics["rows_dropped"] == 0
+    assert [step for step, _ in curve] == [10, 20, 30, 40, 50, 60] and curve[-1][1]["loss"] == work.metrics["last_loss"]
+    if adapter.kind == "lora":
+        weights = load_file(work.out / "adapter" / "adapter_model.safetensors")
+        assert all("lora_" in name for name in weights)
+        assert all(float(w.abs().max()) > 0 for name, w in weights.items() if "lora_B" in name)
+    before, after = load_causal_lm([base]).state_dict(), load_causal_lm([base, work.out]).state_dict()
+    moved = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    embeddings = {name for name in after if "embed_tokens" in name or "wte" in name}
+    assert moved and bool(moved & embeddings) == (adapter.kind == "full")
+
+
+def test_accumulated_batches_weigh_tokens_not_batches(tmp_path: Path) -> None:
+    """One step over two halves of unlike length is the same step as over the whole."""
+    rows = [Encoded([1, *range(10, 10 + n)], [0, *[1] * n]) for n in (3, 4, 20, 21)]
+    after = []
+    for name, batch_size, accumulation in (("whole", 4, 1), ("halves", 2, 2)):
+        model = tiny_model()
+        recipe = Hyperparameters(
+            adapter=FullRecipe(), batch_size=batch_size, accumulation=accumulation, warmup=0, max_grad_norm=1e9,
+            learning_rate=1e-3, schedule="constant",
+        )  # fmt: skip
+        fit_language_model(model, tiny_tokenizer(), rows, recipe, work_in(tmp_path / name))
+        after.append(model.state_dict())
+    for name, weight in after[0].items():
+        torch.testing.assert_close(weight, after[1][name], atol=2e-5, rtol=1e-3)
+
+
+def test_too_long_rows_are_dropped_counted_and_limited(tmp_path: Path, base: Path) -> None:
+    rows = read_jsonl(demonstrations(tmp_path / "data", 10) / "sft.jsonl")
+    rows[3]["messages"][1]["content"] = "very " * 60
+    write_jsonl(tmp_path / "data" / "sft.jsonl", rows)
+    inputs, work = {"base": base, "data": tmp_path / "data"}, work_in(tmp_path / "sft")
+    train_sft(SftRecipe(adapter=LORA, epochs=1, max_length=64), inputs, work)
+    assert (work.metrics["rows"], work.metrics["rows_dropped"]) == (9, 1)
+    with pytest.raises(InputError, match="1 of 10 rows are longer than 64 tokens"):
+        recipe = SftRecipe(adapter=LORA, epochs=1, max_length=64, dropped_limit=0.05)
+        train_sft(recipe, inputs, work_in(tmp_path / "refused"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "no demonstrations"),
+        ([{"id": "1"}], "Row 1 for SFT is not a conversation"),
+        ([{"id": "1", "messages": [{"role": "user", "content": "Hi"}]}], "Row 1 for SFT has no assistant turn"),
+        ([{"id": "1", "messages": [{"role": "user"}]}], "Row 1 for SFT is not a conversation"),
+    ],
+)
+def test_rows_that_cannot_be_learnt_are_named(tmp_path: Path, base: Path, rows, words: str) -> None:
+    write_jsonl(tmp_path / "data" / "sft.jsonl", rows)
+    with pytest.raises(InputError, match=words):
+        train_sft(SftRecipe(), {"base": base, "data": tmp_path / "data"}, work_in(tmp_path / "sft"))
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+KILLED = """
+import sys
+from pathlib import Path
+from tasks.training.{module} import {recipe}, {stage}
+from tasks.models.adapters import LoraRecipe
+from tasks.artifact import Work
+here, inputs = Path(sys.argv[1]), dict(pair.split("=") for pair in sys.argv[2:])
+(here / "out").mkdir(parents=True, exist_ok=True); (here / "scratch").mkdir(exist_ok=True)
+def progress(done, total, note):
+    print(done, total, flush=True)
+work = Work(out=here / "out", scratch=here / "scratch", seed=3, on_progress=progress, checkpoint_seconds=0.0)
+{stage}({recipe}(adapter=LoraRecipe(rank=4, dropout=0.1), epochs={epochs}, batch_size=4),
+        {{name: Path(path) for name, path in inputs.items()}}, work)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "recipe", "stage", "epochs"),
+    [
+        ("sft", "SftRecipe", "train_sft", 10),
+        pytest.param("reward", "RewardRecipe", "train_reward", 15, marks=pytest.mark.slow),
+        pytest.param("dpo", "DpoRecipe", "train_dpo", 15, marks=pytest.mark.slow),
+    ],
+)
+def test_kill_and_resume_gives_the_uninterrupted_weights(
+    tmp_path: Path, chain: dict[str, Path], module: str, recipe: str, stage: str, epochs: int
+) -> None:
+    code = KILLED.format(module=module, recipe=recipe, stage=stage, epochs=epochs)
+    inputs = [f"{name}={path}" for name, path in {**chain, "data": tmp_path / "data"}.items()]
+
+    def start(folder: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", code, str(tmp_path / folder), *inputs]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], env=environment
+        )
+
+    killed, scratch = start("killed"), tmp_path / "killed" / "scratch"
+    while len(list(scratch.glob("checkpoint-*/whole.json"))) < 1 or not list(scratch.glob("checkpoint-?[0-9]*")):
+        assert killed.poll() is None, "finished before it could be killed"
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    (scratch / "checkpoint-9999").mkdir()  # and one that was only begun
+    resumed, whole = start("killed"), start("whole")
+    steps = [int(line.split()[0]) for line in (resumed.communicate(timeout=240)[0] or "").splitlines()]
+    whole.communicate(timeout=240)
+    assert resumed.returncode == 0 == whole.returncode
+    assert min(step for step in steps if step) > 5, "it began again"
+    ours, theirs = (
+        load_file(tmp_path / name / "out/adapter/adapter_model.safetensors") for name in ("killed", "whole")
+    )
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, atol=1e-6, rtol=1e-5)
+
+
+def test_a_checkpoint_cut_short_is_never_used(tmp_path: Path) -> None:
+    for step in (5, 12, 20):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(b"x" * step)
+        seal(folder)
+    (tmp_path / "checkpoint-20" / "whole.json").unlink()
+    (tmp_path / "checkpoint-12" / "adapter_model.safetensors").write_bytes(b"x")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+# --- preferences -----------------------------------------------------------------------------------------------------
+
+
+def test_a_completion_is_computed_once_however_many_pairs_it_is_in() -> None:
+    rows = [preference("a", "x", "y"), preference("b", "u", "v"), preference("a", "x", "z"), preference("a", "y", "z")]
+    groups = group_preferences(rows, tiny_tokenizer())
+    assert [(len(g.sequences), [p[:2] for p in g.pairs]) for g in groups] == [
+        (3, [(0, 1), (0, 2), (1, 2)]),
+        (2, [(0, 1)]),
+    ]
+    batch = collate_groups(groups, 0)
+    assert batch["chosen"].tolist() == [0, 0, 1, 3] and batch["rejected"].tolist() == [1, 2, 2, 4]
+    assert batch["items"] == 4 and batch["input_ids"].shape[0] == 5
+
+
+def test_an_unfinished_completion_has_no_eos() -> None:
+    tokenizer = tiny_tokenizer()
+    (group,) = group_preferences([preference("a", "x", "y", rejected_finished=False)], tokenizer)
+    assert [ids[-1] == tokenizer.eos_token_id for ids in group.sequences] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"id": "1", "prompt": [], "chosen": "x"}, "Preference 2 lacks"),
+        (preference("a", "x", "x"), "prefers nothing"),
+        (preference("a", "x", "y", weight=0), "prefers nothing"),
+        (preference("a", "x", "y", weight="much"), "Preference 2"),
+    ],
+)
+def test_rows_that_are_no_preferences_are_named(row, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        group_preferences([preference("a", "b", "c"), row], tiny_tokenizer())
+
+
+# --- reward ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_reward_loss_by_hand() -> None:
+    batch = {
+        "input_ids": torch.zeros(3, 1, dtype=torch.long),
+        "chosen": torch.tensor([0, 0]),
+        "rejected": torch.tensor([1, 2]),
+        "weights": torch.tensor([1.0, 0.5]),
+        "margins": torch.tensor([0.0, 2.0]),
+        "items": 1.5,
+    }
+    rewards = [2.0, 1.0, -1.0]
+    model = lambda **_: type("Output", (), {"logits": torch.tensor(rewards)[:, None]})  # noqa: E731
+    loss = _trainer_loss(RewardTrainer, model, batch, RewardRecipe(centering=0.1, margin=0.5))
+    first = math.log1p(math.exp(-1.0)) + 0.1 * 3.0**2
+    second = math.log1p(math.exp(-(3.0 - 0.5 * 2.0))) + 0.1 * 1.0**2
+    assert loss == pytest.approx((first + 0.5 * second) / 1.5, abs=1e-5)
+
+
+def test_reward_model_learns_and_scores_the_same_everywhere(tmp_path: Path, chain: dict[str, Path]) -> None:
+    work = work_in(tmp_path / "reward", seed=1)
+    train_reward(RewardRecipe(adapter=LORA, epochs=12, batch_size=4, learning_rate=3e-3), chain, work)
+    assert work.metrics["validation/accuracy"] > 0.9
+    assert work.metrics["validation/accuracy_low"] <= work.metrics["validation/accuracy"]
+    assert (work.out / "report" / "calibration.png").stat().st_size > 5000
+
+    rows = read_jsonl(chain["preferences"] / "validation.jsonl")
+    scorer = RewardScorer(chain["base"], work.out)
+    sides = {
+        side: scorer.score([r["prompt"] for r in rows], [r[side][0]["content"] for r in rows], [True] * len(rows))
+        for side in ("chosen", "rejected")
+    }
+    wins = [c > r for c, r in zip(sides["chosen"], sides["rejected"], strict=True)]
+    assert sum(wins) / len(wins) == pytest.approx(work.metrics["validation/accuracy"])
+    groups = group_preferences(rows, scorer.tokenizer)
+    margins = [margin for group in held_out_margins(scorer.model, groups, 0) for margin in group]
+    by_pair = sorted(c - r for c, r in zip(sides["chosen"], sides["rejected"], strict=True))
+    assert sorted(margins) == pytest.approx(by_pair, abs=1e-5)
+
+    train = read_jsonl(chain["preferences"] / "train.jsonl")
+    texts = {(r["prompt"][0]["content"], r[side][0]["content"]) for r in train for side in ("chosen", "rejected")}
+    prompts = [[{"role": "user", "content": prompt}] for prompt, _ in texts]
+    normal = scorer.normalised(prompts, [text for _, text in texts], [True] * len(texts))  # type: ignore[arg-type]
+    assert np.mean(normal) == pytest.approx(0, abs=1e-3) and np.std(normal) == pytest.approx(1, abs=1e-3)
+
+
+def test_scores_do_not_depend_on_padding_and_differ_without_eos(tmp_path: Path, chain: dict[str, Path]) -> None:
+    work = work_in(tmp_path / "reward")
+    train_reward(RewardRecipe(adapter=LORA, epochs=1), chain, work)
+    scorer, prompt = RewardScorer(chain["base"], work.out), [{"role": "user", "content": "Where is item 3?"}]
+    texts = ["No.", "Aisle 3. Thank you! " * 3, "In 3."]
+    together = scorer.score([prompt] * 3, texts, [True] * 3)  # type: ignore[list-item]
+    alone = [scorer.score([prompt], [text], [True])[0] for text in texts]  # type: ignore[list-item]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert scorer.score([prompt], ["No."], [False]) != pytest.approx(alone[:1], abs=1e-4)  # type: ignore[list-item]
+    left = torch.tensor([[0, 0, 1, 20, 21, 2], [1, 20, 21, 22, 23, 2]])
+    with torch.no_grad():
+        padded = scorer.model(input_ids=left, attention_mask=(left != 0).long()).logits[:, 0].tolist()
+    rows = [[1, 20, 21, 2], [1, 20, 21, 22, 23, 2]]
+    assert score_sequences(scorer.model, rows, 0) == pytest.approx(padded, abs=1e-4)
+
+
+@pytest.mark.parametrize("sft_kind", ["lora", "full"])
+@pytest.mark.parametrize("reward_kind", ["lora", "full"])
+def test_every_mixture_of_adapters_reloads(tmp_path: Path, base: Path, sft_kind: str, reward_kind: str) -> None:
+    adapters = {"lora": LORA, "full": FullRecipe()}
+    sft, reward = work_in(tmp_path / "sft"), work_in(tmp_path / "reward")
+    inputs = {"base": base, "data": demonstrations(tmp_path / "data"), "sft": sft.out}
+    train_sft(SftRecipe(adapter=adapters[sft_kind], epochs=2), inputs, sft)
+    inputs["preferences"] = preferences(tmp_path / "preferences")
+    train_reward(RewardRecipe(adapter=adapters[reward_kind], epochs=3), inputs, reward)
+    model, tokenizer = load_reward_model(base, reward.out)
+    groups = group_preferences(read_jsonl(inputs["preferences"] / "train.jsonl"), tokenizer)
+    scores = score_sequences(model, [ids for group in groups for ids in group.sequences], 0)
+    kept = json.loads((reward.out / "reward.json").read_text())
+    assert np.mean(scores) == pytest.approx(kept["mean"], abs=1e-4)
+    assert np.std(scores) == pytest.approx(kept["std"], abs=1e-4)
+
+
+def test_quality_by_hand() -> None:
+    report, _ = quality([[2.0, -1.0], [0.5, 0.0]], seed=0)
+    assert report["accuracy"] == pytest.approx((1 + 0 + 1 + 0.5) / 4)
+    confidences = [1 / (1 + math.exp(-x)) for x in (2.0, 1.0, 0.5, 0.0)]
+    error = sum(abs(c - right) for c, right in zip(confidences, (1, 0, 1, 0.5), strict=True)) / 4  # each in its own bin
+    assert report["calibration_error"] == pytest.approx(error)
+    assert report["log_loss"] == pytest.approx(sum(math.log1p(math.exp(-x)) for x in (2.0, -1.0, 0.5, 0.0)) / 4)
+    stated, happened, counts = reliability(np.array([0.1, 0.1, -0.1]))
+    assert (
+        counts.tolist() == [3] and happened[0] == pytest.approx(2 / 3) and stated[0] == pytest.approx(0.52498, abs=1e-4)
+    )
+
+
+def test_the_interval_is_over_prompts_not_pairs() -> None:
+    same = [np.array([float(n % 2)] * 50) for n in range(10)]
+    low, high = bootstrap(same, seed=0)
+    assert high - low > 0.5  # ten prompts, not five hundred pairs
+
+
+# --- DPO -------------------------------------------------------------------------------------------------------------
+
+
+def test_completion_logps_by_hand() -> None:
+    model, ids = tiny_model().eval(), torch.tensor([[1, 20, 30, 2, 0], [1, 20, 40, 50, 2]])
+    mask = torch.tensor([[0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]).bool()
+    with torch.no_grad():
+        logps, counts = completion_logps(model, _head(model), ids, mask)
+        full = model(input_ids=ids).logits.log_softmax(dim=-1)
+    assert counts.tolist() == [2, 2]
+    assert float(logps[0]) == pytest.approx(float(full[0, 1, 30] + full[0, 2, 2]), abs=1e-4)
+    assert float(logps[1]) == pytest.approx(float(full[1, 2, 50] + full[1, 3, 2]), abs=1e-4)
+
+
+def test_the_dpo_loss_starts_at_ln_2_and_by_hand() -> None:
+    tokenizer, model = tiny_tokenizer(), tiny_model().eval()
+    groups = group_preferences([preference("a", "x", "yy", weight=0.5), preference("b", "u", "v")], tokenizer)
+    for group, logps in zip(groups, group_logps(model, groups, 0, 8), strict=True):
+        group.reference = logps
+    recipe = DpoRecipe(beta=0.1)
+    assert _trainer_loss(DpoTrainer, model, collate_groups(groups, 0), recipe) == pytest.approx(math.log(2), abs=1e-5)
+    check_start(attach(model, LORA), groups, 0, recipe)
+    own = [list(group.reference) for group in groups]
+    groups[0].reference[0] -= 3.0  # as if the policy had come to like the first chosen one by 3 nats
+    loss = _trainer_loss(DpoTrainer, model, collate_groups(groups, 0), recipe)
+    assert loss == pytest.approx((0.5 * math.log1p(math.exp(-0.3)) + math.log(2)) / 1.5, abs=1e-5)
+    with pytest.raises(PipelineError, match="would not start from its reference"):
+        check_start(model, groups, 0, recipe)
+    groups[0].reference[0] += 3.0
+    tilted = _trainer_loss(DpoTrainer, model, collate_groups(groups, 0), DpoRecipe(beta=0.1, sft_weight=1.0))
+    chosen = [(own[0][0], len("x") + 1, 0.5), (own[1][0], len("u") + 1, 1.0)]
+    assert tilted == pytest.approx(math.log(2) + sum(w * -logp / n for logp, n, w in chosen) / 1.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("adapter", [LORA, FullRecipe()])
+def test_dpo_learns_the_preference_and_freezes_the_base(tmp_path: Path, chain: dict[str, Path], adapter) -> None:
+    work = work_in(tmp_path / "dpo", seed=1)
+    curve: list[dict[str, float]] = []
+    work.on_log = lambda metrics, step: curve.append(dict(metrics))
+    recipe = DpoRecipe(adapter=adapter, epochs=20, batch_size=4, learning_rate=2e-3)
+    train_dpo(recipe, chain, work)
+    assert curve[0]["rewards/accuracies"] < curve[-1]["rewards/accuracies"] > 0.95
+    assert {"loss", "rewards/margins", "logps/chosen", "length/chosen"} <= set(curve[0])
+    tokenizer = load_tokenizer(chain["base"])
+    groups = group_preferences(read_jsonl(chain["preferences"] / "validation.jsonl"), tokenizer)
+    reference = group_logps(load_causal_lm([chain["base"], chain["sft"]]), groups, 0, 8)
+    policy = group_logps(load_causal_lm([chain["base"], chain["sft"], work.out]), groups, 0, 8)
+    for own, old, group in zip(policy, reference, groups, strict=True):
+        assert all((own[w] - old[w]) > (own[l_] - old[l_]) for w, l_, _, _ in group.pairs)
+    if adapter.kind == "lora":
+        assert all("lora_" in name for name in load_file(work.out / "adapter" / "adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize(("stage", "recipe"), [(train_reward, RewardRecipe()), (train_dpo, DpoRecipe())])
+def test_no_preferences_is_one_sentence(tmp_path: Path, chain: dict[str, Path], stage, recipe) -> None:
+    write_jsonl(tmp_path / "none" / "train.jsonl", [])
+    with pytest.raises(InputError, match="no preferences"):
+        stage(recipe, {**chain, "preferences": tmp_path / "none"}, work_in(tmp_path / "work"))
