@@ -23,6 +23,7 @@ from benchmarks.measured import ROOT, fresh_home, keep, rlhf, show
 from flows.lifecycle import LifecycleRecipe
 from tasks.artifact import Work, read_jsonl
 from tasks.recipe import load_recipe
+from tasks.training.dpo import DpoRecipe
 
 RECIPE = ROOT / "deployments" / "recipes" / "demo.toml"
 ONLY_DPO = ["--set", 'policy=[{method="dpo"}]']
@@ -96,6 +97,7 @@ def _trl_arguments(work: Path) -> dict[str, dict[str, Any]]:
     """What each TRL trainer is told: the demo's values where they exist on both sides, TRL's defaults elsewhere."""
     recipe = load_recipe(LifecycleRecipe, RECIPE, ONLY_DPO[1:])
     [dpo] = recipe.policy
+    assert isinstance(dpo, DpoRecipe)
     pairs = read_jsonl(work / "preferences" / "train.jsonl")
     per_prompt = len(pairs) / len({row["prompt_id"] for row in pairs})  # our reward and DPO batches count prompts
     shared = {
@@ -123,7 +125,7 @@ def _trl_arguments(work: Path) -> dict[str, dict[str, Any]]:
     found["sft"]["assistant_only_loss"] = True
     found["reward"] |= {"lora_task_type": "SEQ_CLS", "lora_modules_to_save": "score"}
     found["reward"]["center_rewards_coefficient"] = recipe.reward.centering
-    found["dpo"]["beta"] = dpo.beta if dpo.method == "dpo" else 0.1
+    found["dpo"]["beta"] = dpo.beta
     return found
 
 
@@ -141,7 +143,12 @@ def trl(folder: str) -> None:
     """TRL's trainers, one after the other in this process."""
     from datasets import load_dataset
     from peft import LoraConfig
-    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+    from trl.trainer.reward_config import RewardConfig
+    from trl.trainer.reward_trainer import RewardTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     work, out = Path(folder), Path(folder) / "trl_one_process"
     trainers: dict[str, tuple[Any, Any]] = {
@@ -206,7 +213,7 @@ def _generate(model_folder: Path, tokenizer: Any, rows: list[dict[str, Any]]) ->
     from transformers import AutoModelForCausalLM
 
     recipe = load_recipe(LifecycleRecipe, RECIPE).evaluate
-    model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folder).eval()
     torch.manual_seed(0)
     texts: list[list[str]] = []
     size = max(1, recipe.batch_size // recipe.samples_per_prompt)
@@ -257,10 +264,10 @@ def _reward_model(out: Path, tokenizer: Any) -> Callable[[list[list[dict[str, st
 def ours(folder: str) -> None:
     """Our stages, called one after the other in this process."""
     import torch
-    from tasks.merging import merge_policy
 
     from tasks.evaluation.evaluate import evaluate_models
-    from tasks.training.dpo import DpoRecipe, train_dpo
+    from tasks.merging import merge_policy
+    from tasks.training.dpo import train_dpo
     from tasks.training.reward import train_reward
     from tasks.training.sft import train_sft
 

@@ -88,7 +88,7 @@ def status(as_json: Json = False) -> None:
 
 @app.command()
 def run(recipe: RecipePath, set_: Set = None, labels: Labels = None, as_json: Json = False) -> None:
-    """Run a recipe's whole lifecycle here: builds what is missing, reuses the rest, waits for people where it says so."""
+    """Run a whole lifecycle here: build what is missing, reuse the rest, wait for people where the recipe says so."""
     parsed = _recipe(recipe, set_, labels)
     _start_services(quiet=True)
     os.environ.update(services.environment())

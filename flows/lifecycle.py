@@ -1,6 +1,7 @@
 """The whole lifecycle on one screen: data -> SFT -> sample -> label -> preferences -> reward -> optimise -> merge ->
 evaluate -> gate -> register."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Self
@@ -9,11 +10,6 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 from pydantic import BaseModel, Field, model_validator
-from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
-from tasks.merging import MergeRecipe, merge_policy
-from tasks.training.dpo import DpoRecipe, train_dpo
-from tasks.training.grpo import GrpoRecipe, train_grpo
-from tasks.training.reward import RewardRecipe, train_reward
 
 from flows import services
 from flows.running import Builder, Running, curves_sent, worker_count
@@ -21,16 +17,21 @@ from flows.screen import Screen
 from flows.summary import Built, conclude, figures, markdown
 from tasks.artifact import Artifact
 from tasks.data.prepare import DataRecipe, ShopData, prepare_data
+from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
 from tasks.evaluation.gate import GateRecipe, decide_gate
 from tasks.label import LabelRecipe, collect_judgements
 from tasks.lineage import Record
+from tasks.merging import MergeRecipe, merge_policy
 from tasks.models.pretrain import BaseRecipe, build_base
 from tasks.preferences import PreferencesRecipe, build_preferences
 from tasks.recipe import Part
 from tasks.registry import Registered, Registry
 from tasks.sampling.completions import SampleRecipe, sample_completions
 from tasks.store import Order, Stage, Store
+from tasks.training.dpo import DpoRecipe, train_dpo
+from tasks.training.grpo import GrpoRecipe, train_grpo
 from tasks.training.ppo import PpoRecipe, train_ppo
+from tasks.training.reward import RewardRecipe, train_reward
 from tasks.training.sft import SftRecipe, train_sft
 from tasks.worker import Workers
 
@@ -104,48 +105,46 @@ def policy_name(policy: PolicyRecipe) -> str:
 def build_lifecycle(recipe: LifecycleRecipe, build: Builder, store: Store, registry: Registry) -> Built:
     """Order every stage of a recipe, in turn or side by side, each with just what it needs."""
 
-    def order(stage: Stage, part: BaseModel, label: str = "", **inputs: Artifact) -> Order:
+    def order(stage: Stage, part: BaseModel, inputs: Mapping[str, Artifact], label: str = "") -> Order:
         return Order(stage, part, inputs, recipe.seed, label)
 
-    base, data = build.side_by_side([order(BASE, recipe.base), order(DATA, recipe.data)])
-    start = {"base": base, "sft": build.one(order(SFT, recipe.sft, base=base, data=data))}
+    base, data = build.side_by_side([order(BASE, recipe.base, {}), order(DATA, recipe.data, {})])
+    start = {"base": base, "sft": build.one(order(SFT, recipe.sft, {"base": base, "data": data}))}
     if recipe.preferences.source == "data":
-        preferences = build.one(order(PREFERENCES, recipe.preferences, data=data))
+        behind = {"data": data}
     else:
-        completions = build.one(order(SAMPLE, recipe.sample, **start, data=data))
-        judgements = build.one(order(LABEL, recipe.label, completions=completions))
-        needs = {"judgements": judgements, "completions": completions}
-        preferences = build.one(order(PREFERENCES, recipe.preferences, **needs))
+        completions = build.one(order(SAMPLE, recipe.sample, {**start, "data": data}))
+        judgements = build.one(order(LABEL, recipe.label, {"completions": completions}))
+        behind = {"judgements": judgements, "completions": completions}
+    preferences = build.one(order(PREFERENCES, recipe.preferences, behind))
 
-    def optimise(policy: PolicyRecipe, **needs: Artifact) -> Order:
-        return order(OPTIMISE[policy.method], policy, policy_name(policy), **start, data=data, **needs)
+    def optimise(policy: PolicyRecipe, needs: Mapping[str, Artifact]) -> Order:
+        return order(OPTIMISE[policy.method], policy, {**start, "data": data, **needs}, policy_name(policy))
 
     # DPO needs no reward model, so both are trained side by side; what needs the reward model follows.
     direct = [policy for policy in recipe.policy if policy.method == "dpo"]
     by_reward = [policy for policy in recipe.policy if policy.method != "dpo"]
-    reward_order = order(REWARD, recipe.reward, **start, preferences=preferences)
-    first = [optimise(policy, preferences=preferences) for policy in direct]
-    reward, *policies = build.side_by_side([reward_order, *first])
-    policies += build.side_by_side([optimise(policy, reward=reward) for policy in by_reward])
+    learnt = {"preferences": preferences}
+    reward, *policies = build.side_by_side(
+        [order(REWARD, recipe.reward, {**start, **learnt}), *(optimise(policy, learnt) for policy in direct)]
+    )
+    policies += build.side_by_side([optimise(policy, {"reward": reward}) for policy in by_reward])
 
     names = [policy_name(policy) for policy in [*direct, *by_reward]]
-    merges = zip(names, policies, strict=True)
-    merged = dict(
-        zip(
-            names,
-            build.side_by_side([order(MERGE, recipe.merge, f"merge {n}", **start, policy=p) for n, p in merges]),
-            strict=True,
-        )
-    )
+    merges = [
+        order(MERGE, recipe.merge, {**start, "policy": policy}, f"merge {name}")
+        for name, policy in zip(names, policies, strict=True)
+    ]
+    merged = dict(zip(names, build.side_by_side(merges), strict=True))
     candidates = {f"candidate.{name}": artifact for name, artifact in merged.items()}
 
     def evaluation(against: Artifact | None) -> Order:
         champion = {"champion": against} if against else {}
-        return order(EVALUATE, recipe.evaluate, **start, data=data, reward=reward, **candidates, **champion)
+        return order(EVALUATE, recipe.evaluate, {**start, "data": data, "reward": reward, **candidates, **champion})
 
     champion = _opponent(registry, store, recipe.name, merged, evaluation)
     evaluated = build.one(evaluation(store.find(champion.key) if champion else None))
-    return Built(evaluated, build.one(order(GATE, recipe.gate, evaluation=evaluated)), merged, champion)
+    return Built(evaluated, build.one(order(GATE, recipe.gate, {"evaluation": evaluated})), merged, champion)
 
 
 def _opponent(
@@ -175,15 +174,15 @@ def rlhf(recipe: LifecycleRecipe) -> dict[str, Any]:
     Raises `PipelineError` with one sentence when a stage fails; what was finished is kept and reused.
     """
     started = time.monotonic()
-    record = Record()
-    store, registry = Store(services.home(), record), Registry(record)
-    log = services.home() / "logs" / "stages.log"
+    record, home = Record(), services.home()
+    os.environ["RLHF_HOME"] = str(home)  # so that stages, in their own processes, keep people's passwords there too
+    store, registry = Store(home, record), Registry(record)
     parent = record.open_lifecycle(recipe.name, recipe.model_dump(mode="json"), {"rlhf.flow_run": flow_run.id or ""})
     try:
-        with Screen() as screen, Workers(worker_count(), log) as workers, curves_sent(record):
+        with Screen() as screen, Workers(worker_count(), home / "logs" / "stages.log") as workers, curves_sent(record):
             running = Running(store, workers, screen, parent)
             built = build_lifecycle(recipe, running, store, registry)
-        document = conclude(recipe.name, built, running.done, registry, parent)
+        document = conclude(recipe.name, built, running.done, registry, parent, str(flow_run.id))
     except BaseException as error:
         record.fail(parent, error)
         raise

@@ -23,7 +23,7 @@ class Built:
 
 
 def conclude(
-    name: str, built: Built, done: Sequence[tuple[str, Artifact]], registry: Registry, run_id: str
+    name: str, built: Built, done: Sequence[tuple[str, Artifact]], registry: Registry, run_id: str, flow_run: str
 ) -> dict[str, Any]:
     """Register the winner if the gate let one through; returns the document `rlhf run --json` prints."""
     decision = json.loads((built.gate.path / "decision.json").read_text())
@@ -57,6 +57,10 @@ def conclude(
         "champion": {"name": name, "version": promoted.version} if promoted else _champion(registry.find(name)),
         "reason": decision["reason"],
         "urls": urls(),
+        "links": {
+            "prefect": f"{urls()['prefect']}/runs/flow-run/{flow_run}",
+            "mlflow": f"{urls()['mlflow']}/#/experiments/{registry.experiment}/runs/{run_id}",
+        },
     }
 
 
@@ -97,6 +101,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         "",
         *_candidate_table(document),
         "",
+        *(f"- {c['name']} is refused: {reason}" for c in document["candidates"] for reason in c["refused"]),
+        "",
         "| stage | | seconds |",
         "|---|---|---|",
         *(f"| {s['name']} | {'reused' if s['reused'] else 'built'} | {s['seconds']:.1f} |" for s in document["stages"]),
@@ -108,15 +114,7 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 def _candidate_table(document: Mapping[str, Any]) -> list[str]:
     checks = list(document["sft"]["checks"])
-    head = [
-        "model",
-        f"win rate vs SFT ({document['judge'].replace('_', ' ')})",
-        *checks,
-        "KL",
-        "length",
-        "finished",
-        "",
-    ]
+    head = ["model", "wins against SFT", *checks, "KL", "tokens", "ended", "gate"]
     rows = [
         [
             "SFT",
@@ -145,7 +143,7 @@ def _candidate_table(document: Mapping[str, Any]) -> list[str]:
 
 def _standing(candidate: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     if candidate["refused"]:
-        return f"refused: {candidate['refused'][0]}"
+        return "refused"
     if candidate["name"] != document["best"]:
         return "passed, not the best"
     return "champion" if document["promoted"] else "passed"
@@ -153,12 +151,12 @@ def _standing(candidate: Mapping[str, Any], document: Mapping[str, Any]) -> str:
 
 def where_to_look(document: Mapping[str, Any]) -> list[str]:
     """The three web UIs, with what to look at in each."""
-    ui = document["urls"]
+    ui, links = document["urls"], document["links"]
     return [
-        f"Prefect {ui['prefect']}: the run, its stages and this summary (Runs, then Artifacts)",
-        f"MLflow {ui['mlflow']}: curves, figures, completions side by side (experiment rlhf); "
-        f"the champion (Models, {document['name']})",
-        f"Argilla {ui['argilla']}: the ranked comparisons of the round (sign in with `rlhf status`'s owner account)",
+        f"Prefect {links['prefect']}: this run, its stages and this summary",
+        f"MLflow {links['mlflow']}: this run; its child runs have the curves, figures and completions side by side; "
+        f"the champion is under Models, {document['name']}",
+        f"Argilla {ui['argilla']}: the ranked comparisons (`rlhf status` says how to sign in)",
     ]
 
 

@@ -1,6 +1,8 @@
 """What a stage receives and returns: a finished artifact, the work in progress, and rows on disk."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,3 +123,16 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as lines:
         for row in rows:
             lines.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """The same files in another folder without a second copy of their bytes (a copy only across file systems)."""
+    for file in source.rglob("*"):
+        if not file.is_file():
+            continue
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, place)
+        except OSError:
+            shutil.copy2(file, place)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
-from tasks.artifact import Artifact, PipelineError, iterate_jsonl
+from tasks.artifact import Artifact, PipelineError, iterate_jsonl, link_tree
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -234,19 +234,6 @@ class Record:
         if folder.exists():
             shutil.rmtree(folder)
         link_tree(path, folder)
-
-
-def link_tree(source: Path, target: Path) -> None:
-    """The same files in another folder without a second copy of their bytes (a copy only across file systems)."""
-    for file in source.rglob("*"):
-        if not file.is_file():
-            continue
-        place = target / file.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(file, place)
-        except OSError:
-            shutil.copy2(file, place)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -1,6 +1,5 @@
 """MLflow's model registry: who is champion, and what it takes to become one."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,7 +32,7 @@ class Registry:
     """The registered models of the pipeline."""
 
     def __init__(self, record: Record) -> None:
-        self.client = record.client
+        self.client, self.experiment = record.client, record.experiment
 
     def find(self, name: str, version: str = CHAMPION) -> Registered | None:
         """A version by alias or number; None where there is no such model, alias or version."""
@@ -76,7 +75,7 @@ class Registry:
             if version is None:
                 source = f"{self.client.get_run(artifact.run_id).info.artifact_uri}/model"
                 created = self.client.create_model_version(
-                    name, source, run_id=artifact.run_id, tags=tags, description=reason
+                    name, source, run_id=artifact.run_id, tags=tags, description=reason, await_creation_for=0
                 )
                 version = _registered(created)
             else:
@@ -117,8 +116,3 @@ def _registered(version: "ModelVersion") -> Registered:
         version.run_id or "",
         tags.get(BEATEN) or None,
     )
-
-
-def mlflow_url() -> str:
-    """Where people read the record."""
-    return os.environ.get("MLFLOW_TRACKING_URI", "")

@@ -1,5 +1,6 @@
 """Argilla's own HTTP API, answered by the stock server with our search engine on SQLite."""
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -188,14 +189,16 @@ def test_a_webhook_reaches_us_through_the_queue_inside_the_server(argilla: dict[
     threading.Thread(target=listener.serve_forever, daemon=True).start()
     webhooked = Round(argilla["ARGILLA_API_URL"], argilla["ARGILLA_API_KEY"], "webhooked")
     url = f"http://127.0.0.1:{listener.server_port}/"
-    hook = webhooked.post("webhooks", url=url, events=["record.completed"], description="test")
+    hook = webhooked.post("webhooks", url=url, events=["record.completed", "response.created"], description="test")
     try:
         webhooked.rank(0, 0)
         webhooked.rank(1, 0)
         deadline = time.monotonic() + 20
-        while not heard and time.monotonic() < deadline:
+        while len(heard) < 3 and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert heard and webhooked.records[0].encode() in heard[0]
+        types = sorted(json.loads(body)["type"] for body in heard)
+        assert types == ["record.completed", "response.created", "response.created"]
+        assert all(webhooked.records[0].encode() in body for body in heard)
     finally:
         webhooked.owner.delete(f"webhooks/{hook['id']}")
         listener.shutdown()

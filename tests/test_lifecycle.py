@@ -76,7 +76,7 @@ def test_mlflow_holds_one_parent_and_a_run_per_artifact(first: dict[str, Any], s
         run = client.get_run(stage["run_id"])
         assert run.data.tags["mlflow.parentRunId"] == first["run_id"], name
         assert run.info.status == "FINISHED" and run.data.tags["rlhf.key"] == stage["artifact"]
-        assert len(run.inputs.dataset_inputs) == sum(tag.startswith("rlhf.input.") for tag in run.data.tags)
+        assert run.inputs and len(run.inputs.dataset_inputs) == sum(tag.startswith("rlhf.input.") for tag in run.data.tags)
     reports = {
         name: {
             file.path.removeprefix("report/") for file in client.list_artifacts(stages(first)[name]["run_id"], "report")

@@ -1,7 +1,7 @@
 """The store with a real MLflow: reuse, rebuild, half builds, deleted bytes, and one copy of every byte."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ class Quiet:
 
     def progress(self, done: int, total: int, note: str) -> None: ...
 
-    def curve(self, metrics: dict[str, float], step: int, timestamp: int) -> None:
+    def curve(self, metrics: Mapping[str, float], step: int, timestamp: int) -> None:
         self.steps.append(step)
 
     def notify(self, text: str) -> None: ...
@@ -155,6 +155,7 @@ def test_mlflow_holds_the_record(bench: Bench) -> None:
         6,
     ]
     assert run.data.tags["rlhf.input.first"] == one.key
+    assert run.inputs
     [dataset] = run.inputs.dataset_inputs
     assert dataset.dataset.name == "first" and one.digest.startswith(dataset.dataset.digest)
     assert {f.path for f in client.list_artifacts(two.run_id)} == {"total.txt", "report", "manifest.json"}

@@ -35,7 +35,7 @@ def main() -> int:
 
     _migrate()
     asyncio.run(_ensure_owner(*credentials.owner(home)))
-    tuning.skip_unwanted_record_events()
+    tuning.skip_unwanted_events()
     jobs.start()
 
     import uvicorn

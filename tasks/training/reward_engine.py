@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedTokenizerBase
 
-from tasks.artifact import Row, Work
+from tasks.artifact import Row, Work, link_tree
 from tasks.models.adapters import attach
 from tasks.models.loading import load_causal_lm, load_tokenizer, save_model, start_reward_model
 from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
@@ -103,7 +103,7 @@ def held_out_margins(model: Any, groups: Sequence[Group], pad_id: int) -> list[l
 def _keep_start(model: Any, sft: Path, out: Path) -> None:
     """The adapter under the reward adapter travels with it; under a full fine-tune the reward model is stored whole."""
     if (sft / "adapter").is_dir():
-        shutil.copytree(sft / "adapter", out / "start" / "adapter")
+        link_tree(sft / "adapter", out / "start" / "adapter")
         return
     shutil.rmtree(out / "adapter")
     model.merge_and_unload().save_pretrained(out / "model")
