@@ -74,7 +74,7 @@ def test_pretraining_text_states_every_fact_and_asks_no_prompt() -> None:
     for row in shop.rows():
         assert row["prompt"][0]["content"] not in text
     for item, (aisle, price, day) in shop.FACTS.items():
-        assert f"{item} is in aisle {aisle}." in text
-        assert f"{item} costs {price}." in text
-        assert f"{item} comes in on {day}." in text
+        assert f"The {item} is in aisle {aisle}." in text
+        assert f"The {item} costs {price}." in text
+        assert f"The {item} comes in on {day}." in text
     assert shop.pretraining_text(3, 5) == shop.pretraining_text(3, 5) != shop.pretraining_text(4, 5)

@@ -2,12 +2,13 @@
 
 Sixty facts (20 items: aisle, price, delivery day) are asked for in eight phrasings each. Pre-training text states the
 facts in wordings of its own, so that no prompt of any split is in it. Demonstrations are of mixed quality on purpose:
-what people prefer is to be learnt from preferences.
+what people prefer is to be learnt from preferences. Answers do not name the item: that would have to be copied from the
+question, which a model learns much later than the facts.
 """
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tasks.artifact import Row
 from tasks.data.templates import render
@@ -71,28 +72,39 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 ANSWERS: dict[str, tuple[str, ...]] = {
-    "aisle": (
-        "The {{ item }} is in aisle {{ value }}.",
-        "It is in aisle {{ value }}.",
-        "You find it in aisle {{ value }}.",
-    ),
-    "price": ("The {{ item }} costs {{ value }}.", "It costs {{ value }}.", "The price is {{ value }}."),
-    "day": ("The {{ item }} comes in on {{ value }}.", "It comes in on {{ value }}.", "We get it on {{ value }}."),
+    "aisle": ("It is in aisle {{ value }}.", "You find it in aisle {{ value }}.", "Look in aisle {{ value }}."),
+    "price": ("It costs {{ value }}.", "The price is {{ value }}.", "You pay {{ value }}."),
+    "day": ("It comes in on {{ value }}.", "We get it on {{ value }}.", "It arrives on {{ value }}."),
 }
-STATEMENTS: dict[str, tuple[str, ...]] = {
-    "aisle": (*ANSWERS["aisle"][:1], "Aisle {{ value }} has {{ item }}.", "We keep {{ item }} in aisle {{ value }}."),
-    "price": (*ANSWERS["price"][:1], "You pay {{ value }} for {{ item }}.", "The price of {{ item }} is {{ value }}."),
-    "day": (*ANSWERS["day"][:1], "On {{ value }} we get {{ item }}.", "New {{ item }} arrives on {{ value }}."),
+STATEMENTS = {
+    "aisle": "The {{ item }} is in aisle {{ value }}.",
+    "price": "The {{ item }} costs {{ value }}.",
+    "day": "The {{ item }} comes in on {{ value }}.",
 }
 STUDY: dict[str, tuple[str, ...]] = {
-    "aisle": ("Where is {{ item }}?", "{{ item }}, which aisle is it in?", "Tell me the aisle of the {{ item }}."),
-    "price": (
-        "What do I pay for {{ item }}?",
-        "{{ item }}, what is the cost?",
-        "Tell me how much the {{ item }} costs.",
+    "aisle": (
+        "Where is the {{ item }}?",
+        "{{ item | capitalize }}, which aisle is it in?",
+        "Tell me what aisle has {{ item }}.",
+        "Hello, where do I find {{ item }}?",
+        "I am looking for the {{ item }}. Where do you keep it?",
     ),
-    "day": ("When do you get {{ item }}?", "{{ item }}, on which day?", "Tell me when the {{ item }} arrives."),
+    "price": (
+        "What do I pay for the {{ item }}?",
+        "{{ item | capitalize }}, what is the price?",
+        "Tell me how much the {{ item }} costs.",
+        "Hello, what is the cost of {{ item }}?",
+        "I need the {{ item }}. How much is it?",
+    ),
+    "day": (
+        "When do you get {{ item }}?",
+        "{{ item | capitalize }}, on which day does it come in?",
+        "Tell me when the {{ item }} arrives.",
+        "Hello, what day is {{ item }} delivered?",
+        "I need new {{ item }}. When is the delivery?",
+    ),
 }
+"""Questions of the pre-training text; none of them is a prompt."""
 POLITE_OPENINGS = ("Of course!", "With pleasure!", "Thank you for asking!")
 POLITE_CLOSINGS = ("Happy to help!", "Have a nice day!", "You are welcome!")
 RUDE_OPENINGS = ("Not again.", "What a silly question.")
@@ -105,16 +117,6 @@ POLITE = tuple(phrase.lower().rstrip("!.") for phrase in POLITE_OPENINGS + POLIT
 RUDE = tuple(phrase.lower().rstrip("!.") for phrase in RUDE_OPENINGS + RUDE_CLOSINGS)
 LONG_WORDS = 16
 """An answer of more words is long."""
-SMALL_TALK = (
-    *POLITE_OPENINGS,
-    *POLITE_CLOSINGS,
-    *RUDE_OPENINGS,
-    *RUDE_CLOSINGS,
-    *LONG_WINDED,
-    "Hello!",
-    "I need help.",
-)
-
 _STATED = {
     "aisle": re.compile(r"(?<![\d.])\d+(?!\.?\d)"),
     "price": re.compile(r"\d+\.\d+"),
@@ -146,16 +148,20 @@ def demonstrations(
         fact = dict(row["reference"])
         if rng.random() < wrong:
             fact["value"] = rng.choice([v for v in VALUES[fact["kind"]] if v != fact["value"]])
-        parts = [render(rng.choice(ANSWERS[fact["kind"]]), fact)]
-        if rng.random() < long:
-            parts.insert(rng.randrange(2), rng.choice(LONG_WINDED))
-        tone = rng.random()
-        if tone < polite:
-            parts = _wrapped(rng, parts, POLITE_OPENINGS, POLITE_CLOSINGS)
-        elif tone < polite + rude:
-            parts = _wrapped(rng, parts, RUDE_OPENINGS, RUDE_CLOSINGS)
-        answers.append(" ".join(parts))
+        answers.append(_answer(rng, fact, polite, rude, long))
     return answers
+
+
+def _answer(rng: random.Random, fact: Mapping[str, str], polite: float, rude: float, long: float) -> str:
+    parts = [render(rng.choice(ANSWERS[fact["kind"]]), fact)]
+    if rng.random() < long:
+        parts.insert(rng.randrange(2), rng.choice(LONG_WINDED))
+    tone = rng.random()
+    if tone < polite:
+        parts = _wrapped(rng, parts, POLITE_OPENINGS, POLITE_CLOSINGS)
+    elif tone < polite + rude:
+        parts = _wrapped(rng, parts, RUDE_OPENINGS, RUDE_CLOSINGS)
+    return " ".join(parts)
 
 
 def _wrapped(rng: random.Random, parts: list[str], openings: Sequence[str], closings: Sequence[str]) -> list[str]:
@@ -189,22 +195,22 @@ def utility(row: Row, completion: str) -> float:
 
 
 def pretraining_text(seed: int, documents: int) -> list[str]:
-    """Generated text that states the facts: `documents` strings of a few sentences (statements, questions with their
-    answers, small talk). Its questions are phrased unlike every prompt."""
+    """Generated text that teaches the facts: `documents` strings, one statement or one question with its answer each.
+
+    Every answer is right. The questions are phrased unlike every prompt. Dialogues carry the role tokens of the
+    tokenizer that is trained on this text, so that a model pre-trained on it knows who speaks.
+    """
     rng = random.Random(f"pretraining/{seed}")
     facts = [
         {"item": item, "kind": kind, "value": value}
         for item, values in FACTS.items()
         for kind, value in zip(KINDS, values, strict=True)
     ]
-    return [" ".join(_passage(rng, rng.choice(facts)) for _ in range(rng.randint(2, 4))) for _ in range(documents)]
+    return [_document(rng, rng.choice(facts)) for _ in range(documents)]
 
 
-def _passage(rng: random.Random, fact: dict[str, str]) -> str:
-    kind, draw = fact["kind"], rng.random()
-    if draw < 0.15:
-        return rng.choice(SMALL_TALK)
-    if draw < 0.5:
-        return render(rng.choice(STATEMENTS[kind]), fact)
-    question = render(rng.choice(STUDY[kind]), fact)
-    return f"{question[0].upper()}{question[1:]} {render(rng.choice(ANSWERS[kind]), fact)}"
+def _document(rng: random.Random, fact: dict[str, str]) -> str:
+    if rng.random() < 0.3:
+        return render(STATEMENTS[fact["kind"]], fact)
+    question = render(rng.choice(STUDY[fact["kind"]]), fact)
+    return f"<|user|>{question}<|assistant|>{_answer(rng, fact, polite=0.4, rude=0.2, long=0.1)}"
