@@ -1,5 +1,6 @@
 """A small Llama and its tokenizer, made from text."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,10 @@ ROLE_TEMPLATE = (
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerBase:
-    """Byte-level BPE of `vocabulary` entries, with pad, BOS, EOS and a token for each role."""
+    """Byte-level BPE of `vocabulary` entries, with pad, BOS, EOS and a token for each role.
+
+    The text may hold role tokens (dialogues); they are one token each and teach the vocabulary nothing.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
@@ -32,7 +36,8 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(texts, trainer)
+    pieces = (piece for text in texts for piece in re.split("|".join(map(re.escape, special)), text))
+    bpe.train_from_iterator(pieces, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token=PAD, bos_token=BOS, eos_token=EOS, extra_special_tokens=list(ROLES)
     )

@@ -135,7 +135,7 @@ def _arguments(recipe: Hyperparameters, work: Work) -> transformers.TrainingArgu
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        gradient_checkpointing=recipe.gradient_checkpointing,
+        activation_checkpointing=recipe.gradient_checkpointing,
         bf16=cuda,
         use_cpu=not cuda,
         seed=work.seed,
