@@ -134,7 +134,9 @@ class Record:
         with answering():
             self._params(run_id, {**manifest["recipe"], "seed": manifest["seed"]})
             points = [(p["metrics"], p["step"], p["timestamp"]) for p in _curves(path)]
-            self._batch(run_id, [*points, (manifest["metrics"], 0, _now())], tags)
+            drawn = {name for metrics, _, _ in points for name in metrics}  # a final figure is no point of its curve
+            final = {f"final/{n}" if n in drawn else n: value for n, value in manifest["metrics"].items()}
+            self._batch(run_id, [*points, (final, 0, _now())], tags)
             if inputs:
                 self.client.log_inputs(run_id, inputs)
             self._files(run_id, path)
