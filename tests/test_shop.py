@@ -64,7 +64,7 @@ def test_demonstrations_have_the_stated_shares_and_depend_on_the_seed_only() -> 
         sum(shop.polite(answer) for _, answer in pairs) / len(pairs),
         sum(shop.rude(answer) for _, answer in pairs) / len(pairs),
     ]
-    assert shares == pytest.approx([0.75, 0.45, 0.25], abs=0.02)
+    assert shares == pytest.approx([0.7, 0.5, 0.25], abs=0.02)
     first = shop.rows()[0]
     assert shop.demonstrations(first, 10, 0) == shop.demonstrations(first, 10, 0) != shop.demonstrations(first, 10, 1)
 

@@ -34,9 +34,9 @@ class ShopData(_Source):
     """The domain written in `tasks/data/shop.py`."""
     demonstrations: int = Field(default=10, ge=1)
     """Demonstrations per SFT prompt, of mixed quality."""
-    wrong: float = Field(default=0.25, ge=0, le=1)
+    wrong: float = Field(default=0.3, ge=0, le=1)
     """Share of the demonstrations that state a wrong fact."""
-    polite: float = Field(default=0.45, ge=0, le=1)
+    polite: float = Field(default=0.5, ge=0, le=1)
     """Share of the demonstrations that are polite."""
     rude: float = Field(default=0.25, ge=0, le=1)
     """Share of the demonstrations that are rude."""

@@ -139,7 +139,7 @@ def rows() -> list[Row]:
 
 
 def demonstrations(
-    row: Row, count: int, seed: int, *, wrong: float = 0.25, polite: float = 0.45, rude: float = 0.25, long: float = 0.2
+    row: Row, count: int, seed: int, *, wrong: float = 0.3, polite: float = 0.5, rude: float = 0.25, long: float = 0.2
 ) -> list[str]:
     """`count` answers of mixed quality to one prompt; `wrong`, `polite`, `rude` and `long` are shares of them."""
     rng = random.Random(f"{seed}/{row['prompt'][-1]['content']}")
