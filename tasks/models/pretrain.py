@@ -24,7 +24,7 @@ class BaseRecipe(Hyperparameters):
     """"auto": the tokenizer's own, or plain turns where it has none; "default": plain turns; else a Jinja file."""
     corpus: Dotted = "tasks.data.shop:pretraining_text"
     """`function(seed, documents) -> list[str]`, the text to pre-train on."""
-    documents: int = Field(default=4500, ge=1)
+    documents: int = Field(default=12000, ge=1)
     """Documents asked from the corpus."""
     vocabulary: int = Field(default=512, ge=300)
     """Size of the byte-level BPE vocabulary trained on the corpus."""
@@ -42,7 +42,7 @@ class BaseRecipe(Hyperparameters):
     """A base is trained whole."""
     epochs: float = Field(default=1, gt=0)
     """Passes over the corpus."""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Documents in one forward pass."""
     learning_rate: float = Field(default=3e-3, gt=0)
     """Highest learning rate."""

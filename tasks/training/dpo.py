@@ -19,16 +19,17 @@ class DpoRecipe(Hyperparameters):
     """What the candidate is called; the method's name when left out."""
     epochs: float = Field(default=2, gt=0)
     """Passes over the preferences."""
-    learning_rate: float = Field(default=3e-4, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     """Highest learning rate."""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=4, ge=1)
     """Prompts in one forward pass; all judged completions of a prompt are in it, each once."""
     beta: float = Field(default=0.1, gt=0)
     """How strongly the policy is held to the reference (the SFT model)."""
     margin: float = Field(default=0.0, ge=0)
     """How much of a pair's own margin the log-odds must differ by (Amini et al. 2024); 0 leaves margins out."""
-    sft_weight: float = Field(default=0.0, ge=0)
-    """Weight of the chosen completions' negative log-likelihood per token added to the loss (Pang et al. 2024)."""
+    sft_weight: float = Field(default=0.2, ge=0)
+    """Weight of the chosen completions' negative log-likelihood per token added to the loss (Pang et al. 2024): at 0
+    the log-probabilities of both sides fall, that of EOS too, and answers run on."""
     length_normalised: bool = False
     """Divide log-probabilities by the completion's length, against growing answers."""
 
