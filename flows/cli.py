@@ -30,6 +30,9 @@ app = typer.Typer(
 )
 out, err = Console(), Console(stderr=True)
 
+INTERRUPTED = 130
+"""The exit status of a command that Ctrl-C ended, which typer makes of it."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
 RecipePath = Annotated[Path, typer.Argument(help="A recipe (*.toml).", show_default=False)]
 Set = Annotated[
@@ -48,8 +51,10 @@ def main() -> None:
         app()
     except (PipelineError, LabelingError) as error:
         fail(str(error), 2 if isinstance(error, RecipeError) else 1)
-    except KeyboardInterrupt:
-        fail("Interrupted; what was finished is kept, run the same command to go on.", 130)
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        fail("Interrupted; what was finished is kept, run the same command to go on.", INTERRUPTED)
 
 
 def fail(sentence: str, status: int) -> None:
