@@ -100,8 +100,6 @@ class _Bench:
 
         self.recipe, self.inputs, self.prompts, self.work = recipe, inputs, prompts, work
         self.tokenizer = load_tokenizer(inputs["base"])
-        self.judge: Callable[..., Any] | None = resolve(recipe.judge) if recipe.judge else None
-        self.checks = {check_name(check): resolve(check) for check in recipe.checks}
         self._reference: PreTrainedModel | None = None
         self._scorer: RewardScorer | None = None
 
@@ -190,16 +188,27 @@ class _Bench:
             for completion in row["completions"]:
                 text = completion["text"]
                 completion["reward"] = _short(rewards[place, text, completion["finished"]])
-                completion["utility"] = None if self.judge is None else self._utility(row, text)
-                completion["checks"] = {check: bool(holds(row, text)) for check, holds in self.checks.items()}
+                completion["utility"] = None if self.recipe.judge is None else self._utility(row, text)
+                completion["checks"] = {check_name(check): bool(_ask(check, row, text)) for check in self.recipe.checks}
 
     def _utility(self, row: Row, text: str) -> float:
-        value = float(self.judge(row, text)) if self.judge else math.nan
+        value = float(_ask(str(self.recipe.judge), row, text))
         if not math.isfinite(value):
             raise InputError(
                 f"The judge {self.recipe.judge} says {value} of a completion; it must give a finite number."
             )
         return value
+
+
+def _ask(dotted: str, row: Row, text: str) -> Any:
+    """What a judge or check says of a completion. Raises `InputError` when the user's function fails."""
+    try:
+        return resolve(dotted)(row, text)
+    except Exception as error:
+        raise InputError(
+            f"{dotted} fails on prompt {row['id']} ({type(error).__name__}: {error}); "
+            "mend it, or give the evaluation rows the 'reference' it needs."
+        ) from error
 
 
 def _check_weights(name: str, model: "PreTrainedModel") -> None:
