@@ -64,7 +64,7 @@ def _win_rate_figure(work: Work, evaluation: Mapping[str, Any]) -> None:
         return
     axes = _axes(6, 1.2 + 0.6 * len(models))
     judges = ("judge", "reward_model") if evaluation["judge"] == "utility" else ("reward_model",)
-    for shift, judge in zip((0.12, -0.12), judges, strict=False):
+    for shift, judge in zip((-0.12, 0.12), judges, strict=False):
         rates = [figures["win_rate_vs_sft"][judge] for figures in models.values()]
         centres = [rate["mean"] for rate in rates]
         spread = [[r["mean"] - r["low"] for r in rates], [r["high"] - r["mean"] for r in rates]]
@@ -74,23 +74,23 @@ def _win_rate_figure(work: Work, evaluation: Mapping[str, Any]) -> None:
     axes.axvline(0.5, color="grey", linestyle=":")
     axes.set(xlim=(0, 1), xlabel="win rate vs SFT, 95 % interval over prompts")
     axes.set_yticks(range(len(models)), [_plain(name) for name in models])
-    axes.invert_yaxis()
+    axes.set_ylim(len(models) - 0.5, -0.5)
     axes.legend(loc="lower left")
     work.figure("win_rates", axes.figure)  # type: ignore[arg-type]
 
 
 def _by_kl(figures: Mapping[str, Any]) -> tuple[float | None, float | None]:
     rates = figures["win_rate_vs_sft"]
-    return figures["kl_to_sft"], rates["judge"]["mean"] if rates else None
+    return figures["kl_to_sft"], rates["judge"]["mean"] if rates else 0.5  # SFT against itself
 
 
 def _scatter(work: Work, models: Mapping[str, Any], name: str, x: str, y: str, point: Any) -> None:
     axes = _axes()
-    for model, figures in models.items():
+    for place, (model, figures) in enumerate(models.items()):
         across, up = point(figures)
         if across is None or up is None:
             continue
-        axes.scatter([across], [up])
+        axes.scatter([across], [up], color=f"C{place % 10}")  # a model has one colour in all figures
         axes.annotate(_plain(model), (across, up), xytext=(5, 5), textcoords="offset points")
     axes.set(xlabel=x, ylabel=y)
     axes.margins(0.2)
