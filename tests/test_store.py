@@ -172,3 +172,26 @@ def test_an_artifact_mlflow_does_not_know_is_recorded_again(bench: Bench) -> Non
     assert read_manifest(found.path)["run_id"] == found.run_id
     assert bench.store.record.knows(found)
     assert bench.store.record.client.get_run(found.run_id).data.metrics["total"] == 1
+
+
+class Reads(Part):
+    """Reads a file of the user's."""
+
+    path: str
+
+    def external_files(self) -> list[Path]:
+        """The file whose bytes belong to the identity."""
+        return [Path(self.path)]
+
+
+def test_touching_a_row_of_a_users_file_makes_another_artifact(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a"}\n')
+    part = Reads(path=str(file))
+    before = Order(ADD, part, {}, 0).key
+    assert Order(ADD, part, {}, 0).key == before
+    file.write_text('{"prompt": "b"}\n')
+    assert Order(ADD, part, {}, 0).key != before
+    file.unlink()
+    with pytest.raises(InputError, match="check the path"):
+        _ = Order(ADD, part, {}, 0).key
