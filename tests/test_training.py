@@ -139,6 +139,17 @@ def test_accumulated_batches_weigh_tokens_not_batches(tmp_path: Path) -> None:
         torch.testing.assert_close(weight, after[1][name], atol=2e-5, rtol=1e-3)
 
 
+def test_activations_computed_twice_give_the_same_adapter(tmp_path: Path, base: Path) -> None:
+    weights, data = [], demonstrations(tmp_path / "data")
+    for again in (False, True):
+        work = work_in(tmp_path / str(again))
+        recipe = SftRecipe(adapter=LORA, epochs=1, gradient_checkpointing=again)
+        train_sft(recipe, {"base": base, "data": data}, work)
+        weights.append(load_file(work.out / "adapter" / "adapter_model.safetensors"))
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], atol=1e-6, rtol=1e-4)
+
+
 def test_too_long_rows_are_dropped_counted_and_limited(tmp_path: Path, base: Path) -> None:
     rows = read_jsonl(demonstrations(tmp_path / "data", 10) / "sft.jsonl")
     rows[3]["messages"][1]["content"] = "very " * 60
@@ -389,7 +400,7 @@ def test_the_dpo_loss_starts_at_ln_2_and_by_hand() -> None:
     groups = group_preferences([preference("a", "x", "yy", weight=0.5), preference("b", "u", "v")], tokenizer)
     for group, logps in zip(groups, group_logps(model, groups, 0, 8), strict=True):
         group.reference = logps
-    recipe = DpoRecipe(beta=0.1)
+    recipe = DpoRecipe(beta=0.1, sft_weight=0)
     assert _trainer_loss(DpoTrainer, model, collate_groups(groups, 0), recipe) == pytest.approx(math.log(2), abs=1e-5)
     check_start(attach(model, LORA), groups, 0, recipe)
     own = [list(group.reference) for group in groups]

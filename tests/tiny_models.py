@@ -11,6 +11,16 @@ from tasks.models.pretrain_engine import new_llama, train_tokenizer
 TEXTS = ["The bread is in aisle 4.", "You pay 2.50 for the milk.", "Where is the rice? It is in aisle 2."] * 20
 
 
+def corpus(seed: int, documents: int) -> list[str]:
+    """Text to pre-train on, with dialogues."""
+    return [f"<|user|>Where is item {n % 7}?<|assistant|>Item {n % 7} is in aisle {n % 5}." for n in range(documents)]
+
+
+def no_corpus(seed: int, documents: int) -> list[str]:
+    """A corpus function that gives nothing."""
+    return []
+
+
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
     """Byte-level BPE of 320 entries."""
     return train_tokenizer(TEXTS, 320)

@@ -17,7 +17,7 @@ class DpoRecipe(Hyperparameters):
     """The optimiser."""
     name: str | None = None
     """What the candidate is called; the method's name when left out."""
-    epochs: float = Field(default=2, gt=0)
+    epochs: float = Field(default=3, gt=0)
     """Passes over the preferences."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Highest learning rate."""

@@ -104,6 +104,11 @@ def fit(trainer: Trainer, work: Work) -> None:
     trainer.model.eval()  # type: ignore[union-attr]
 
 
+def longest(recipe: Hyperparameters, model: Any) -> int:
+    """How many tokens a row may have: the recipe's limit, or the model's positions where they are fewer."""
+    return min(recipe.max_length, getattr(model.config, "max_position_embeddings", None) or recipe.max_length)
+
+
 def keep_short(
     rows: Sequence[Any], lengths: Sequence[int], recipe: Hyperparameters, model: Any, work: Work
 ) -> list[Any]:
@@ -111,7 +116,7 @@ def keep_short(
 
     Raises `InputError` when more than `recipe.dropped_limit` of them do not fit, or when nothing is left.
     """
-    limit = min(recipe.max_length, getattr(model.config, "max_position_embeddings", None) or recipe.max_length)
+    limit = longest(recipe, model)
     kept = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
     dropped = len(rows) - len(kept)
     work.log({"rows": len(kept), "rows_dropped": dropped, "tokens_dropped": sum(n for n in lengths if n > limit)})

@@ -12,9 +12,9 @@ from tasks.training.hyperparameters import Hyperparameters
 class RewardRecipe(Hyperparameters):
     """Learn to score completions as people prefer them."""
 
-    epochs: float = Field(default=4, gt=0)
+    epochs: float = Field(default=3, gt=0)
     """Passes over the preferences."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
     """Highest learning rate."""
     batch_size: int = Field(default=16, ge=1)
     """Prompts in one forward pass; all judged completions of a prompt are in it, each once."""
@@ -38,4 +38,4 @@ def train_reward(recipe: RewardRecipe, inputs: Mapping[str, Path], work: Work) -
     model, tokenizer = start(inputs["base"], inputs["sft"], recipe, work.seed)
     groups = fit_reward_model(model, tokenizer, rows, recipe, work)
     save_reward_model(model, tokenizer, groups, inputs["sft"], work)
-    report_quality(model, tokenizer, read_jsonl(inputs["preferences"] / "validation.jsonl"), work)
+    report_quality(model, tokenizer, read_jsonl(inputs["preferences"] / "validation.jsonl"), recipe, work)

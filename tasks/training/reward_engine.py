@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from tasks.artifact import Row, Work, link_tree
 from tasks.models.adapters import attach
 from tasks.models.loading import load_causal_lm, load_tokenizer, save_model, start_reward_model
-from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
+from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short, longest
 from tasks.training.engine_pairs import Group, collate_groups, group_preferences
 from tasks.training.reward import RewardRecipe
 from tasks.training.reward_quality import quality
@@ -79,9 +79,12 @@ def save_reward_model(
     work.log({"reward_mean": scale["mean"], "reward_std": scale["std"]})
 
 
-def report_quality(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], work: Work) -> None:
-    """Accuracy with its interval, calibration and its figure, on held-out preferences."""
-    groups = group_preferences(rows, tokenizer)
+def report_quality(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], recipe: RewardRecipe, work: Work
+) -> None:
+    """Accuracy with its interval, calibration and its figure, on held-out preferences (too long ones left out)."""
+    limit = longest(recipe, model)
+    groups = [group for group in group_preferences(rows, tokenizer) if group.length <= limit]
     if not groups:
         return
     apart = held_out_margins(model, groups, _pad_id(tokenizer))
