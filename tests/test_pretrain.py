@@ -26,10 +26,11 @@ SMALL: dict[str, Any] = {
 
 def test_a_base_learns_its_corpus_and_is_the_same_bytes_each_time(tmp_path: Path) -> None:
     made = []
-    for name in "ab":
-        work = work_in(tmp_path / name, seed=4)
+    works = [work_in(tmp_path / name, seed=4) for name in "ab"]
+    for work in works:
         build_base(BaseRecipe(**SMALL, epochs=8), {}, work)
         made.append({str(p.relative_to(work.out)): p.read_bytes() for p in work.out.rglob("*") if p.is_file()})
+    work = works[0]
     assert made[0] == made[1]
     assert work.metrics["last_loss"] < 0.7 * work.metrics["first_loss"]
     tokenizer: Any = load_tokenizer(work.out)
