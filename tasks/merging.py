@@ -17,7 +17,7 @@ class MergeRecipe(Part):
     """Type of the stored weights; bf16 is half as large and rounds to 8 bits of mantissa."""
     fp32_tolerance: float = Field(default=1e-4, gt=0)
     """The largest difference of a logit from the adapter chain's that is let pass in fp32."""
-    bf16_tolerance: float = Field(default=0.02, gt=0)
+    bf16_tolerance: float = Field(default=0.005, gt=0)
     """The largest mean KL divergence (nats per token) from the adapter chain that is let pass in bf16."""
 
 

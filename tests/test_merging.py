@@ -58,7 +58,7 @@ def test_bf16_is_stored_as_bf16_and_stays_close(tmp_path: Path) -> None:
     merge_policy(MergeRecipe(dtype="bf16"), _chain(tmp_path, "llama", "lora", "lora"), work)
     merged = AutoModelForCausalLM.from_pretrained(work.out / "model", dtype="auto")
     assert next(merged.parameters()).dtype == torch.bfloat16
-    assert 0 < work.metrics["kl_per_token"] < 0.02
+    assert 0 < work.metrics["kl_per_token"] < 0.005
 
 
 def test_another_policy_is_noticed(tmp_path: Path) -> None:
