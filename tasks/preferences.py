@@ -28,7 +28,8 @@ class PreferencesRecipe(Part):
 
 
 def build_preferences(recipe: PreferencesRecipe, inputs: Mapping[str, Path], work: Work) -> None:
-    """Write `train.jsonl` and `validation.jsonl`: rows with prompt, chosen, rejected, weight and the judgements behind.
+    """Write `train.jsonl` and `validation.jsonl`: rows with prompt, chosen, rejected, weight and the judgements behind;
+    `chosen_finished` and `rejected_finished` say whether a completion ended by itself or was cut.
 
     Raises `InputError` when a split gets no pair.
     """
@@ -74,13 +75,15 @@ def _imported_row(row: Row) -> Row:
 def _judged(recipe: PreferencesRecipe, inputs: Mapping[str, Path], work: Work) -> dict[str, list[Row]]:
     comparisons = [comparison_from(row) for row in read_jsonl(inputs["judgements"] / "comparisons.jsonl")]
     judgements = [judgement_from(row) for row in read_jsonl(inputs["judgements"] / "judgements.jsonl")]
-    splits = {row["id"]: row["split"] for row in read_jsonl(inputs["completions"] / "completions.jsonl")}
+    sampled = read_jsonl(inputs["completions"] / "completions.jsonl")
+    splits = {row["id"]: row["split"] for row in sampled}
+    finished = {each["id"]: bool(each["finished"]) for row in sampled for each in row["completions"]}
     by_id = {comparison.id: comparison for comparison in comparisons}
     outcome = to_preferences(comparisons, judgements)
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for preference in outcome.preferences:
         if preference.weight >= recipe.min_weight:
-            rows[splits[preference.record]].append(_row(preference, by_id[preference.record]))
+            rows[splits[preference.record]].append(_row(preference, by_id[preference.record], finished))
     work.log(
         {
             "undecided": outcome.undecided,
@@ -94,13 +97,15 @@ def _judged(recipe: PreferencesRecipe, inputs: Mapping[str, Path], work: Work) -
     return rows
 
 
-def _row(preference: Preference, comparison: Comparison) -> Row:
+def _row(preference: Preference, comparison: Comparison, finished: Mapping[str, bool]) -> Row:
     texts = {completion.id: completion.text for completion in comparison.completions}
     return {
         "id": stable_hash([preference.record, preference.chosen, preference.rejected])[:16],
         "prompt": [dict(message) for message in comparison.prompt],
         "chosen": [{"role": "assistant", "content": texts[preference.chosen]}],
         "rejected": [{"role": "assistant", "content": texts[preference.rejected]}],
+        "chosen_finished": finished[preference.chosen],
+        "rejected_finished": finished[preference.rejected],
         "weight": preference.weight,
         "margin": None,
         "judgements": list(preference.judgements),

@@ -24,7 +24,9 @@ def round_of(folder: Path, ranks: dict[str, list[tuple[int, int, int] | None]]) 
         ids = [f"{record}-{k}" for k in range(3)]
         texts = [{"id": name, "text": f"Answer {name[-1]}"} for name in ids]
         comparisons.append({"id": record, "prompt": HI, "completions": texts, "shown": ids[::-1]})
-        completions.append({"id": record, "split": "validation" if record.endswith("v") else "train"})
+        split = "validation" if record.endswith("v") else "train"
+        drawn = [{"id": name, "finished": not name.endswith("2")} for name in ids]
+        completions.append({"id": record, "split": split, "completions": drawn})
         for number, answer in enumerate(answers):
             judgements.append(
                 {
@@ -61,6 +63,11 @@ def test_judged_round_becomes_weighted_rows(tmp_path: Path) -> None:
     assert train[0]["prompt"] == HI
     assert train[0]["chosen"] == [{"role": "assistant", "content": "Answer 0"}]
     assert train[0]["judgements"] == ["one/0", "one/1"]
+    assert [(row["chosen_finished"], row["rejected_finished"]) for row in train] == [
+        (True, True),
+        (True, False),
+        (True, False),
+    ]
     assert train[0]["prompt_id"] == "one"
     assert {row["prompt_id"] for row in validation} == {"two-v"}
     assert len({row["id"] for row in train + validation}) == 6
