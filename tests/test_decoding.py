@@ -18,6 +18,7 @@ from transformers import (
 
 from tasks.artifact import InputError
 from tasks.sampling.cache import compaction
+from tasks.sampling.folded import folded
 from tasks.sampling.local import Sampler, decode, generate
 
 VOCABULARY = 40
@@ -168,6 +169,22 @@ def test_dropout_is_off_and_training_mode_restored(tokenizer):
     b = generate(model, tokenizer, PROMPTS, max_new_tokens=8, greedy=True, seed=1)
     assert a == b
     assert model.training
+
+
+def test_folding_an_adapter_changes_no_token_and_leaves_no_trace(tokenizer):
+    model = grouped_query_with_lora()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    plain = generate(model, tokenizer, PROMPTS, max_new_tokens=16, greedy=True, seed=0)
+    inputs = torch.tensor([PROMPTS[2]])
+    with torch.no_grad():
+        adapted = model(inputs).logits
+        with folded(model):
+            inside = generate(model, tokenizer, PROMPTS, max_new_tokens=16, greedy=True, seed=0)
+            assert torch.allclose(model(inputs).logits, adapted, atol=1e-4)
+            assert not all(torch.equal(before[name], p) for name, p in model.named_parameters())
+        assert torch.equal(model(inputs).logits, adapted)
+    assert [c.token_ids for (c,) in inside] == [c.token_ids for (c,) in plain]
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
 def test_progress_and_text(tokenizer):

@@ -20,6 +20,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from tasks.artifact import InputError, Row, Work
 from tasks.models.chat import encode_prompt
+from tasks.sampling.folded import folded
 from tasks.sampling.local import CausalLM, decode
 from tasks.training.engine_checkpoints import Reporting, last_checkpoint
 from tasks.training.grpo import GrpoRecipe
@@ -65,15 +66,16 @@ class Grpo(GRPOTrainer):
         """Sample for TRL's prompts, each of which comes as often as it has completions."""
         n = self.recipe.completions_per_prompt
         ids = [encode_prompt(self._tokenizer, prompt) for prompt in prompts[::n]]
-        sampled = decode(
-            self.accelerator.unwrap_model(self.model),
-            self._tokenizer,
-            ids,
-            n=n,
-            max_new_tokens=self.recipe.max_new_tokens,
-            seed=self.args.seed * 1_000_003 + self.state.global_step,
-            batch_size=len(prompts),
-        )
+        with folded(self.accelerator.unwrap_model(self.model)) as model:
+            sampled = decode(
+                model,
+                self._tokenizer,
+                ids,
+                n=n,
+                max_new_tokens=self.recipe.max_new_tokens,
+                seed=self.args.seed * 1_000_003 + self.state.global_step,
+                batch_size=len(prompts),
+            )
         lengths = sampled.lengths.tolist()
         return {
             "prompt_ids": [row for row in ids for _ in range(n)],

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.artifact import InputError, Message, Row
 from tasks.models.chat import encode_prompt
+from tasks.sampling.folded import folded
 from tasks.sampling.local import CausalLM, decode, forward_parameters
 
 Score = Callable[[list[list[Message]], list[str], list[bool]], list[float]]
@@ -84,9 +85,17 @@ def collect(
 ) -> Rollouts:
     """Sample n completions (temperature 1) for each chosen prompt, score their text and ask the reference."""
     ids = [prompts.ids[i] for i in chosen]
-    sampled = decode(
-        model, tokenizer, ids, n=n, max_new_tokens=max_new_tokens, seed=seed, batch_size=len(ids) * n, features=features
-    )
+    with folded(model):
+        sampled = decode(
+            model,
+            tokenizer,
+            ids,
+            n=n,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            batch_size=len(ids) * n,
+            features=features,
+        )
     lengths = sampled.lengths.tolist()
     width = max(lengths)
     tokens = sampled.tokens[:, :width]
