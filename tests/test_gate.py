@@ -69,7 +69,7 @@ def test_a_policy_that_pleases_the_judge_with_wrong_facts_is_refused() -> None:
         ({"win_rate_vs_sft": rates(0.55, 0.5)}, "its win rate against SFT, 0.550, has the lower bound 0.500, not over"),
         ({"win_rate_vs_sft": rates(NAN, NAN)}, "its win rate against SFT is missing or not a number"),
         ({"win_rate_vs_sft": None}, "its win rate against SFT is missing"),
-        ({"distinct_2": 0.119}, "distinct-2, 0.119, is below 0.120 (SFT 0.300)"),
+        ({"distinct_2": 0.149}, "distinct-2, 0.149, is below 0.150 (SFT 0.300)"),
         ({"finished": 0.92}, "the finished share, 0.920, is below 0.930 (SFT 0.980)"),
         ({"length": 24.5}, "the mean length, 24.500, is over 24.000 (SFT 12.000)"),
         ({"length": 5.9}, "the mean length, 5.900, is below 6.000 (SFT 12.000)"),

@@ -30,7 +30,7 @@ class GateRecipe(Part):
     """The lower bound of its win rate against the champion must be over this, where there is a champion."""
     check_tolerance: float = Field(default=0.0, ge=0, le=1)
     """How far the mean of a check may be below SFT's."""
-    min_distinct_2: float = Field(default=0.4, ge=0)
+    min_distinct_2: float = Field(default=0.5, ge=0)
     """Distinct-2 must be at least this share of SFT's; below it the policy says the same to everybody."""
     max_finished_drop: float = Field(default=0.05, ge=0, le=1)
     """How far the share of completions that end by themselves may be below SFT's."""
