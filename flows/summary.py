@@ -79,7 +79,8 @@ def figures(document: Mapping[str, Any]) -> dict[str, float]:
     for candidate in document["candidates"]:
         name = candidate["name"]
         found[f"{name}/win_rate_vs_sft"] = candidate["win_rate_vs_sft"]["judge"]["mean"]
-        found[f"{name}/kl_to_sft"] = candidate["kl_to_sft"]
+        if candidate["kl_to_sft"] is not None:
+            found[f"{name}/kl_to_sft"] = candidate["kl_to_sft"]
         for check, value in candidate["checks"].items():
             found[f"{name}/{check}"] = value["mean"]
     found["seconds_building"] = sum(stage["seconds"] for stage in document["stages"] if not stage["reused"])
@@ -132,7 +133,7 @@ def _candidate_table(document: Mapping[str, Any]) -> list[str]:
                 candidate["name"],
                 _interval(candidate["win_rate_vs_sft"]["judge"]),
                 *(_interval(candidate["checks"][check]) for check in checks),
-                f"{candidate['kl_to_sft']:.2f}",
+                "" if candidate["kl_to_sft"] is None else f"{candidate['kl_to_sft']:.2f}",
                 f"{candidate['length']:.1f}",
                 f"{candidate['finished']:.2f}",
                 _standing(candidate, document),
@@ -161,7 +162,7 @@ def where_to_look(document: Mapping[str, Any]) -> list[str]:
 
 
 def _interval(value: Mapping[str, float]) -> str:
-    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
 def _judge(rates: Mapping[str, Any] | None) -> Any:

@@ -27,7 +27,7 @@ class DpoRecipe(Hyperparameters):
     """How strongly the policy is held to the reference (the SFT model)."""
     margin: float = Field(default=0.0, ge=0)
     """How much of a pair's own margin the log-odds must differ by (Amini et al. 2024); 0 leaves margins out."""
-    sft_weight: float = Field(default=0.2, ge=0)
+    sft_weight: float = Field(default=0.5, ge=0)
     """Weight of the chosen completions' negative log-likelihood per token added to the loss (Pang et al. 2024): at 0
     the log-probabilities of both sides fall, that of EOS too, and answers run on."""
     length_normalised: bool = False
