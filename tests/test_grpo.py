@@ -23,7 +23,7 @@ def tokenizer():
 def trainer(tokenizer, here, score=share_of_apples, rows=ROWS, **changes):
     set_seed(here.seed)
     small = {"updates": 3, "prompts": 4, "completions_per_prompt": 6, "micro_batch_size": 24, "max_new_tokens": 6}
-    recipe = GrpoRecipe.model_validate(small | {"learning_rate": 3e-3} | changes)
+    recipe = GrpoRecipe.model_validate(small | {"learning_rate": 3e-3, "likelihood_coefficient": 0.0} | changes)
     return Grpo(recipe, attach(llama(), recipe.adapter), tokenizer, rows, score, here)
 
 
@@ -68,6 +68,17 @@ def test_missing_eos_is_punished(tokenizer, tmp_path):
     )
     history = fit(grpo, here).history
     assert history[-1]["finished_share"] > history[0]["finished_share"] + 0.3
+
+
+def test_likelihood_reward_makes_the_policy_surer(tokenizer, tmp_path):
+    here = work(tmp_path)
+    grpo = trainer(
+        tokenizer, here, score=lambda p, c, f: [0.0] * len(c), updates=12, missing_eos_penalty=0.0, beta=1e-3,
+        likelihood_coefficient=0.5,
+    )  # fmt: skip
+    history = fit(grpo, here).history
+    assert history[-1]["reference_logprob"] > history[0]["reference_logprob"] + 2
+    assert history[-1]["entropy"] < history[0]["entropy"]
 
 
 def test_only_the_adapter_moves(tokenizer, tmp_path):

@@ -26,7 +26,7 @@ def tokenizer():
 
 def trainer(tokenizer, seed=0, score=share_of_apples, model=None, **changes):
     set_seed(seed)
-    small = {"updates": 4, "episodes": 24, "max_new_tokens": 6, "learning_rate": 3e-3}
+    small = {"updates": 4, "episodes": 24, "max_new_tokens": 6, "learning_rate": 3e-3, "likelihood_coefficient": 0.0}
     recipe = PpoRecipe.model_validate(small | changes)
     model = attach(model or llama(), recipe.adapter)
     return Ppo(recipe, model, tokenizer, encode_prompts(tokenizer, ROWS), score, seed)
@@ -116,6 +116,15 @@ def test_kl_penalty_holds_the_policy_back(tokenizer, tmp_path):
         ppo = trainer(tokenizer, kl_coefficient=coefficient, updates=12)
         kls.append(run(12, ppo.step, work(tmp_path, str(i)), ppo.modules, ppo.optimizers).history[-1]["kl_k3"])
     assert kls[1] < kls[0] / 2
+
+
+def test_likelihood_reward_makes_the_policy_surer(tokenizer, tmp_path):
+    ppo = trainer(
+        tokenizer, score=lambda p, c, f: [0.0] * len(c), updates=15, missing_eos_penalty=0.0, likelihood_coefficient=0.5
+    )
+    history = run(15, ppo.step, work(tmp_path), ppo.modules, ppo.optimizers).history
+    assert history[-1]["reference_logprob"] > history[0]["reference_logprob"] + 2
+    assert history[-1]["entropy"] < history[0]["entropy"]
 
 
 def test_target_kl_ends_an_update(tokenizer):

@@ -21,6 +21,13 @@ def test_reward_is_on_the_last_sampled_token_not_on_pad():
     assert torch.allclose(rewards[1], torch.tensor([0.0, 0.0, 0.0, 0.0, -2.0]))
 
 
+def test_likelihood_of_the_reference_is_a_reward():
+    logprobs = torch.tensor([[-1.0, -2.0, -0.5, 0.0, 0.0]])
+    reference = torch.tensor([[-1.5, -1.0, -0.5, -9.0, -9.0]])
+    rewards = token_rewards(torch.tensor([3.0]), logprobs, reference, MASK[:1], 0.1, likelihood_coefficient=0.2)
+    assert torch.allclose(rewards[0], torch.tensor([-0.05 - 0.3, 0.1 - 0.2, 3.0 - 0.1, 0.0, 0.0]))
+
+
 def test_gae_by_hand():
     rewards = torch.tensor([[0.0, 0.0, 1.0, 7.0, 7.0]])  # what is on pads must not count
     values = torch.tensor([[0.5, 0.4, 0.6, 9.0, 9.0]])

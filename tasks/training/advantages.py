@@ -21,13 +21,20 @@ def whiten(values: torch.Tensor, mask: torch.Tensor, shift: bool = True) -> torc
 
 
 def token_rewards(
-    scores: torch.Tensor, logprobs: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor, kl_coefficient: float
+    scores: torch.Tensor,
+    logprobs: torch.Tensor,
+    reference: torch.Tensor,
+    mask: torch.Tensor,
+    kl_coefficient: float,
+    likelihood_coefficient: float = 0.0,
 ) -> torch.Tensor:
-    """-coefficient * (log-probability - reference's) on every token, plus the score `[rows]` on the last sampled one.
+    """-kl_coefficient * (log-probability - reference's) on every token, and the score `[rows]` on the last sampled one.
 
     The last sampled token is EOS in a finished completion; never a pad token. (Ziegler et al. 2019, equation 2.)
+    likelihood_coefficient * the reference's log-probability is added on every token: with KL coefficient b and this one
+    a, the best policy is proportional to reference^(1 + a/b) * exp(score / b), a sharpened reference for a prior.
     """
-    rewards = -kl_coefficient * (logprobs - reference) * mask
+    rewards = (-kl_coefficient * (logprobs - reference) + likelihood_coefficient * reference) * mask
     last = (mask.sum(-1) - 1).clamp(min=0)
     rewards[torch.arange(len(scores), device=rewards.device), last] += scores
     return rewards

@@ -26,12 +26,16 @@ class GrpoRecipe(Part):
     """Prompts sampled for one update."""
     completions_per_prompt: Annotated[int, Field(ge=2)] = 8
     """Completions that are compared with each other: the group."""
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 1.5e-3
     """AdamW's, constant."""
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
     """Longer completions are cut, and punished by `missing_eos_penalty`."""
     beta: Annotated[float, Field(gt=0)] = 0.2
     """Weight of the KL to the SFT model in the loss (k3, corrected by the ratio); without it a reward is hacked."""
+    likelihood_coefficient: Annotated[float, Field(ge=0)] = 0.2
+    """Reward per nat of the log-probability that the SFT model gives the completion. What the reward model cannot judge
+    (is the fact right?) is then settled by what the SFT model is surest of, not by the reward model's noise. Makes
+    answers more alike, and shorter where they would ramble; 0 leaves it out."""
     loss: Literal["dapo", "dr_grpo", "bnpo", "grpo"] = "dapo"
     """How token losses are averaged: over all tokens (dapo, bnpo), by a constant (dr_grpo), or per completion (grpo),
     which favours long bad answers."""

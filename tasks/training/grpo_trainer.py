@@ -84,18 +84,35 @@ class Grpo(GRPOTrainer):
             "finished": sampled.finished.tolist(),
         }
 
+    def _get_per_token_logps_and_entropies(self, *arguments: Any, **options: Any) -> Any:
+        output = super()._get_per_token_logps_and_entropies(*arguments, **options)
+        if not torch.is_grad_enabled():  # the reference's pass over the samples, which comes before they are rewarded
+            self.reference_logprobs = output[0]
+        return output
+
     def _rewards(
-        self, prompts: list[Any], completions: list[Any], finished: list[bool], **columns: Any
+        self,
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids: list[list[int]],
+        finished: list[bool],
+        **columns: Any,
     ) -> list[float | None]:
         texts = [completion[-1]["content"] for completion in completions]
         scores = self.score(prompts, texts, finished)
+        rows = zip(self.reference_logprobs, completion_ids, strict=True)
+        likelihoods = [float(logprobs[: len(ids)].sum()) for logprobs, ids in rows]
         self.core = {
             "reward": float(torch.tensor(scores).mean()),
             "reward_std": float(torch.tensor(scores).std(correction=0)),
             "finished_share": sum(finished) / len(finished),
+            "reference_logprob": sum(likelihoods) / len(likelihoods),
         }
-        penalty = self.recipe.missing_eos_penalty
-        return [value - penalty * (not ended) for value, ended in zip(scores, finished, strict=True)]
+        penalty, coefficient = self.recipe.missing_eos_penalty, self.recipe.likelihood_coefficient
+        return [
+            value - penalty * (not ended) + coefficient * likelihood
+            for value, ended, likelihood in zip(scores, finished, likelihoods, strict=True)
+        ]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)

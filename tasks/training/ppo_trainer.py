@@ -83,7 +83,9 @@ class Ppo:
         recipe, mask = self.recipe, rollouts.mask
         assert rollouts.features is not None
         scores = rollouts.scores - recipe.missing_eos_penalty * ~rollouts.finished
-        rewards = token_rewards(scores, rollouts.logprobs, rollouts.reference, mask, recipe.kl_coefficient)
+        rewards = token_rewards(
+            scores, rollouts.logprobs, rollouts.reference, mask, recipe.kl_coefficient, recipe.likelihood_coefficient
+        )
         objective = float(rewards.sum(-1).mean())
         if recipe.whiten_rewards:
             rewards = whiten(rewards, mask, shift=False)

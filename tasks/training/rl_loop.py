@@ -49,6 +49,7 @@ def core_metrics(rollouts: Rollouts) -> dict[str, float]:
         "reward_std": float(rollouts.scores.std(correction=0)),
         "kl": float(first.mean()),
         "kl_k3": float(third.mean()),
+        "reference_logprob": float(rollouts.reference.sum(-1).mean()),
         "length": float(rollouts.lengths.float().mean()),
         "finished_share": float(rollouts.finished.float().mean()),
     }
