@@ -228,7 +228,8 @@ def _need_services(*names: str) -> None:
     found = services.status()
     for name in names:
         if not found[name].healthy:
-            raise PipelineError(f"{name.capitalize()} at {found[name].url} does not answer; start it with `rlhf up`.")
+            title, url = services.TITLES[name], found[name].url
+            raise PipelineError(f"{title} at {url} does not answer; start it with `rlhf up`.")
     os.environ.update(services.environment())
 
 

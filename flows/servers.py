@@ -11,6 +11,7 @@ from labeling.server import environment as private
 from tasks.artifact import PipelineError
 
 NAMES = ("prefect", "mlflow", "argilla")
+TITLES = {"prefect": "Prefect", "mlflow": "MLflow", "argilla": "Argilla"}
 DEFAULT_PORTS = {"prefect": 4200, "mlflow": 5000, "argilla": 6900}
 HEALTH_PATHS = {
     "prefect": "/api/health",

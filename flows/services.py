@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flows import processes, servers
 from flows.processes import HOST, Known
-from flows.servers import DEFAULT_PORTS, HEALTH_PATHS, NAMES
+from flows.servers import DEFAULT_PORTS, HEALTH_PATHS, NAMES, TITLES
 from labeling.server import credentials
 from labeling.server import environment as private
 from tasks.artifact import PipelineError
@@ -78,6 +78,7 @@ def environment() -> dict[str, str]:
     if _remote("prefect", state) is None:
         found["PREFECT_HOME"] = str(home() / "prefect")  # else Prefect's client writes under the user's own folder
         found["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+        found["PREFECT_CLIENT_MAX_RETRIES"] = "2"  # a dead server on this machine is noticed in seconds, not minutes
     if _remote("argilla", state) is None:
         found["ARGILLA_API_KEY"] = argilla_credentials()[2]
         return found
@@ -158,7 +159,7 @@ def _claim_ports(names: list[str], state: dict[str, Known]) -> None:
         port = state[name]["port"] = servers.wanted_port(name, state[name]["port"])
         if not processes.port_free(port):
             raise PipelineError(
-                f"Port {port}, wanted for {name.capitalize()}, is held by {processes.port_holder(port)}; "
+                f"Port {port}, wanted for {TITLES[name]}, is held by {processes.port_holder(port)}; "
                 f"stop that, or choose another port with RLHF_{name.upper()}_PORT={port + 100} and run again."
             )
 
@@ -175,13 +176,13 @@ def _wait(names: list[str], launched: list[str], state: dict[str, Known], progre
                 if name in launched:
                     log = _log(name)
                     raise PipelineError(
-                        f"{name.capitalize()} ended while starting{processes.last_words(log)}; see {log}."
+                        f"{TITLES[name]} ended while starting{processes.last_words(log)}; see {log}."
                     )
                 launched = [*launched, name]
                 _launch([name], state, progress)
         if waiting and time.monotonic() - started > PATIENCE:
             raise PipelineError(
-                f"{waiting[0].capitalize()} does not answer after {PATIENCE:.0f} s; see {_log(waiting[0])}, "
+                f"{TITLES[waiting[0]]} does not answer after {PATIENCE:.0f} s; see {_log(waiting[0])}, "
                 "then run `rlhf down` and `rlhf up`."
             )
         time.sleep(0.1 if waiting else 0)

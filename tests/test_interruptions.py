@@ -105,7 +105,8 @@ def test_a_service_that_dies_is_one_sentence_and_the_rerun_continues(service: st
     psutil.Process(victim).kill()
     out, err = run.communicate(timeout=600)
     assert run.returncode == 1, out
-    assert service.capitalize() in json.loads(out)["error"] and "rlhf up" in json.loads(out)["error"]
+    error = json.loads(out)["error"]
+    assert service in error.lower() and "rlhf up" in error
     assert "Traceback" not in err
     kept = {step["name"] for step in after(arguments) if step["reused"]}
     document = rlhf("run", TINY, *arguments).document
