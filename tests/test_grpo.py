@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import set_seed
+from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
 from tasks.artifact import InputError
 from tasks.models.adapters import FullRecipe, LoraRecipe, attach
@@ -20,11 +20,11 @@ def tokenizer():
     return word_tokenizer()
 
 
-def trainer(tokenizer, here, score=share_of_apples, rows=ROWS, **changes):
+def trainer(tokenizer, here, score=share_of_apples, rows=ROWS, model=None, **changes):
     set_seed(here.seed)
     small = {"updates": 3, "prompts": 4, "completions_per_prompt": 6, "micro_batch_size": 24, "max_new_tokens": 6}
     recipe = GrpoRecipe.model_validate(small | {"learning_rate": 3e-3, "likelihood_coefficient": 0.0} | changes)
-    return Grpo(recipe, attach(llama(), recipe.adapter), tokenizer, rows, score, here)
+    return Grpo(recipe, attach(model or llama(), recipe.adapter), tokenizer, rows, score, here)
 
 
 @pytest.mark.parametrize("adapter", [LoraRecipe(), FullRecipe()])
@@ -34,6 +34,15 @@ def test_starts_at_the_reference_and_leaves_it(tokenizer, tmp_path, adapter):
     assert history[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert history[0]["kl_k3"] == pytest.approx(0, abs=1e-4)
     assert history[-1]["kl_k3"] > 1e-2
+
+
+def test_absolute_positions_do_not_count_padding(tokenizer, tmp_path):
+    """Log-probabilities kept from decoding are those of training, in a batch of prompts of unequal lengths."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=17, n_embd=32, n_layer=2, n_head=4, n_positions=64)).eval()
+    here = work(tmp_path)
+    history = fit(trainer(tokenizer, here, model=model.requires_grad_(False), updates=1), here).history
+    assert history[0]["kl_k3"] == pytest.approx(0, abs=1e-5)
 
 
 def test_raises_the_reward(tokenizer, tmp_path):

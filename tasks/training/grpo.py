@@ -20,7 +20,7 @@ class GrpoRecipe(Part):
     """What the candidate is called; by default the method."""
     adapter: AdapterRecipe = LoraRecipe()
     """What is trained; its dropout must be 0, or the policy's probabilities would be noise."""
-    updates: Annotated[int, Field(ge=1)] = 50
+    updates: Annotated[int, Field(ge=1)] = 40
     """Rounds of sampling and learning."""
     prompts: Annotated[int, Field(ge=1)] = 8
     """Prompts sampled for one update."""

@@ -6,7 +6,8 @@ completion looks finished.
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from tasks.artifact import InputError, Row, Work
 from tasks.models.chat import encode_prompt
 from tasks.sampling.folded import folded
-from tasks.sampling.local import CausalLM, decode
+from tasks.sampling.local import CausalLM, decode, forward_parameters
 from tasks.training.engine_checkpoints import Reporting, last_checkpoint
 from tasks.training.grpo import GrpoRecipe
 from tasks.training.policy_losses import k1, k3
 from tasks.training.rl_checkpoint import Progress
 from tasks.training.rollouts import Score
+
+ROWS = 16
+"""Rows of like length that go through the model at once."""
 
 
 class Grpo(GRPOTrainer):
@@ -45,6 +49,7 @@ class Grpo(GRPOTrainer):
             raise InputError("There are no RL prompts; raise the data recipe's share for RL.")
         self.recipe, self.score = recipe, score
         self.core: dict[str, float] = {}
+        self.places = "position_ids" in forward_parameters(model)
         if not isinstance(model, PeftModel):
             _keep_start(model, work.scratch / "start")
         with warnings.catch_warnings():
@@ -84,11 +89,38 @@ class Grpo(GRPOTrainer):
             "finished": sampled.finished.tolist(),
         }
 
-    def _get_per_token_logps_and_entropies(self, *arguments: Any, **options: Any) -> Any:
-        output = super()._get_per_token_logps_and_entropies(*arguments, **options)
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """TRL's, for a few rows of like length at a time, without the padding they do not need, and with positions that
+        do not count padding (TRL's do, which absolute position embeddings notice)."""
+        parts = list(_like_lengths(attention_mask, logits_to_keep))
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        found: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]] = []
+        for rows, columns, keep in parts:
+            placed = partial(model, position_ids=positions[rows, columns]) if self.places else model
+            found.append(
+                super()._get_per_token_logps_and_entropies(
+                    placed, input_ids[rows, columns], attention_mask[rows, columns], keep, **options
+                )
+            )
+        back = torch.cat([rows for rows, _, _ in parts]).argsort()
+        logprobs = _joined([part[0] for part in found], logits_to_keep)[back]
+        entropies = [part[1] for part in found if part[1] is not None]
+        routers = [part[2] for part in found if part[2] is not None]
         if not torch.is_grad_enabled():  # the reference's pass over the samples, which comes before they are rewarded
-            self.reference_logprobs = output[0]
-        return output
+            self.reference_logprobs = logprobs
+        return (
+            logprobs,
+            _joined(entropies, logits_to_keep)[back] if entropies else None,
+            torch.stack(routers).mean() if routers else None,
+        )
 
     def _rewards(
         self,
@@ -166,6 +198,19 @@ class CoreReporting(Reporting):
             self.work.log(logs, state.global_step)
             note = f"reward {logs['reward']:.2f}, KL {logs['kl']:.2f}"
             self.work.progress(state.global_step, state.max_steps, note)
+
+
+def _like_lengths(attention_mask: torch.Tensor, completion: int) -> Iterator[tuple[torch.Tensor, slice, int]]:
+    """Row indices, the columns any of these rows uses, and how many of those belong to completions."""
+    width = attention_mask.shape[1]
+    for rows in attention_mask.sum(-1).argsort(stable=True).split(ROWS):
+        used = attention_mask[rows].any(0).nonzero()
+        first, last = int(used[0]), int(used[-1]) + 1
+        yield rows, slice(first, last), completion - (width - last)
+
+
+def _joined(parts: list[torch.Tensor], width: int) -> torch.Tensor:
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
 def _cut(values: torch.Tensor, lengths: Sequence[int]) -> list[list[Any]]:

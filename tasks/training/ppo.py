@@ -24,7 +24,7 @@ class PpoRecipe(Part):
     """What the candidate is called; by default the method."""
     adapter: AdapterRecipe = LoraRecipe()
     """What is trained; its dropout must be 0, or the policy's probabilities would be noise."""
-    updates: Annotated[int, Field(ge=1)] = 50
+    updates: Annotated[int, Field(ge=1)] = 40
     """Rounds of sampling and learning."""
     episodes: Annotated[int, Field(ge=1)] = 64
     """Completions sampled for one update, each of another prompt."""
