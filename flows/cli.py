@@ -1,7 +1,6 @@
 """The verbs of `rlhf`. Each has `--json` (one document on stdout), an honest exit status and errors of one sentence."""
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -49,6 +48,9 @@ def main() -> None:
     """Entry point of the console script: every failure is one sentence on stderr, and status 1 (2 for a bad recipe)."""
     try:
         app()
+    except PrefectSilentError as error:
+        print_failure(str(error))
+        os._exit(1)  # at a regular end Prefect would try to deliver each of its events, for minutes
     except (PipelineError, LabelingError) as error:
         fail(str(error), 2 if isinstance(error, RecipeError) else 1)
     except SystemExit as end:
@@ -57,12 +59,21 @@ def main() -> None:
         fail("Interrupted; what was finished is kept, run the same command to go on.", INTERRUPTED)
 
 
+class PrefectSilentError(PipelineError):
+    """Prefect's server stopped answering."""
+
+
 def fail(sentence: str, status: int) -> None:
-    """End with one sentence; with `--json` it is also the document."""
-    if "--json" in sys.argv:
-        print(json.dumps({"error": sentence}))
-    err.print(f"[bold red]error:[/] {_escaped(sentence)}", highlight=False, soft_wrap=True)
+    """End with one sentence."""
+    print_failure(sentence)
     sys.exit(status)
+
+
+def print_failure(sentence: str) -> None:
+    """A failure as the last line on stderr; with `--json` it is also the document."""
+    if "--json" in sys.argv:
+        print(json.dumps({"error": sentence}), flush=True)
+    err.print(f"[bold red]error:[/] {_escaped(sentence)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -100,7 +111,6 @@ def run(recipe: RecipePath, set_: Set = None, labels: Labels = None, as_json: Js
     with _one_sentence():
         from flows.lifecycle import rlhf
 
-        _quiet_prefect()
         document = rlhf(parsed)
     if as_json:
         print(json.dumps(document, ensure_ascii=False))
@@ -202,6 +212,8 @@ def doctor(as_json: Json = False) -> None:
 def _recipe(path: Path, overrides: list[str] | None, labels: str | None) -> "LifecycleRecipe":
     """The checked recipe; nothing runs before it is right."""
     os.environ.update(services.environment())  # before Prefect is imported
+    for handler in ("CONSOLE", "DEBUG"):  # Prefect's log lines stay in its UI; the terminal shows the stages
+        os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")
     from flows.lifecycle import LifecycleRecipe
     from tasks.recipe import load_recipe
 
@@ -260,7 +272,7 @@ def _one_sentence() -> Iterator[None]:
         raise
     except (httpx.TransportError, httpx.HTTPStatusError, PrefectException) as error:
         url = os.environ.get("PREFECT_API_URL", "")
-        raise PipelineError(
+        raise PrefectSilentError(
             f"Prefect at {url} does not answer ({type(error).__name__}); start it with `rlhf up` and run again: "
             "what is finished is kept."
         ) from error
@@ -274,14 +286,6 @@ def _one_sentence() -> Iterator[None]:
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'} "
             f"(a fault of the pipeline or of a library; the trace is in {path}); what is finished is kept."
         ) from error
-
-
-def _quiet_prefect() -> None:
-    """Prefect's log lines stay in its UI; the terminal shows the stages."""
-    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", "prefect.flow_engine", "prefect.task_engine"):
-        logger = logging.getLogger(name)
-        logger.handlers = [h for h in logger.handlers if "Console" not in type(h).__name__]
-        logger.propagate = name != "prefect"
 
 
 def _escaped(text: str) -> str:

@@ -8,10 +8,10 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlparse
 
 from tasks.artifact import Artifact, PipelineError, iterate_jsonl, link_tree
@@ -47,7 +47,32 @@ def connect() -> "MlflowClient":
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from mlflow import MlflowClient
 
-    return MlflowClient()
+    return cast("MlflowClient", _Patient(MlflowClient()))
+
+
+class _Patient:
+    """MLflow's client, one call at a time, tried again where another writer holds the server's SQLite database."""
+
+    def __init__(self, client: "MlflowClient") -> None:
+        self._client, self._lock = client, threading.RLock()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        from mlflow.exceptions import MlflowException
+
+        method = getattr(self._client, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            for wait in (0.1, 0.3, 1.0, 3.0):
+                try:
+                    with self._lock:
+                        return method(*arguments, **options)
+                except MlflowException as error:  # the server rolled the whole call back
+                    if "locked" not in str(error) and "autoflush" not in str(error):
+                        raise
+                    time.sleep(wait)
+            return method(*arguments, **options)
+
+        return call
 
 
 class Record:

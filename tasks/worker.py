@@ -41,6 +41,8 @@ class Workers:
     def __init__(self, count: int, log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
+        # a run that ends in a hurry leaves semaphores to the kernel, and that is nothing to tell people
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
         self._context = multiprocessing.get_context("spawn")
         self._queue = self._context.Queue()
         self._free: queue.Queue[ProcessPoolExecutor | None] = queue.Queue()
