@@ -55,7 +55,7 @@ class LifecycleRecipe(Part):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """The registered model whose champion the run may become."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seeds everything random."""
     base: BaseRecipe = BaseRecipe()
     """The model everything starts from."""

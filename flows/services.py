@@ -175,9 +175,7 @@ def _wait(names: list[str], launched: list[str], state: dict[str, Known], progre
             elif not processes.alive(state[name]):
                 if name in launched:
                     log = _log(name)
-                    raise PipelineError(
-                        f"{TITLES[name]} ended while starting{processes.last_words(log)}; see {log}."
-                    )
+                    raise PipelineError(f"{TITLES[name]} ended while starting{processes.last_words(log)}; see {log}.")
                 launched = [*launched, name]
                 _launch([name], state, progress)
         if waiting and time.monotonic() - started > PATIENCE:

@@ -11,7 +11,7 @@ from tasks.recipe import Dotted, Part, RecipeError, identity, load_recipe, stabl
 
 class Dog(Part):
     method: Literal["dog"] = "dog"
-    bark: float = Field(1.0, gt=0)
+    bark: float = Field(default=1.0, gt=0)
 
 
 class Cat(Part):
@@ -21,14 +21,14 @@ class Cat(Part):
 
 
 class Inner(Part):
-    rate: float = Field(0.1, gt=0)
+    rate: float = Field(default=0.1, gt=0)
     kind: Literal["a", "b"] = "a"
 
 
 class Whole(Part):
     name: str
     inner: Inner = Inner()
-    policy: list[Annotated[Dog | Cat, Field(discriminator="method")]] = Field(default_factory=lambda: [Dog()])
+    policy: list[Annotated[Dog | Cat, Field(discriminator="method")]] = [Dog()]  # noqa: RUF012
     code: Dotted | None = None
     codes: list[Dotted] = Field(default_factory=list)
 

@@ -6,6 +6,7 @@ there is nothing to write, nothing to reindex and nothing that can disagree.
 # pyright: reportMissingImports=false, reportIncompatibleMethodOverride=false
 
 import hashlib
+from typing import Any
 
 import numpy as np
 from argilla_server.database import AsyncSessionLocal, async_engine
@@ -43,7 +44,7 @@ def _shuffle(seed: str, record_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}{record_id}".encode(), digest_size=6).digest(), "big")
 
 
-def _matching(dataset, query, filter) -> tuple[object, list]:
+def _matching(dataset, query, filter) -> tuple[Any, list[Any]]:
     """The relevance column and the WHERE conditions of a search."""
     where, score = [Record.dataset_id == dataset.id], literal(1.0)
     if query is not None:
@@ -128,7 +129,7 @@ class EmbeddedSearchEngine(SearchEngine):
         """The records nearest (or farthest) by cosine to a vector or to another record; scores lie in 0..1."""
         if bool(value) == bool(record):
             raise ValueError("Must provide either vector value or record to compute the similarity search")
-        target = np.asarray(value or record.vector_value_by_vector_settings(vector_settings), dtype=np.float32)
+        target = np.asarray(value or record.vector_value_by_vector_settings(vector_settings), dtype=np.float32)  # type: ignore[union-attr]
         _, where = _matching(dataset, query, filter)
         if record is not None:
             where.append(Record.id != record.id)
