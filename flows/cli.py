@@ -212,6 +212,7 @@ def doctor(as_json: Json = False) -> None:
 def _recipe(path: Path, overrides: list[str] | None, labels: str | None) -> "LifecycleRecipe":
     """The checked recipe; nothing runs before it is right."""
     os.environ.update(services.environment())  # before Prefect is imported
+    sys.path.insert(0, os.getcwd())  # functions of the user's that a recipe names are found from here
     for handler in ("CONSOLE", "DEBUG"):  # Prefect's log lines stay in its UI; the terminal shows the stages
         os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")
     from flows.lifecycle import LifecycleRecipe

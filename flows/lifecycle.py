@@ -15,7 +15,7 @@ from flows import services
 from flows.running import Builder, Running, curves_sent, worker_count
 from flows.screen import Screen
 from flows.summary import Built, conclude, figures, markdown
-from tasks.artifact import Artifact
+from tasks.artifact import Artifact, PipelineError
 from tasks.data.prepare import DataRecipe, ShopData, prepare_data
 from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
 from tasks.evaluation.gate import GateRecipe, decide_gate
@@ -33,7 +33,7 @@ from tasks.training.grpo import GrpoRecipe, train_grpo
 from tasks.training.ppo import PpoRecipe, train_ppo
 from tasks.training.reward import RewardRecipe, train_reward
 from tasks.training.sft import SftRecipe, train_sft
-from tasks.worker import Workers
+from tasks.worker import Workers, count_from
 
 BASE = Stage("base", build_base)
 DATA = Stage("data", prepare_data)
@@ -46,6 +46,11 @@ OPTIMISE = {"dpo": Stage("dpo", train_dpo), "ppo": Stage("ppo", train_ppo), "grp
 MERGE = Stage("merge", merge_policy)
 EVALUATE = Stage("evaluate", evaluate_models)
 GATE = Stage("gate", decide_gate)
+
+RESERVED = {"champion", *(stage.name for stage in (BASE, DATA, SFT, SAMPLE, LABEL, PREFERENCES, REWARD))} | {
+    stage.name for stage in (MERGE, EVALUATE, GATE)
+}
+"""Names that a policy cannot go by: they stand for stages and for whom it is compared with."""
 
 PolicyRecipe = Annotated[DpoRecipe | PpoRecipe | GrpoRecipe, Field(discriminator="method")]
 
@@ -85,6 +90,11 @@ class LifecycleRecipe(Part):
         names = [policy_name(policy) for policy in self.policy]
         if len(set(names)) != len(names):
             raise ValueError(f"'policy' has two entries of one name ({', '.join(names)}); give each its own 'name'")
+        taken = sorted(set(names) & RESERVED)
+        if taken:
+            raise ValueError(f"'policy' has an entry named '{taken[0]}', which means something else; rename it")
+        if any(policy.method != "dpo" for policy in self.policy) and not self.data.shares.rl:
+            raise ValueError("'data.shares.rl' is 0, but ppo and grpo need RL prompts; give them a share")
         imports = self.data.source == "preferences"
         if imports != (self.preferences.source == "data"):
             raise ValueError(
@@ -143,8 +153,19 @@ def build_lifecycle(recipe: LifecycleRecipe, build: Builder, store: Store, regis
         return order(EVALUATE, recipe.evaluate, {**start, "data": data, "reward": reward, **candidates, **champion})
 
     champion = _opponent(registry, store, recipe.name, merged, evaluation)
-    evaluated = build.one(evaluation(store.find(champion.key) if champion else None))
+    evaluated = build.one(evaluation(_files_of(champion, store)))
     return Built(evaluated, build.one(order(GATE, recipe.gate, {"evaluation": evaluated})), merged, champion)
+
+
+def _files_of(champion: Registered | None, store: Store) -> Artifact | None:
+    """The champion's artifact; a champion whose files are lost is an error, for nobody is promoted uncompared."""
+    found = store.find(champion.key) if champion and champion.key else None
+    if champion and found is None:
+        raise PipelineError(
+            f"The files of the champion, {champion.name} version {champion.version}, are neither here nor in MLflow; "
+            "run its recipe again, or remove the alias in MLflow."
+        )
+    return found
 
 
 def _opponent(
@@ -163,7 +184,7 @@ def _opponent(
     if now is None or now.digest not in {artifact.digest for artifact in merged.values()}:
         return now
     before = registry.find(name, now.beaten) if now.beaten else None
-    earlier = evaluation(store.find(before.key) if before else None)
+    earlier = evaluation(_files_of(before, store))
     return before if store.find(earlier.key) else now
 
 
@@ -174,6 +195,7 @@ def rlhf(recipe: LifecycleRecipe) -> dict[str, Any]:
     Raises `PipelineError` with one sentence when a stage fails; what was finished is kept and reused.
     """
     started = time.monotonic()
+    count_from("RLHF_THREADS", 1)
     record, home = Record(), services.home()
     os.environ["RLHF_HOME"] = str(home)  # so that stages, in their own processes, keep people's passwords there too
     store, registry = Store(home, record), Registry(record)
@@ -183,12 +205,13 @@ def rlhf(recipe: LifecycleRecipe) -> dict[str, Any]:
             running = Running(store, workers, screen, parent)
             built = build_lifecycle(recipe, running, store, registry)
         document = conclude(recipe.name, built, running.done, registry, parent, str(flow_run.id))
+        document["seconds"] = round(time.monotonic() - started, 2)
+        text = markdown(document)
+        promoted = {"rlhf.promoted": str(document["promoted"])}
+        artifacts = {f"rlhf.artifact.{name}": artifact.key for name, artifact in running.done}
+        record.close_lifecycle(parent, figures(document), promoted | artifacts, {"summary.md": text})
+        create_markdown_artifact(key="rlhf-summary", markdown=text, description=f"Lifecycle of {recipe.name}")
     except BaseException as error:
         record.fail(parent, error)
         raise
-    document["seconds"] = round(time.monotonic() - started, 2)
-    text = markdown(document)
-    create_markdown_artifact(key="rlhf-summary", markdown=text, description=f"Lifecycle of {recipe.name}")
-    promoted = {"rlhf.promoted": str(document["promoted"])}
-    record.close_lifecycle(parent, figures(document), promoted, {"summary.md": text})
     return document

@@ -16,7 +16,7 @@ from flows.screen import Screen, StageListener
 from tasks.artifact import Artifact, PipelineError
 from tasks.lineage import Record
 from tasks.store import Order, Store
-from tasks.worker import WorkerDied, Workers
+from tasks.worker import WorkerDied, Workers, count_from
 
 
 class Builder(Protocol):
@@ -127,4 +127,4 @@ def curves_sent(record: Record, every: float = 2.0) -> Iterator[None]:
 
 def worker_count() -> int:
     """Processes that build side by side: `RLHF_WORKERS`, else one per core, at most 3."""
-    return int(os.environ.get("RLHF_WORKERS") or min(os.cpu_count() or 1, 3))
+    return count_from("RLHF_WORKERS", min(os.cpu_count() or 1, 3))

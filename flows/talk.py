@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from flows import services
-from tasks.artifact import InputError, Message, PipelineError
+from tasks.artifact import Message, PipelineError
 
 
 class Talk:
@@ -70,11 +70,8 @@ def _load(model: str) -> tuple[Any, Any]:
     """Model and tokenizer of a registered model, an artifact (with what it builds on) or a folder."""
     from tasks.models.loading import load_causal_lm, load_tokenizer
 
-    folder = Path(model)
-    if (folder / "config.json").is_file():
-        folder = folder.resolve().parent if folder.name == "model" else folder
-        if not (folder / "model").is_dir():
-            raise InputError(f"{model} is not a merged artifact's folder; give its parent, or a registered model.")
+    folder = Path(model).expanduser()
+    if (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file():
         return load_causal_lm([folder]), load_tokenizer(folder)
     found = services.status()["mlflow"]
     if not found.healthy:
@@ -88,13 +85,10 @@ def _load(model: str) -> tuple[Any, Any]:
     record = Record()
     store, records = Store(services.home(), record), record.artifacts()
     key, _ = resolve_model(model, Registry(record), records)
-    chain = []
-    for part in [*(records[key]["inputs"].get(name) for name in ("base", "sft")), key]:
-        artifact = store.find(part) if part else None
-        if artifact:
-            chain.append(artifact.path)
-    if records[key]["stage"].startswith("merge"):
-        chain = chain[-1:]
-    if not chain:
-        raise PipelineError(f"The files of {model} are neither here nor in MLflow; run its recipe again.")
+    inputs = records[key]["inputs"]
+    whole = records[key]["stage"] in ("merge", "base")
+    parts = [key] if whole else [*(inputs[name] for name in ("base", "sft") if name in inputs), key]
+    chain = [artifact.path for part in parts if (artifact := store.find(part))]
+    if len(chain) < len(parts):
+        raise PipelineError(f"Files of {model} are neither here nor in MLflow; run its recipe again.")
     return load_causal_lm(chain), load_tokenizer(chain[0])

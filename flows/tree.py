@@ -49,8 +49,9 @@ def ancestry(model: str) -> tuple[Found, Tree]:
         found = records.get(key)
         if found is None:
             raise PipelineError(f"MLflow has no record of artifact {key[:12]}; run its recipe again to restore it.")
-        node: Found = {"role": role, "stage": found["stage"], "artifact": key, "run_id": found["run_id"], "inputs": []}
-        line = f"{role}: {found['stage']} {key[:12]}" if role != found["stage"] else f"{role} {key[:12]}"
+        node: Found = {"role": role, "stage": found["stage"], "name": found["name"], "artifact": key}
+        node |= {"run_id": found["run_id"], "inputs": []}
+        line = f"{role}: {found['name']} {key[:12]}" if role != found["name"] else f"{role} {key[:12]}"
         if key in seen:
             branch.add(f"[dim]{escape(line)} (above)[/]")
             return node
@@ -84,30 +85,33 @@ def descent(judgement: str) -> tuple[Found, Tree]:
         if key in seen:
             return
         seen.add(key)
-        stage = records[key]["stage"]
-        below = branch.add(escape(f"{stage} {key[:12]}"))
-        document["artifacts"].append({"stage": stage, "artifact": key, "run_id": records[key]["run_id"]})
+        stage, name = records[key]["stage"], records[key]["name"]
+        below = branch.add(escape(f"{name} {key[:12]}"))
+        document["artifacts"].append({"stage": stage, "name": name, "artifact": key, "run_id": records[key]["run_id"]})
         for version in (v for v in versions if v.key == key):
             document["models"].append({"name": version.name, "version": version.version})
             below.add(f"[bold green]{escape(version.name)} version {version.version}[/]")
         if stage == "preferences":
-            rows = [*_rows(store, key, "train.jsonl"), *_rows(store, key, "validation.jsonl")]
-            pairs = [row["id"] for row in rows if judgement in row["judgements"]]
+            pairs, trained = _pairs_with(judgement, store, key)
             document["pairs"] += pairs
-            below.add(f"{len(pairs)} pairs hold it")
-            if not pairs:
-                return  # a judgement that made no pair shaped nothing further
+            below.add(f"{len(pairs)} pairs hold it, {trained} of them to train on")
+            if not trained:
+                return  # it made no pair, or only held-out ones: it shaped nothing further
         for child, found in records.items():
-            if key in found["inputs"].values() and _shapes(records[key]["stage"], found):
+            if key in found["inputs"].values() and found["stage"] not in ("evaluate", "gate"):  # those only look at it
                 walk(child, below)
 
     walk(source, tree)
     return document, tree
 
 
-def _shapes(stage: str, child: Mapping[str, Any]) -> bool:
-    """Whether a stage's output goes into a child's result (an evaluation only looks at the models)."""
-    return child["stage"] not in ("evaluate", "gate") and not (stage == "label" and child["stage"] == "label")
+def _pairs_with(judgement: str, store: Store, key: str) -> tuple[list[str], int]:
+    """Ids of an artifact's pairs that a judgement stands behind, and how many of them are trained on."""
+    train, held_out = (
+        [row["id"] for row in _rows(store, key, f"{split}.jsonl") if judgement in row["judgements"]]
+        for split in ("train", "validation")
+    )
+    return [*train, *held_out], len(train)
 
 
 def _rows(store: Store, key: str, name: str) -> list[dict[str, Any]]:

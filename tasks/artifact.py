@@ -134,5 +134,7 @@ def link_tree(source: Path, target: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(file, place)
+        except FileExistsError:
+            continue  # somebody linked the same file
         except OSError:
             shutil.copy2(file, place)

@@ -104,7 +104,13 @@ class Record:
             self.client.set_terminated(run_id, "FINISHED")
 
     def start(
-        self, name: str, key: str, parent_run: str | None, kept: Path | None = None, known: str | None = None
+        self,
+        stage: str,
+        name: str,
+        key: str,
+        parent_run: str | None,
+        kept: Path | None = None,
+        known: str | None = None,
     ) -> str:
         """The run of an artifact being built: a resumed build goes on in the run it began (its id is in `kept`)."""
         with answering():
@@ -112,7 +118,7 @@ class Record:
             if earlier and self._get(earlier):
                 self.client.update_run(earlier, status="RUNNING")
                 return earlier
-            tags = {KEY: key, STAGE: name}
+            tags = {KEY: key, STAGE: stage}
             if parent_run:
                 tags["mlflow.parentRunId"] = parent_run
             run_id = self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
@@ -194,7 +200,7 @@ class Record:
         return False
 
     def artifacts(self) -> dict[str, dict[str, Any]]:
-        """All recorded artifacts by key: `{"stage", "run_id", "digest", "inputs": {name: key}, "metrics"}`."""
+        """All recorded artifacts by key: `{"stage", "name", "run_id", "digest", "inputs": {name: key}}`."""
         with answering():
             runs = self._search(f"tags.`{DIGEST}` != ''")
         found: dict[str, dict[str, Any]] = {}
@@ -202,10 +208,10 @@ class Record:
             tags = run.data.tags
             found[tags[KEY]] = {
                 "stage": tags[STAGE],
+                "name": run.info.run_name,
                 "run_id": run.info.run_id,
                 "digest": tags[DIGEST],
                 "inputs": {k.removeprefix(INPUT): v for k, v in tags.items() if k.startswith(INPUT)},
-                "metrics": dict(run.data.metrics),
             }
         return found
 

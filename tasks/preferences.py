@@ -33,7 +33,7 @@ def build_preferences(recipe: PreferencesRecipe, inputs: Mapping[str, Path], wor
 
     Raises `InputError` when a split gets no pair.
     """
-    rows = _imported(inputs["data"]) if recipe.source == "data" else _judged(recipe, inputs, work)
+    rows = _imported(recipe, inputs["data"]) if recipe.source == "data" else _judged(recipe, inputs, work)
     for split in SPLITS:
         if not rows[split]:
             raise InputError(
@@ -51,24 +51,11 @@ def build_preferences(recipe: PreferencesRecipe, inputs: Mapping[str, Path], wor
     )
 
 
-def _imported(data: Path) -> dict[str, list[Row]]:
+def _imported(recipe: PreferencesRecipe, data: Path) -> dict[str, list[Row]]:
     """The pairs the data stage took from a file, each with full weight."""
-    return {split: [_imported_row(row) for row in read_jsonl(data / f"preferences_{split}.jsonl")] for split in SPLITS}
-
-
-def _imported_row(row: Row) -> Row:
-    prompt_id = row.get("prompt_id") or stable_hash(row["prompt"])[:16]
     return {
-        "id": row["id"],
-        "prompt": row["prompt"],
-        "chosen": row["chosen"],
-        "rejected": row["rejected"],
-        "weight": 1.0,
-        "margin": None,
-        "judgements": [],
-        "prompt_id": prompt_id,
-        "chosen_id": stable_hash([prompt_id, row["chosen"]])[:16],
-        "rejected_id": stable_hash([prompt_id, row["rejected"]])[:16],
+        split: [row for row in read_jsonl(data / f"preferences_{split}.jsonl") if row["weight"] >= recipe.min_weight]
+        for split in SPLITS
     }
 
 
@@ -79,11 +66,12 @@ def _judged(recipe: PreferencesRecipe, inputs: Mapping[str, Path], work: Work) -
     splits = {row["id"]: row["split"] for row in sampled}
     finished = {each["id"]: bool(each["finished"]) for row in sampled for each in row["completions"]}
     by_id = {comparison.id: comparison for comparison in comparisons}
+    ranks = {judgement.id: judgement.ranks for judgement in judgements if judgement.ranks}
     outcome = to_preferences(comparisons, judgements)
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for preference in outcome.preferences:
         if preference.weight >= recipe.min_weight:
-            rows[splits[preference.record]].append(_row(preference, by_id[preference.record], finished))
+            rows[splits[preference.record]].append(_row(preference, by_id[preference.record], finished, ranks))
     work.log(
         {
             "undecided": outcome.undecided,
@@ -97,7 +85,15 @@ def _judged(recipe: PreferencesRecipe, inputs: Mapping[str, Path], work: Work) -
     return rows
 
 
-def _row(preference: Preference, comparison: Comparison, finished: Mapping[str, bool]) -> Row:
+def _row(
+    preference: Preference,
+    comparison: Comparison,
+    finished: Mapping[str, bool],
+    ranks: Mapping[str, Mapping[str, int]],
+) -> Row:
+    """A pair as trainers take it; its margin is the mean rank difference, 1 for first against last."""
+    behind = [ranks[name] for name in preference.judgements]
+    apart = sum(each[preference.rejected] - each[preference.chosen] for each in behind) / len(behind)
     texts = {completion.id: completion.text for completion in comparison.completions}
     return {
         "id": stable_hash([preference.record, preference.chosen, preference.rejected])[:16],
@@ -107,7 +103,7 @@ def _row(preference: Preference, comparison: Comparison, finished: Mapping[str, 
         "chosen_finished": finished[preference.chosen],
         "rejected_finished": finished[preference.rejected],
         "weight": preference.weight,
-        "margin": None,
+        "margin": round(apart / (len(comparison.completions) - 1), 4),
         "judgements": list(preference.judgements),
         "prompt_id": preference.record,
         "chosen_id": preference.chosen,

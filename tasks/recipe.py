@@ -31,10 +31,10 @@ def resolve(dotted: str) -> Callable[..., Any]:
         raise ValueError(f"'{dotted}' is not of the form package.module:function")
     try:
         function = getattr(importlib.import_module(module), name)
-    except ImportError as error:
-        raise ValueError(f"module '{module}' cannot be imported ({error})") from error
     except AttributeError as error:
         raise ValueError(f"module '{module}' has no '{name}'") from error
+    except Exception as error:  # the user's module may fail in any way when it is run
+        raise ValueError(f"module '{module}' cannot be imported ({type(error).__name__}: {error})") from error
     if not callable(function):
         raise ValueError(f"'{dotted}' is not a function")
     return function

@@ -98,13 +98,16 @@ class Store:
         artifact = _load(path)
         if artifact is not None:
             return artifact
+        with self._lock(key):
+            return _load(path) or self._fetch(key, path)
+
+    def _fetch(self, key: str, path: Path) -> Artifact | None:
         staging = self.home / "building" / f"{key}.fetched"
         shutil.rmtree(staging, ignore_errors=True)
         if not self.record.fetch(key, staging) or _load(staging) is None:
             shutil.rmtree(staging, ignore_errors=True)
             return None
-        with self._lock(key):
-            _move(staging, path)
+        _move(staging, path)
         return _load(path)
 
     def get(self, order: Order, run: Runner, parent_run: str | None = None) -> Artifact:
@@ -125,7 +128,7 @@ class Store:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
-        run_id = self.record.start(order.name, key, parent_run, building / "run_id")
+        run_id = self.record.start(order.stage.name, order.name, key, parent_run, building / "run_id")
         try:
             metrics = run(order, run_id, out, scratch)
         except BaseException as error:
@@ -163,8 +166,16 @@ class Store:
         """The artifact, its MLflow run completed or made anew where MLflow does not know it."""
         if self.record.knows(artifact):
             return artifact
+        with self._lock(artifact.key):  # a run that builds it just now records it too
+            if self.record.knows(artifact):
+                return artifact
+            return self._record_again(artifact, parent_run)
+
+    def _record_again(self, artifact: Artifact, parent_run: str | None) -> Artifact:
         manifest = read_manifest(artifact.path)
-        manifest["run_id"] = self.record.start(manifest["name"], artifact.key, parent_run, None, artifact.run_id)
+        manifest["run_id"] = self.record.start(
+            manifest["stage"], manifest["name"], artifact.key, parent_run, known=artifact.run_id
+        )
         if manifest["run_id"] != artifact.run_id:
             _rewrite_manifest(artifact.path, manifest)
         self.record.finish(manifest, artifact.path)

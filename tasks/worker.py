@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol
 
-from tasks.artifact import PipelineError, Work, iterate_jsonl, write_jsonl
+from tasks.artifact import PipelineError, Work, write_jsonl
 from tasks.lineage import CURVES
 from tasks.store import Order
 
@@ -46,7 +46,7 @@ class Workers:
         self._context = multiprocessing.get_context("spawn")
         self._queue = self._context.Queue()
         self._free: queue.Queue[ProcessPoolExecutor | None] = queue.Queue()
-        self._count, self._warm = count, False
+        self._count, self._warm, self._closing = count, False, False
         self._warming = threading.Lock()
         self._pools: set[ProcessPoolExecutor] = set()
         self._listeners: dict[str, Listener] = {}
@@ -57,13 +57,14 @@ class Workers:
         return self
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        for pool in self._pools:
+        self._closing = failed is not None
+        for pool in list(self._pools):
             if failed:
                 for process in list((pool._processes or {}).values()):
                     process.kill()  # what still runs goes on from its checkpoint next time
             pool.shutdown(cancel_futures=True)
         self._queue.put(None)
-        self._listener.join()
+        self._listener.join(timeout=5)
         self._queue.close()
 
     def _warm_up(self) -> None:
@@ -94,6 +95,8 @@ class Workers:
             if pool:
                 self._pools.discard(pool)
             pool = None
+            if self._closing:
+                raise PipelineError(f"Stage {order.name} was interrupted; run again to go on.") from error
             raise WorkerDied(
                 f"The process of stage {order.name} was killed or ran out of memory; "
                 "run again: it goes on from its last checkpoint."
@@ -103,6 +106,8 @@ class Workers:
             self._free.put(pool)
 
     def _start(self) -> ProcessPoolExecutor:
+        if self._closing:
+            raise PipelineError("The run is ending; run again to go on.")
         pool = ProcessPoolExecutor(1, self._context, initializer=_initialise, initargs=(self._queue, self._log))
         self._pools.add(pool)
         return pool
@@ -125,7 +130,7 @@ def _initialise(events: Any, log: Path) -> None:
     os.dup2(printed, 1)
     os.dup2(printed, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threads = os.environ.get("RLHF_THREADS", "1")
+    threads = str(count_from("RLHF_THREADS", 1))
     os.environ["OMP_NUM_THREADS"] = threads
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -183,9 +188,28 @@ def _run(
     function(part, inputs, work)
     work.log({"seconds": time.monotonic() - started})
     if kept.exists():
-        points = {(p["step"], *sorted(p["metrics"])): p for p in iterate_jsonl(kept)}  # steps done again count once
-        write_jsonl(out / CURVES, points.values())
+        write_jsonl(out / CURVES, _points(kept))
     return work.metrics
+
+
+def _points(kept: Path) -> list[dict[str, Any]]:
+    """The curve of all attempts: steps done again count once, a line that a kill cut short does not count."""
+    points: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in kept.read_text().splitlines():
+        try:
+            point = json.loads(line)
+        except ValueError:
+            continue
+        points[(point["step"], *sorted(point["metrics"]))] = point
+    return list(points.values())
+
+
+def count_from(variable: str, default: int) -> int:
+    """A whole number from 1 in an environment variable. Raises `PipelineError` for anything else."""
+    text = os.environ.get(variable) or str(default)
+    if not text.isdigit() or int(text) < 1:
+        raise PipelineError(f"{variable}={text} is not a whole number from 1; set one or unset it.")
+    return int(text)
 
 
 def _set_threads() -> None:

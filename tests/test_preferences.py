@@ -63,6 +63,8 @@ def test_judged_round_becomes_weighted_rows(tmp_path: Path) -> None:
     assert train[0]["prompt"] == HI
     assert train[0]["chosen"] == [{"role": "assistant", "content": "Answer 0"}]
     assert train[0]["judgements"] == ["one/0", "one/1"]
+    # "one" ranks 1 2 3 and 1 2 2 over 3 completions: mean rank differences 1, 1.5 and .5, of at most 2
+    assert [row["margin"] for row in train] == pytest.approx([0.5, 0.75, 0.25])
     assert [(row["chosen_finished"], row["rejected_finished"]) for row in train] == [
         (True, True),
         (True, False),
@@ -102,19 +104,13 @@ def test_a_split_without_pairs_is_refused(tmp_path: Path) -> None:
         build_preferences(PreferencesRecipe(), inputs, work_in(tmp_path / "work"))
 
 
-def test_imported_pairs_have_full_weight_and_no_judgements(tmp_path: Path) -> None:
-    answers = [{"role": "assistant", "content": text} for text in ("Hello.", "Go.", "Yes?")]
-    row = {"id": "p1", "prompt": HI, "chosen": answers[:1], "rejected": answers[1:2]}
-    other = {"id": "p2", "prompt": HI, "chosen": answers[:1], "rejected": answers[2:]}
-    write_jsonl(tmp_path / "data" / "preferences_train.jsonl", [row, other])
+def test_imported_pairs_are_taken_as_the_data_stage_wrote_them(tmp_path: Path) -> None:
+    answers = [{"role": "assistant", "content": text} for text in ("Hello.", "Go.")]
+    row = {"id": "p1", "prompt_id": "p", "prompt": HI, "chosen": answers[:1], "rejected": answers[1:], "weight": 1.0}
+    weak = row | {"id": "p2", "weight": 0.2}
+    write_jsonl(tmp_path / "data" / "preferences_train.jsonl", [row, weak])
     write_jsonl(tmp_path / "data" / "preferences_validation.jsonl", [row])
     work = work_in(tmp_path / "work")
-    build_preferences(PreferencesRecipe(source="data"), {"data": tmp_path / "data"}, work)
-
-    first, second = read_jsonl(work.out / "train.jsonl")
-    assert (first["weight"], first["margin"], first["judgements"]) == (1.0, None, [])
-    assert first["chosen"] == answers[:1]
-    assert first["chosen_id"] == second["chosen_id"], "a completion in two pairs is one completion"
-    assert first["rejected_id"] != second["rejected_id"]
-    assert first["prompt_id"] == second["prompt_id"]
-    assert work.metrics["pairs"] == 3
+    build_preferences(PreferencesRecipe(source="data", min_weight=0.5), {"data": tmp_path / "data"}, work)
+    assert read_jsonl(work.out / "train.jsonl") == [row]
+    assert work.metrics["pairs"] == 2

@@ -50,10 +50,10 @@ def test_existing_preferences_take_the_place_of_labeling(services: dict[str, str
     document = rlhf("run", RECIPES / "imported.toml", *arguments).document
     assert "label" not in stages(document) and document["judge"] == "reward_model"
     data = manifest(rlhf_home, document, "data")
-    assert data["metrics"]["dropped"] > 0, "its broken pairs are counted"
+    assert data["metrics"]["dropped/all"] > 0, "its broken pairs are counted"
     folder = rlhf_home / "store" / stages(document)["data"]["artifact"]
     dropped = json.loads((folder / "report" / "dropped.json").read_text())
-    assert len(dropped["data"]) == data["metrics"]["dropped"] and "reason" in dropped["columns"]
+    assert len(dropped["data"]) == data["metrics"]["dropped/all"] and "reason" in dropped["columns"]
     assert document["win_rate"]["vs_sft"]["low"] <= document["win_rate"]["vs_sft"]["high"]
 
 

@@ -133,9 +133,11 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 def model_folder(artifact: Path) -> Path:
-    """Where a base's or a merged model's weights lie: in it, where source.json points, or in the hub's cache."""
+    """Where the weights of a base, a merged or a plain model lie: in it, where source.json says, or the hub's cache."""
     if (artifact / "model" / "config.json").exists():
         return artifact / "model"
+    if (artifact / "config.json").exists():
+        return artifact
     if not (artifact / "source.json").exists():
         raise PipelineError(f"{artifact} holds neither model/ nor source.json; run again to rebuild that artifact.")
     source = json.loads((artifact / "source.json").read_text())

@@ -15,8 +15,8 @@ SPLITS = {"train": "reward_train.jsonl", "validation": "reward_validation.jsonl"
 class SampleRecipe(Part):
     """How candidate completions are drawn."""
 
-    completions_per_prompt: Annotated[int, Field(ge=2, le=64)] = 4
-    """Completions that an annotator ranks side by side."""
+    completions_per_prompt: Annotated[int, Field(ge=2, le=8)] = 4
+    """Completions that an annotator ranks side by side; a ranking takes at most 8."""
     temperature: Annotated[float, Field(gt=0, le=5)] = 1.0
     """Divides the logits; above 1 the candidates differ more."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -15,7 +15,7 @@ class DpoRecipe(Hyperparameters):
 
     method: Literal["dpo"] = "dpo"
     """The optimiser."""
-    name: str | None = None
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
     """What the candidate is called; the method's name when left out."""
     epochs: float = Field(default=3, gt=0)
     """Passes over the preferences."""

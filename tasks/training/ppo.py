@@ -20,7 +20,7 @@ class PpoRecipe(Part):
 
     method: Literal["ppo"] = "ppo"
     """Chooses this optimiser."""
-    name: str | None = None
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
     """What the candidate is called; by default the method."""
     adapter: AdapterRecipe = LoraRecipe()
     """What is trained; its dropout must be 0, or the policy's probabilities would be noise."""
