@@ -298,7 +298,7 @@ def ours(folder: str) -> None:
     )
     models = json.loads((result / "evaluation.json").read_text())["models"]
     quality = {
-        "reward_accuracy": metrics["reward"]["accuracy"],
+        "reward_accuracy": metrics["reward"]["validation/accuracy"],
         "win_rate": models["dpo"]["win_rate_vs_sft"]["judge"]["mean"],
         "correct": models["dpo"]["checks"]["correct"]["mean"],
     }

@@ -36,12 +36,16 @@ def main() -> None:
     if any(not stage["reused"] for stage in second["stages"]):
         raise SystemExit("the second run built something: that is a fault of the store")
     working = sum(max(worked[name] for name in group) for group in SIDE_BY_SIDE)
+    [base] = [stage for stage in first["stages"] if stage["name"] == "base"]
+    loading = base["seconds"] - worked["base"]  # the first stage waits until the workers have imported torch
     result = {
         "services_up_seconds": up,
         "first_run_seconds": first_seconds,
         "second_run_seconds": second_seconds,
         "stage_seconds": worked,
-        "own_share": 1 - working / first_seconds,
+        "loading_libraries_seconds": loading,
+        "own_seconds": first_seconds - working - loading,
+        "own_share": (first_seconds - working - loading) / first_seconds,
         "win_rate": first["win_rate"],
         "promoted": first["promoted"],
     }
@@ -53,7 +57,9 @@ def main() -> None:
             ["services up (s)", up],
             ["first run (s)", first_seconds],
             ["second run, nothing to build (s)", second_seconds],
-            ["of the first run, outside the stages (start, Prefect, MLflow, store)", f"{result['own_share']:.1%}"],
+            ["of the first run: loading torch in the workers (s)", loading],
+            ["of the first run: the pipeline itself, with its start (s)", result["own_seconds"]],
+            ["as a share", f"{result['own_share']:.1%}"],
         ],
     )
     keep("demo", result)

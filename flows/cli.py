@@ -15,7 +15,7 @@ from rich.table import Table
 
 from flows import services
 from labeling.comparison import LabelingError
-from tasks.artifact import PipelineError
+from tasks.artifact import PipelineError, without_credentials
 from tasks.recipe import RecipeError
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def main() -> None:
         os._exit(1)  # at a regular end Prefect would try to deliver each of its events, for minutes
     except (PipelineError, LabelingError) as error:
         fail(str(error), 2 if isinstance(error, RecipeError) else 1)
+    except Exception as error:
+        fail(_fault(error), 1)
     except SystemExit as end:
         if end.code != INTERRUPTED:
             raise
@@ -108,7 +110,7 @@ def run(recipe: RecipePath, set_: Set = None, labels: Labels = None, as_json: Js
     parsed = _recipe(recipe, set_, labels)
     _start_services(quiet=True)
     os.environ.update(services.environment())
-    with _one_sentence():
+    with _prefect_answers():
         from flows.lifecycle import rlhf
 
         document = rlhf(parsed)
@@ -241,19 +243,22 @@ def _need_services(*names: str) -> None:
     found = services.status()
     for name in names:
         if not found[name].healthy:
-            title, url = services.TITLES[name], found[name].url
+            title, url = services.TITLES[name], without_credentials(found[name].url)
             raise PipelineError(f"{title} at {url} does not answer; start it with `rlhf up`.")
     os.environ.update(services.environment())
 
 
 def _show_services(found: dict[str, services.Service], as_json: bool) -> None:
     if as_json:
-        document = {name: {"url": service.url, "healthy": service.healthy} for name, service in found.items()}
+        document = {
+            name: {"url": without_credentials(service.url), "healthy": service.healthy}
+            for name, service in found.items()
+        }
         print(json.dumps({"services": document}))
         return
     table = Table("service", "address", "", box=None)
     for name, service in found.items():
-        table.add_row(name, service.url, "healthy" if service.healthy else "not running")
+        table.add_row(name, without_credentials(service.url), "healthy" if service.healthy else "not running")
     out.print(table)
     if found["argilla"].local:
         username, _, _ = services.argilla_credentials()
@@ -262,31 +267,38 @@ def _show_services(found: dict[str, services.Service], as_json: bool) -> None:
 
 
 @contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Failures of the services and of the code, as the sentence a user needs; the trace goes to a file."""
+def _prefect_answers() -> Iterator[None]:
+    """A Prefect that stopped answering, as the sentence a user needs."""
     import httpx
-    from prefect.exceptions import PrefectException
 
     try:
         yield
-    except (PipelineError, LabelingError):
-        raise
-    except (httpx.TransportError, httpx.HTTPStatusError, PrefectException) as error:
-        url = os.environ.get("PREFECT_API_URL", "")
+    except (httpx.TransportError, httpx.HTTPStatusError) as error:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
+            raise
+        url = without_credentials(os.environ.get("PREFECT_API_URL", ""))
         raise PrefectSilentError(
             f"Prefect at {url} does not answer ({type(error).__name__}); start it with `rlhf up` and run again: "
             "what is finished is kept."
         ) from error
-    except Exception as error:
-        import traceback
 
+
+def _fault(error: Exception) -> str:
+    """The sentence for an error nobody foresaw; the trace goes to a file."""
+    import traceback
+
+    said = str(error).splitlines()[0] if str(error) else "no message"
+    trace = "".join(traceback.format_exception(error))
+    try:
         path = services.home() / "logs" / "last-error.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(traceback.format_exception(error)))
-        raise PipelineError(
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'} "
-            f"(a fault of the pipeline or of a library; the trace is in {path}); what is finished is kept."
-        ) from error
+        path.write_text(trace)
+    except OSError as unwritable:
+        return f"{type(error).__name__}: {said} (and no trace could be kept: {unwritable}); check RLHF_HOME."
+    return (
+        f"{type(error).__name__}: {said} (a fault of the pipeline or of a library; the trace is in {path}); "
+        "what is finished is kept."
+    )
 
 
 def _escaped(text: str) -> str:

@@ -62,7 +62,7 @@ def _packages(constraints: Path = CONSTRAINTS) -> Check:
         pinned = "as pinned" if constraints.exists() else "as required"
         return Check("packages", True, f"all {pinned}")
     more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-    return Check("packages", False, "; ".join(wrong[:5]) + more, "run `make install`")
+    return Check("packages", False, "; ".join(wrong[:5]) + more, "run `rm -f .venv/.installed; make install`")
 
 
 def _missing() -> Iterator[str]:
@@ -104,7 +104,7 @@ def _accelerator() -> Check:
     """torch, and whether it can use the GPU that is there; torch itself is imported in a process of its own."""
     version = _version("torch")
     if version is None:
-        return Check("torch", False, "not installed", "run `make install`")
+        return Check("torch", False, "not installed", "run `rm -f .venv/.installed; make install`")
     if not shutil.which("nvidia-smi"):
         return Check("torch", True, f"{version}, no NVIDIA GPU: training runs on {os.cpu_count()} CPU cores")
     question = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
@@ -152,6 +152,7 @@ def _secrets() -> Check:
     folder = services.home() / "argilla"
     names = (credentials.PASSWORD, credentials.API_KEY, credentials.AUTH_SECRET)
     files = [folder / name for name in names if (folder / name).exists()]
+    files += sorted((services.home() / "credentials").glob("*.json"))
     loose = [str(path) for path in files if stat.S_IMODE(path.stat().st_mode) & 0o077]
     if loose:
         return Check("secrets", False, f"others may read {', '.join(loose)}", f"run `chmod 600 {' '.join(loose)}`")

@@ -72,6 +72,9 @@ def environment() -> dict[str, str]:
     """
     state = _read_state()
     found = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+    for variable in ("NO_PROXY", "no_proxy"):  # a proxy does not know the services of this machine
+        given = [part for part in os.environ.get(variable, "").split(",") if part]
+        found[variable] = ",".join(dict.fromkeys([*given, processes.HOST, "localhost"]))
     for name in NAMES:
         local = _local_url(name, state) + ("/api" if name == "prefect" else "")
         found[URL_VARIABLES[name]] = _remote(name, state) or local

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.artifact import Artifact
+from tasks.artifact import Artifact, without_credentials
 from tasks.registry import Registered, Registry
 
 
@@ -60,17 +60,19 @@ def conclude(
         "links": {
             "prefect": f"{urls()['prefect']}/runs/flow-run/{flow_run}",
             "mlflow": f"{urls()['mlflow']}/#/experiments/{registry.experiment}/runs/{run_id}",
+            "experiment": f"{urls()['mlflow']}/#/experiments/{registry.experiment}",
         },
     }
 
 
 def urls() -> dict[str, str]:
     """The web UIs people work in."""
-    return {
+    given = {
         "prefect": os.environ.get("PREFECT_API_URL", "").removesuffix("/api"),
         "mlflow": os.environ.get("MLFLOW_TRACKING_URI", ""),
         "argilla": os.environ.get("ARGILLA_API_URL", ""),
     }
+    return {name: without_credentials(url) for name, url in given.items()}
 
 
 def figures(document: Mapping[str, Any]) -> dict[str, float]:
@@ -106,7 +108,11 @@ def markdown(document: Mapping[str, Any]) -> str:
         "",
         "| stage | | seconds |",
         "|---|---|---|",
-        *(f"| {s['name']} | {'reused' if s['reused'] else 'built'} | {s['seconds']:.1f} |" for s in document["stages"]),
+        *(
+            f"| [{s['name']}]({document['links']['experiment']}/runs/{s['run_id']}) "
+            f"| {'reused' if s['reused'] else 'built'} | {s['seconds']:.1f} |"
+            for s in document["stages"]
+        ),
         "",
         *(f"- {line}" for line in where_to_look(document)),
     ]
@@ -146,7 +152,7 @@ def _standing(candidate: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     if candidate["refused"]:
         return "refused"
     if candidate["name"] != document["best"]:
-        return "passed, not the best"
+        return "passed"
     return "champion" if document["promoted"] else "passed"
 
 
@@ -155,8 +161,8 @@ def where_to_look(document: Mapping[str, Any]) -> list[str]:
     ui, links = document["urls"], document["links"]
     return [
         f"Prefect {links['prefect']}: this run, its stages and this summary",
-        f"MLflow {links['mlflow']}: this run; its child runs have the curves, figures and completions side by side; "
-        f"the champion is under Models, {document['name']}",
+        f"MLflow {links['mlflow']}: this run; the stages above link to theirs, with curves, figures and completions "
+        f"side by side; the champion is under Models, {document['name']}",
         f"Argilla {ui['argilla']}: the ranked comparisons (`rlhf status` says how to sign in)",
     ]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
+from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,6 +96,12 @@ class Work:
         path.write_text(
             json.dumps({"columns": columns, "data": [[row[c] for c in columns] for row in rows]}, ensure_ascii=False)
         )
+
+
+def without_credentials(url: str) -> str:
+    """A service's address as it may be shown: without a user and password in it."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def read_jsonl(path: Path) -> list[Row]:

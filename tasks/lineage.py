@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlparse
 
-from tasks.artifact import Artifact, PipelineError, iterate_jsonl, link_tree
+from tasks.artifact import Artifact, PipelineError, iterate_jsonl, link_tree, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,7 +33,7 @@ def answering() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        uri = os.environ.get("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI (not set)")
+        uri = without_credentials(os.environ.get("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI (not set)"))
         if "Max retries" in str(error) or "Connection" in str(error) or "timed out" in str(error):
             raise PipelineError(
                 f"MLflow at {uri} does not answer; start it with `rlhf up` and run again: what is finished is kept."

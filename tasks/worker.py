@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -120,7 +121,8 @@ class Workers:
             key, kind, arguments = event
             listener = self._listeners.get(key)
             if listener is not None:
-                getattr(listener, kind)(*arguments)
+                with suppress(OSError, ValueError):  # a terminal that went away must not silence the other stages
+                    getattr(listener, kind)(*arguments)
 
 
 def _initialise(events: Any, log: Path) -> None:

@@ -27,7 +27,7 @@ def rlhf_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in (*local.URL_VARIABLES.values(), "ARGILLA_API_KEY", "PREFECT_HOME"):
             patch.delenv(name, raising=False)
         patch.setenv("RLHF_HOME", str(home))
-        patch.setenv("RLHF_ARGILLA_VENV", str(venv))  # the one `make install` makes; made here if it is not there
+        patch.setenv("RLHF_ARGILLA_VENV", str(venv))  # the one `rlhf up` makes; made here if it is not there
         for name in local.NAMES:
             patch.setenv(f"RLHF_{name.upper()}_PORT", str(_free_port()))
         yield home

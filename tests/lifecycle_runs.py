@@ -35,11 +35,11 @@ class Ended:
         return json.loads(self.stdout)["error"]
 
 
-def rlhf(*arguments: str | Path, **environment: str) -> Ended:
+def rlhf(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> Ended:
     """Run a verb with `--json` and wait for it."""
     command = [str(RLHF), *map(str, arguments), "--json"]
     done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **environment}, cwd=ROOT, timeout=900, check=False
+        command, capture_output=True, text=True, env={**os.environ, **environment}, cwd=cwd, timeout=900, check=False
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 

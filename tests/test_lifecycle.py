@@ -103,13 +103,13 @@ def test_prefect_shows_the_run_its_stages_and_the_summary(first: dict[str, Any],
     assert artifact["type"] == "markdown" and "| model |" in artifact["data"]
 
 
-def test_lineage_walks_from_a_model_to_judgements_and_back(first: dict[str, Any]) -> None:
+def test_lineage_walks_from_a_model_to_judgements_and_back(first: dict[str, Any], rlhf_home: Path) -> None:
     merged = stages(first)["merge dpo"]["artifact"]
     document = rlhf("lineage", merged[:12]).document
     found: dict[str, list[str]] = {}
 
     def walk(node: dict[str, Any]) -> None:
-        found.setdefault(node["stage"], []).append(node["artifact"])
+        found.setdefault(node["name"], []).append(node["artifact"])
         for judgement in node.get("judgements", []):
             found.setdefault("judgement", []).append(judgement)
         for child in node["inputs"]:
@@ -120,19 +120,19 @@ def test_lineage_walks_from_a_model_to_judgements_and_back(first: dict[str, Any]
     shaped = rlhf("lineage", "--judgement", found["judgement"][0]).document
     reached = {artifact["artifact"] for artifact in shaped["artifacts"]}
     assert shaped["round"] == stages(first)["label"]["artifact"]
-    assert not shaped["pairs"] or merged in reached
+    train = {row["id"] for row in rows_of(rlhf_home, stages(first)["preferences"], "train.jsonl")}
+    assert (merged in reached) == bool(train & set(shaped["pairs"])), "held-out pairs shape no model"
+
+
+def rows_of(home: Path, stage: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Rows of a stage's artifact."""
+    text = (home / "store" / stage["artifact"] / name).read_text()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_every_pair_keeps_the_judgements_behind_it(first: dict[str, Any], rlhf_home: Path) -> None:
-    store = rlhf_home / "store"
-    rows = [
-        json.loads(line)
-        for line in (store / stages(first)["label"]["artifact"] / "judgements.jsonl").read_text().splitlines()
-    ]
-    known = {row["id"] for row in rows}
-    preferences = store / stages(first)["preferences"]["artifact"] / "train.jsonl"
-    for line in preferences.read_text().splitlines():
-        row = json.loads(line)
+    known = {row["id"] for row in rows_of(rlhf_home, stages(first)["label"], "judgements.jsonl")}
+    for row in rows_of(rlhf_home, stages(first)["preferences"], "train.jsonl"):
         assert row["judgements"] and set(row["judgements"]) <= known and 0 < row["weight"] <= 1
 
 
@@ -166,6 +166,11 @@ def test_the_champion_moves_only_when_the_gate_says_so(first: dict[str, Any], se
         (["--set", "policy.0.method=sarsa"], "'dpo'"),
         (["--set", "base.model=./no/such/model"], "does not exist"),
         (["--set", "preferences.source=data"], "go together"),
+        (["--set", "policy.0.name=reward"], "means something else"),
+        (["--set", "policy.0.name=a b"], "policy.0"),
+        (["--set", "data.shares.rl=0"], "need RL prompts"),
+        (["--set", "sample.completions_per_prompt=9"], "sample.completions_per_prompt"),
+        (["--set", "evaluate.judge=nowhere:judge"], "cannot be imported"),
         (["--labels", "people", "--set", "label.people=[]"], "label"),
     ],
 )
@@ -180,3 +185,35 @@ def test_unknown_models_and_judgements_are_one_sentence(first: dict[str, Any]) -
     assert "no model or artifact 'nobody'" in rlhf("lineage", "nobody").error
     assert "no/judgement" in rlhf("lineage", "--judgement", "no/judgement").error
     assert "nobody" in rlhf("chat", "nobody", "--prompt", "hi").error
+
+
+def test_chat_takes_a_plain_model_folder(first: dict[str, Any], rlhf_home: Path) -> None:
+    folder = rlhf_home / "store" / stages(first)["merge dpo"]["artifact"] / "model"
+    arguments = ["--prompt", "Which aisle has the bread?", "--max-new-tokens", "4", "--temperature", "0"]
+    plain, artifact = (rlhf("chat", where, *arguments).document for where in (folder, folder.parent))
+    assert plain["completion"] == artifact["completion"]
+
+
+def test_a_judge_of_the_users_is_found_from_the_current_folder(first: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "my_judge.py").write_text("def short(row, completion):\n    return -len(completion)\n")
+    document = rlhf("run", TINY, "--set", "evaluate.judge=my_judge:short", cwd=tmp_path).document
+    assert built(document) == {"evaluate", "gate"}
+
+
+def test_a_champion_whose_files_are_lost_is_not_passed_over(
+    first: dict[str, Any], services: dict[str, str], rlhf_home: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(services["MLFLOW_TRACKING_URI"])
+    client.create_registered_model("lost")
+    source = client.get_run(stages(first)["sft"]["run_id"]).info.artifact_uri
+    tags = {"rlhf.key": "0" * 64, "rlhf.digest": "gone"}
+    client.create_model_version("lost", f"{source}", run_id=stages(first)["sft"]["run_id"], tags=tags)
+    client.set_registered_model_alias("lost", "champion", "1")
+    error = rlhf("run", TINY, "--set", "name=lost").error
+    assert "champion" in error and "neither here nor in MLflow" in error
+
+
+def test_a_worker_count_that_is_none_is_one_sentence(services: dict[str, str]) -> None:
+    assert "RLHF_WORKERS=0" in rlhf("run", TINY, RLHF_WORKERS="0").error
