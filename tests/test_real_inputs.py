@@ -28,7 +28,10 @@ def test_a_pretrained_model_without_template_and_pad_token_runs_whole(
     services: dict[str, str], rlhf_home: Path
 ) -> None:
     model = shared("stories260K")
-    arguments = ["--set", f"base.model={model}", "--set", "name=stories"]
+    arguments = [
+        *("--set", f"base.model={model}", "--set", "name=stories"),
+        *("--set", "sft.adapter.kind=full", "--set", "sample.max_new_tokens=64", "--set", "evaluate.max_new_tokens=64"),
+    ]  # it never saw its EOS, and a LoRA adapter leaves the embeddings as they are
     document = rlhf("run", RECIPES / "pretrained.toml", *arguments).document
     base = rlhf_home / "store" / stages(document)["base"]["artifact"]
     assert not list(base.rglob("*.safetensors")), "the weights stay where they are"
@@ -68,4 +71,4 @@ def test_bad_files_are_one_sentence(services: dict[str, str], tmp_path: Path) ->
 
     assert "does not exist" in error(None) or "cannot be read" in error(None)
     assert "empty" in error("")
-    assert "line 2" in error('{"prompt": "Hello?", "completion": "Hi."}\n{"completion": "No prompt."}\n')
+    assert "row 2 has no prompt" in error('{"prompt": "Hello?", "completion": "Hi."}\n{"completion": "No prompt."}\n')

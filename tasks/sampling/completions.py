@@ -9,6 +9,8 @@ from pydantic import Field
 from tasks.artifact import InputError, Row, Work, read_jsonl, write_jsonl
 from tasks.recipe import Part
 
+FEW_FINISHED = 0.5
+"""Below this share of completions that end by themselves, the person at the terminal is told."""
 SPLITS = {"train": "reward_train.jsonl", "validation": "reward_validation.jsonl"}
 
 
@@ -69,7 +71,13 @@ def sample_completions(recipe: SampleRecipe, inputs: Mapping[str, Path], work: W
         for row, group in zip(prompts, groups, strict=True)
     ]
     write_jsonl(work.out / "completions.jsonl", rows)
-    work.log(summary(rows))
+    figures = summary(rows)
+    work.log(figures)
+    if figures["finished_share"] < FEW_FINISHED:
+        work.notify(
+            f"Only {figures['finished_share']:.0%} of the completions end by themselves: raise sample.max_new_tokens, or, "
+            'for a model that never saw its EOS token, train it whole with sft.adapter.kind = "full".'
+        )
 
 
 def summary(rows: list[Row]) -> dict[str, float]:
