@@ -77,8 +77,10 @@ def _chains(work: Path) -> dict[str, list[list[str]]]:
     verbs = _trl_arguments(work)
 
     def verb(name: str, model: Path) -> list[str]:
-        flags = [f"--{key}={json.dumps(value).strip(chr(34))}" for key, value in verbs[name].items()]
-        return [trl, name, f"--model_name_or_path={model}", f"--output_dir={cli / name}", *flags]
+        flags: list[str] = []
+        for key, value in verbs[name].items():
+            flags += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+        return [trl, name, "--model_name_or_path", str(model), "--output_dir", str(cli / name), *flags]
 
     return {
         "trl_cli": [
@@ -125,7 +127,7 @@ def _trl_arguments(work: Path) -> dict[str, dict[str, Any]]:
     found["sft"]["assistant_only_loss"] = True
     found["reward"] |= {"lora_task_type": "SEQ_CLS", "lora_modules_to_save": "score"}
     found["reward"]["center_rewards_coefficient"] = recipe.reward.centering
-    found["dpo"]["beta"] = dpo.beta
+    found["dpo"] |= {"beta": dpo.beta, "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, dpo.sft_weight]}
     return found
 
 

@@ -15,6 +15,9 @@ EVERY = {
 }
 
 
+NO_RL = "{sft=0.5, reward_train=0.3, reward_validation=0.1, rl=0, evaluation=0.1}"
+
+
 @pytest.fixture(scope="module")
 def first(services: dict[str, str]) -> dict[str, Any]:
     """The document of a first run."""
@@ -168,7 +171,7 @@ def test_the_champion_moves_only_when_the_gate_says_so(first: dict[str, Any], se
         (["--set", "preferences.source=data"], "go together"),
         (["--set", "policy.0.name=reward"], "means something else"),
         (["--set", "policy.0.name=a b"], "policy.0"),
-        (["--set", "data.shares.rl=0"], "need RL prompts"),
+        (["--set", f"data.shares={NO_RL}"], "need RL prompts"),
         (["--set", "sample.completions_per_prompt=9"], "sample.completions_per_prompt"),
         (["--set", "evaluate.judge=nowhere:judge"], "cannot be imported"),
         (["--labels", "people", "--set", "label.people=[]"], "label"),

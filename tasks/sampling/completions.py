@@ -75,8 +75,8 @@ def sample_completions(recipe: SampleRecipe, inputs: Mapping[str, Path], work: W
     work.log(figures)
     if figures["finished_share"] < FEW_FINISHED:
         work.notify(
-            f"Only {figures['finished_share']:.0%} of the completions end by themselves: raise sample.max_new_tokens, or, "
-            'for a model that never saw its EOS token, train it whole with sft.adapter.kind = "full".'
+            f"Only {figures['finished_share']:.0%} of the completions end by themselves: raise sample.max_new_tokens; "
+            'a model that never saw its EOS token must be trained whole (sft.adapter.kind = "full").'
         )
 
 
