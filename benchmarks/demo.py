@@ -44,8 +44,9 @@ def main() -> None:
         "second_run_seconds": second_seconds,
         "stage_seconds": worked,
         "loading_libraries_seconds": loading,
-        "own_seconds": first_seconds - working - loading,
-        "own_share": (first_seconds - working - loading) / first_seconds,
+        "start_seconds": first_seconds - first["seconds"],
+        "own_seconds": first["seconds"] - working - loading,
+        "own_share": (first["seconds"] - working - loading) / first_seconds,
         "win_rate": first["win_rate"],
         "promoted": first["promoted"],
     }
@@ -58,8 +59,9 @@ def main() -> None:
             ["first run (s)", first_seconds],
             ["second run, nothing to build (s)", second_seconds],
             ["of the first run: loading torch in the workers (s)", loading],
-            ["of the first run: the pipeline itself, with its start (s)", result["own_seconds"]],
-            ["as a share", f"{result['own_share']:.1%}"],
+            ["of the first run: start and end of the command (s)", result["start_seconds"]],
+            ["of the first run: Prefect, MLflow and store around the stages (s)", result["own_seconds"]],
+            ["the same as a share", f"{result['own_share']:.1%}"],
         ],
     )
     keep("demo", result)

@@ -121,10 +121,11 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 def _candidate_table(document: Mapping[str, Any]) -> list[str]:
     checks = list(document["sft"]["checks"])
-    head = ["model", "wins against SFT", *checks, "KL", "tokens", "ended", "gate"]
+    head = ["model", "wins against SFT", "says the reward model", *checks, "KL", "tokens", "ended", "gate"]
     rows = [
         [
             "SFT",
+            "",
             "",
             *(_interval(document["sft"]["checks"][check]) for check in checks),
             "",
@@ -138,6 +139,7 @@ def _candidate_table(document: Mapping[str, Any]) -> list[str]:
             [
                 candidate["name"],
                 _interval(candidate["win_rate_vs_sft"]["judge"]),
+                f"{candidate['win_rate_vs_sft']['reward_model']['mean']:.2f}",
                 *(_interval(candidate["checks"][check]) for check in checks),
                 "" if candidate["kl_to_sft"] is None else f"{candidate['kl_to_sft']:.2f}",
                 f"{candidate['length']:.1f}",
