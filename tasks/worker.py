@@ -63,7 +63,7 @@ class Workers:
             if failed:
                 for process in list((pool._processes or {}).values()):
                     process.kill()  # what still runs goes on from its checkpoint next time
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=failed is not None, cancel_futures=True)  # idle ones end while the run is summed up
         self._queue.put(None)
         self._listener.join(timeout=5)
         self._queue.close()
