@@ -1,25 +1,35 @@
 """Whether the demo learns, over seeds: win rates and correctness of DPO, PPO and GRPO, and what the gate said.
 
-python -m benchmarks.learning [SEEDS]
+python -m benchmarks.learning [--seeds N] [--name NAME] [--set KEY=VALUE ...]
+
+`--set` changes the demo's recipe, as in `rlhf run`; the result of such a run is kept under a name of its own.
 """
 
-import sys
+import argparse
 from typing import Any
 
 from benchmarks.measured import fresh_home, keep, rlhf, show
 
 
 def main() -> None:
-    seeds = range(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    given = argparse.ArgumentParser(description=__doc__)
+    given.add_argument("--seeds", type=int, default=5)
+    given.add_argument("--name", default="learning")
+    given.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    options = given.parse_args()
+    if options.set and options.name == "learning":
+        given.error("--set needs --name NAME, so that the demo's own figures are not overwritten")
+    changes = [word for change in options.set for word in ("--set", change)]
     runs: list[dict[str, Any]] = []
     with fresh_home() as environment:
         rlhf(environment, "up")
-        for seed in seeds:
-            arguments = ["--set", f"seed={seed}", "--set", f"name=learning-{seed}"]  # no champion of another seed
+        for seed in range(options.seeds):
+            # each its own name: no champion of another seed
+            arguments = ["--set", f"seed={seed}", "--set", f"name=learning-{seed}", *changes]
             document, seconds = rlhf(environment, "run", "deployments/recipes/demo.toml", *arguments)
             runs.append({"seed": seed, "seconds": seconds, **_figures(document)})
             show(f"seed {seed}", HEAD, _rows(runs[-1]))
-            keep("learning", runs)  # after each seed: an interrupted benchmark loses little
+            keep(options.name, runs)  # after each seed: an interrupted benchmark loses little
     show("win rate against SFT (mean [95 % interval]) and share correct", HEAD, [row for r in runs for row in _rows(r)])
 
 

@@ -3,20 +3,19 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.markup import escape
 from rich.table import Table
 
-from flows import services
-from labeling.comparison import LabelingError
+from flows import faults, services
 from tasks.artifact import PipelineError, without_credentials
 from tasks.recipe import RecipeError
+from tasks.worker import start_early
 
 if TYPE_CHECKING:
     from flows.lifecycle import LifecycleRecipe
@@ -28,9 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 out, err = Console(), Console(stderr=True)
-
-INTERRUPTED = 130
-"""The exit status of a command that Ctrl-C ended, which typer makes of it."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
 RecipePath = Annotated[Path, typer.Argument(help="A recipe (*.toml).", show_default=False)]
@@ -45,37 +41,9 @@ Labels = Annotated[
 
 
 def main() -> None:
-    """Entry point of the console script: every failure is one sentence on stderr, and status 1 (2 for a bad recipe)."""
-    try:
+    """Entry point of the console script."""
+    with faults.told():
         app()
-    except PrefectSilentError as error:
-        print_failure(str(error))
-        os._exit(1)  # at a regular end Prefect would try to deliver each of its events, for minutes
-    except (PipelineError, LabelingError) as error:
-        fail(str(error), 2 if isinstance(error, RecipeError) else 1)
-    except Exception as error:
-        fail(_fault(error), 1)
-    except SystemExit as end:
-        if end.code != INTERRUPTED:
-            raise
-        fail("Interrupted; what was finished is kept, run the same command to go on.", INTERRUPTED)
-
-
-class PrefectSilentError(PipelineError):
-    """Prefect's server stopped answering."""
-
-
-def fail(sentence: str, status: int) -> None:
-    """End with one sentence."""
-    print_failure(sentence)
-    sys.exit(status)
-
-
-def print_failure(sentence: str) -> None:
-    """A failure as the last line on stderr; with `--json` it is also the document."""
-    if "--json" in sys.argv:
-        print(json.dumps({"error": sentence}), flush=True)
-    err.print(f"[bold red]error:[/] {_escaped(sentence)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -107,10 +75,13 @@ def status(as_json: Json = False) -> None:
 @app.command()
 def run(recipe: RecipePath, set_: Set = None, labels: Labels = None, as_json: Json = False) -> None:
     """Run a whole lifecycle here: build what is missing, reuse the rest, wait for people where the recipe says so."""
+    _set_environment()
+    if all(service.healthy for service in services.status().values()):  # else the workers would not know where they are
+        start_early(services.home())
     parsed = _recipe(recipe, set_, labels)
     _start_services(quiet=True)
     os.environ.update(services.environment())
-    with _prefect_answers():
+    with faults.prefect_answers():
         from flows.lifecycle import rlhf
 
         document = rlhf(parsed)
@@ -211,12 +182,16 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _recipe(path: Path, overrides: list[str] | None, labels: str | None) -> "LifecycleRecipe":
-    """The checked recipe; nothing runs before it is right."""
+def _set_environment() -> None:
     os.environ.update(services.environment())  # before Prefect is imported
     sys.path.insert(0, os.getcwd())  # functions of the user's that a recipe names are found from here
     for handler in ("CONSOLE", "DEBUG"):  # Prefect's log lines stay in its UI; the terminal shows the stages
         os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")
+
+
+def _recipe(path: Path, overrides: list[str] | None, labels: str | None) -> "LifecycleRecipe":
+    """The checked recipe; nothing runs before it is right."""
+    _set_environment()
     from flows.lifecycle import LifecycleRecipe
     from tasks.recipe import load_recipe
 
@@ -231,7 +206,7 @@ def _start_services(quiet: bool = False) -> dict[str, services.Service]:
         if not sys.stderr.isatty() and note.split(" ")[0] == last.get(name):
             return  # one line per state, not per package
         last[name] = note.split(" ")[0]
-        state.update(f"{name}: {_escaped(note)}") if sys.stderr.isatty() else err.print(f"{name}: {note}", markup=False)
+        state.update(f"{name}: {escape(note)}") if sys.stderr.isatty() else err.print(f"{name}: {note}", markup=False)
 
     if quiet and all(service.healthy for service in services.status().values()):
         return services.status()
@@ -264,47 +239,6 @@ def _show_services(found: dict[str, services.Service], as_json: bool) -> None:
         username, _, _ = services.argilla_credentials()
         path = services.home() / "argilla" / "owner-password"
         out.print(f"Argilla's owner signs in as [bold]{username}[/] with the password in {path}", highlight=False)
-
-
-@contextmanager
-def _prefect_answers() -> Iterator[None]:
-    """A Prefect that stopped answering, as the sentence a user needs."""
-    import httpx
-
-    try:
-        yield
-    except (httpx.TransportError, httpx.HTTPStatusError) as error:
-        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
-            raise
-        url = without_credentials(os.environ.get("PREFECT_API_URL", ""))
-        raise PrefectSilentError(
-            f"Prefect at {url} does not answer ({type(error).__name__}); start it with `rlhf up` and run again: "
-            "what is finished is kept."
-        ) from error
-
-
-def _fault(error: Exception) -> str:
-    """The sentence for an error nobody foresaw; the trace goes to a file."""
-    import traceback
-
-    said = str(error).splitlines()[0] if str(error) else "no message"
-    trace = "".join(traceback.format_exception(error))
-    try:
-        path = services.home() / "logs" / "last-error.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(trace)
-    except OSError as unwritable:
-        return f"{type(error).__name__}: {said} (and no trace could be kept: {unwritable}); check RLHF_HOME."
-    return (
-        f"{type(error).__name__}: {said} (a fault of the pipeline or of a library; the trace is in {path}); "
-        "what is finished is kept."
-    )
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 if __name__ == "__main__":

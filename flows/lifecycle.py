@@ -4,6 +4,7 @@ evaluate -> gate -> register."""
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Self
 
 from prefect import flow
@@ -12,7 +13,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, Field, model_validator
 
 from flows import services
-from flows.running import Builder, Running, curves_sent, worker_count
+from flows.running import Builder, Running, curves_sent
 from flows.screen import Screen
 from flows.summary import Built, conclude, figures, markdown
 from tasks.artifact import Artifact, PipelineError
@@ -33,7 +34,7 @@ from tasks.training.grpo import GrpoRecipe, train_grpo
 from tasks.training.ppo import PpoRecipe, train_ppo
 from tasks.training.reward import RewardRecipe, train_reward
 from tasks.training.sft import SftRecipe, train_sft
-from tasks.worker import Workers, count_from
+from tasks.worker import count_from, workers_of
 
 BASE = Stage("base", build_base)
 DATA = Stage("data", prepare_data)
@@ -196,22 +197,31 @@ def rlhf(recipe: LifecycleRecipe) -> dict[str, Any]:
     """
     started = time.monotonic()
     count_from("RLHF_THREADS", 1)
-    record, home = Record(), services.home()
+    home = services.home()
     os.environ["RLHF_HOME"] = str(home)  # so that stages, in their own processes, keep people's passwords there too
-    store, registry = Store(home, record), Registry(record)
-    parent = record.open_lifecycle(recipe.name, recipe.model_dump(mode="json"), {"rlhf.flow_run": flow_run.id or ""})
-    try:
-        with Screen() as screen, Workers(worker_count(), home / "logs" / "stages.log") as workers, curves_sent(record):
-            running = Running(store, workers, screen, parent)
-            built = build_lifecycle(recipe, running, store, registry)
-        document = conclude(recipe.name, built, running.done, registry, parent, str(flow_run.id))
-        document["seconds"] = round(time.monotonic() - started, 2)
-        text = markdown(document)
-        promoted = {"rlhf.promoted": str(document["promoted"])}
-        artifacts = {f"rlhf.artifact.{name}": artifact.key for name, artifact in running.done}
-        record.close_lifecycle(parent, figures(document), promoted | artifacts, {"summary.md": text})
-        create_markdown_artifact(key="rlhf-summary", markdown=text, description=f"Lifecycle of {recipe.name}")
-    except BaseException as error:
-        record.fail(parent, error)
-        raise
+    with workers_of(home) as workers:
+        record = Record()
+        store, registry = Store(home, record), Registry(record)
+        parent = record.open_lifecycle(
+            recipe.name, recipe.model_dump(mode="json"), {"rlhf.flow_run": flow_run.id or ""}
+        )
+        try:
+            with Screen() as screen, curves_sent(record):
+                running = Running(store, workers, screen, parent)
+                built = build_lifecycle(recipe, running, store, registry)
+            workers.close()
+            store.settle()
+            document = conclude(recipe.name, built, running.done, registry, parent, str(flow_run.id))
+            document["seconds"] = round(time.monotonic() - started, 2)
+            text = markdown(document)
+            promoted = {"rlhf.promoted": str(document["promoted"])}
+            artifacts = {f"rlhf.artifact.{name}": artifact.key for name, artifact in running.done}
+            record.close_lifecycle(parent, figures(document), promoted | artifacts, {"summary.md": text})
+            create_markdown_artifact(key="rlhf-summary", markdown=text, description=f"Lifecycle of {recipe.name}")
+        except BaseException as error:
+            workers.close()
+            with suppress(PipelineError):
+                store.settle()
+            record.fail(parent, error)
+            raise
     return document

@@ -1,6 +1,5 @@
 """Stages as Prefect tasks: asked of the store, run in worker processes, shown on the screen."""
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from flows.screen import Screen, StageListener
 from tasks.artifact import Artifact, PipelineError
 from tasks.lineage import Record
 from tasks.store import Order, Store
-from tasks.worker import WorkerDied, Workers, count_from
+from tasks.worker import WorkerDied, Workers
 
 
 class Builder(Protocol):
@@ -123,8 +122,3 @@ def curves_sent(record: Record, every: float = 2.0) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(timeout=10)
-
-
-def worker_count() -> int:
-    """Processes that build side by side: `RLHF_WORKERS`, else one per core, at most 3."""
-    return count_from("RLHF_WORKERS", min(os.cpu_count() or 1, 3))

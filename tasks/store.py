@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -89,6 +90,8 @@ class Store:
 
     def __init__(self, home: Path, record: Record) -> None:
         self.home, self.record = home, record
+        self._recorder = ThreadPoolExecutor(1, "record")
+        self._recording: list[Future[None]] = []
         for name in ("store", "building", "locks"):
             (home / name).mkdir(parents=True, exist_ok=True)
 
@@ -111,7 +114,7 @@ class Store:
         return _load(path)
 
     def get(self, order: Order, run: Runner, parent_run: str | None = None) -> Artifact:
-        """The artifact of an order: reused when it is whole, else built by `run` and recorded in MLflow."""
+        """The artifact of an order: reused when it is whole, else built by `run`; its record follows (`settle`)."""
         started = time.monotonic()
         key = order.key
         found = self.find(key)
@@ -159,8 +162,20 @@ class Store:
         artifact = _load(path)
         if artifact is None:
             raise InputError(f"The new artifact at {path} is not whole; check the disk and run again.")
-        self.record.finish(manifest, path)
+        self._recording.append(self._recorder.submit(self._finish, artifact, manifest))
         return replace(artifact, seconds=time.monotonic() - started)
+
+    def _finish(self, artifact: Artifact, manifest: Mapping[str, Any]) -> None:
+        with self._lock(artifact.key):
+            self.record.finish(manifest, artifact.path)
+
+    def settle(self) -> None:
+        """Wait until MLflow has the record of all that was built: the next stage does not wait for it.
+
+        Raises what MLflow refused. What is not recorded then is recorded by the next run that reuses it.
+        """
+        while self._recording:
+            self._recording.pop(0).result()
 
     def _recorded(self, artifact: Artifact, parent_run: str | None) -> Artifact:
         """The artifact, its MLflow run completed or made anew where MLflow does not know it."""

@@ -37,7 +37,10 @@ class Listener(Protocol):
 
 
 class Workers:
-    """A few worker processes, started when first needed; what libraries print goes to `log`. A context manager."""
+    """A few worker processes, started at the first stage or by `warm_up`; what libraries print goes to `log`.
+
+    A context manager; leaving it ends the processes.
+    """
 
     def __init__(self, count: int, log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -57,19 +60,24 @@ class Workers:
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        self._closing = failed is not None
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all processes at once: idle ones hold nothing; what still runs goes on from its checkpoint next time."""
+        if self._closing:
+            return
+        self._closing = True
         for pool in list(self._pools):
-            if failed:
-                for process in list((pool._processes or {}).values()):
-                    process.kill()  # what still runs goes on from its checkpoint next time
-            pool.shutdown(wait=failed is not None, cancel_futures=True)  # idle ones end while the run is summed up
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            pool.shutdown(cancel_futures=True)
         self._queue.put(None)
         self._listener.join(timeout=5)
         self._queue.close()
 
-    def _warm_up(self) -> None:
-        """At the first stage, start all processes: they import the heavy libraries while other work goes on."""
+    def warm_up(self) -> None:
+        """Start all processes, if not done yet: they import the heavy libraries while other work goes on."""
         with self._warming:
             if self._warm:
                 return
@@ -85,7 +93,7 @@ class Workers:
         Raises `WorkerDied` when the process was killed, and whatever the function raised.
         """
         key = order.key
-        self._warm_up()
+        self.warm_up()
         pool = self._free.get()
         self._listeners[key] = listener
         try:
@@ -123,6 +131,23 @@ class Workers:
             if listener is not None:
                 with suppress(OSError, ValueError):  # a terminal that went away must not silence the other stages
                     getattr(listener, kind)(*arguments)
+
+
+_early: list[Workers] = []
+
+
+def start_early(home: Path) -> None:
+    """Where nothing was built yet, start the workers of the coming run while this process still imports its own."""
+    if not any((home / "store").glob("*")):
+        _early.append(workers_of(home))
+        _early[0].warm_up()
+
+
+def workers_of(home: Path) -> Workers:
+    """The workers of a run: those started early, else new ones; `RLHF_WORKERS`, by default one per core, at most 3."""
+    if _early:
+        return _early.pop()
+    return Workers(count_from("RLHF_WORKERS", min(os.cpu_count() or 1, 3)), home / "logs" / "stages.log")
 
 
 def _initialise(events: Any, log: Path) -> None:

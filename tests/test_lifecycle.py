@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.lifecycle_runs import TINY, built, rlhf, stages
+from tests.lifecycle_runs import ROOT, TINY, built, rlhf, stages
 
 EVERY = {
     *("base", "data", "sft", "sample", "label", "preferences", "reward"),
@@ -220,3 +220,13 @@ def test_a_champion_whose_files_are_lost_is_not_passed_over(
 
 def test_a_worker_count_that_is_none_is_one_sentence(services: dict[str, str]) -> None:
     assert "RLHF_WORKERS=0" in rlhf("run", TINY, RLHF_WORKERS="0").error
+
+
+@pytest.mark.slow
+def test_the_gate_refuses_a_policy_that_hacked_the_reward(services: dict[str, str]) -> None:
+    document = rlhf("run", ROOT / "deployments" / "recipes" / "overoptimised.toml", "--set", "name=hacked").document
+    [candidate] = document["candidates"]
+    assert not document["promoted"] and candidate["refused"] and document["champion"] is None
+    sure = candidate["win_rate_vs_sft"]["reward_model"]
+    assert sure["low"] > candidate["win_rate_vs_sft"]["judge"]["high"], "the reward model is fooled, people are not"
+    assert candidate["checks"]["correct"]["high"] < document["sft"]["checks"]["correct"]["low"]

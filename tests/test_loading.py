@@ -11,6 +11,7 @@ from tasks.artifact import InputError, PipelineError
 from tasks.models.adapters import FullRecipe, LoraRecipe, attach, save
 from tasks.models.loading import fit_embeddings, load_causal_lm, load_reward_model, load_tokenizer, start_reward_model
 from tasks.models.pretrain import BaseRecipe, build_base
+from tasks.store import _content_digest, _describe
 from tests.tiny_models import tiny_base, tiny_model, tiny_tokenizer, work_in
 
 STORIES = Path(__file__).parents[1].parent / "shared" / "data" / "stories260K"
@@ -141,6 +142,24 @@ def test_a_local_model_is_referred_to_and_not_copied(tmp_path: Path) -> None:
     source = json.loads((work.out / "source.json").read_text())
     assert set(source["files"]) == {path.name for path in recipe.external_files()}
     torch.testing.assert_close(_logits(load_causal_lm([work.out])), _logits(load_causal_lm([base])))
+
+
+def test_a_model_that_moved_is_the_same_model(tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "model")
+    for file in (base / "tokenizer").iterdir():
+        (base / "model" / file.name).write_bytes(file.read_bytes())
+    made = []
+    for folder in (base / "model", tmp_path / "moved"):
+        if not folder.exists():
+            (base / "model").rename(folder)
+        work = work_in(tmp_path / f"work-{folder.name}")
+        build_base(BaseRecipe(model=str(folder)), {}, work)
+        made.append(work)
+    first, second = (_content_digest(_describe(work.out)) for work in made)
+    assert first == second, "what is built on it is reused"
+    load_causal_lm([made[1].out])
+    with pytest.raises(InputError, match="is gone; put it back"):
+        load_causal_lm([made[0].out])
 
 
 def test_the_real_pretrained_model(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ from transformers.utils import logging as transformers_logging
 from tasks.artifact import InputError, PipelineError
 from tasks.models.adapters import save
 
+LOCATION = "report/location.txt"
+"""Where the weights of a model that is not copied lie (a folder or a hub id); in `report/`: no part of its identity."""
+
 transformers_logging.disable_progress_bar()  # loading bars would write over the pipeline's own
 
 
@@ -140,13 +143,13 @@ def model_folder(artifact: Path) -> Path:
         return artifact
     if not (artifact / "source.json").exists():
         raise PipelineError(f"{artifact} holds neither model/ nor source.json; run again to rebuild that artifact.")
-    source = json.loads((artifact / "source.json").read_text())
-    path = Path(source["model"])
+    location = (artifact / LOCATION).read_text()
+    path = Path(location)
     if path.is_dir():
         return path
     if path.is_absolute():
         raise InputError(f"The model folder {path} is gone; put it back or change base.model.")
-    return download(source["model"], source["revision"])
+    return download(location, json.loads((artifact / "source.json").read_text())["revision"])
 
 
 def resolve_hub_model(model: str, revision: str | None) -> tuple[Path, str]:

@@ -79,9 +79,9 @@ class BaseRecipe(Hyperparameters):
 
 
 def build_base(recipe: BaseRecipe, inputs: Mapping[str, Path], work: Work) -> None:
-    """No inputs. Writes `tokenizer/` and `model/`, or `source.json` for a model whose weights lie elsewhere."""
+    """No inputs. Writes `tokenizer/` and `model/`, or `source.json` and where its weights lie."""
     from tasks.models.chat import prepare_tokenizer
-    from tasks.models.loading import load_causal_lm, load_tokenizer, resolve_hub_model
+    from tasks.models.loading import LOCATION, load_causal_lm, load_tokenizer, resolve_hub_model
 
     if recipe.model is None:
         _pretrain(recipe, work)
@@ -94,11 +94,12 @@ def build_base(recipe: BaseRecipe, inputs: Mapping[str, Path], work: Work) -> No
         raise InputError(f"{folder} holds no .safetensors weights (pickles are not opened); convert the model first.")
     prepare_tokenizer(load_tokenizer(folder), recipe.chat_template).save_pretrained(work.out / "tokenizer")
     source = {
-        "model": recipe.model if revision else str(folder),
         "revision": revision,
         "files": {path.name: _sha256(path) for path in sorted(folder.iterdir()) if _is_wanted(path)},
     }
     (work.out / "source.json").write_text(json.dumps(source, indent=2) + "\n")
+    (work.out / LOCATION).parent.mkdir()
+    (work.out / LOCATION).write_text(recipe.model if revision else str(folder))  # a moved model is the same model
     model = load_causal_lm([work.out])
     work.log({"parameters": sum(parameter.numel() for parameter in model.parameters())})
 
