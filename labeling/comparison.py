@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Ranks = Mapping[str, int]
@@ -10,6 +10,10 @@ Ranks = Mapping[str, int]
 
 OPTIONS = tuple(f"response_{letter}" for letter in "abcdefgh")
 """What annotators see a completion called; the names tell nothing about the model."""
+
+
+Kind = Literal["asked", "gold", "repeat"]
+"""Why a comparison is in a round: to learn from it, or, unseen, to check annotators by a known answer or a second look."""
 
 
 class LabelingError(Exception):
@@ -34,6 +38,13 @@ class Comparison:
     completions: tuple[Completion, ...]
     shown: tuple[str, ...]
     """Completion ids in the order of `OPTIONS`."""
+    stratum: str = ""
+    """The part of the data it belongs to (a task, a topic): quotas and figures are told apart by it."""
+    kind: Kind = "asked"
+    source: str | None = None
+    """What a repeat repeats, and the row a gold comparison was made of."""
+    expected: Ranks | None = None
+    """The ranks a gold comparison should get; annotators never see them."""
 
     @property
     def options(self) -> dict[str, Completion]:
@@ -48,6 +59,10 @@ class Comparison:
             "prompt": [dict(message) for message in self.prompt],
             "completions": [{"id": completion.id, "text": completion.text} for completion in self.completions],
             "shown": list(self.shown),
+            "stratum": self.stratum,
+            "kind": self.kind,
+            "source": self.source,
+            "expected": dict(self.expected) if self.expected is not None else None,
         }
 
 
@@ -67,13 +82,35 @@ class Judgement:
     """Version of the guidelines it was made under."""
     inserted_at: str
     updated_at: str
+    ratings: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Criterion -> completion id -> rating, where the round asked for them and they were given."""
+    flags: tuple[str, ...] = ()
+    """What is wrong with the record, in the round's own words (`unsafe`, `broken`, `cannot_judge`)."""
+    rationale: str = ""
+    """Why, in the annotator's words. Untrusted text."""
+    by: Literal["person", "ai"] = "person"
 
     def row(self) -> dict[str, Any]:
         """The judgement as JSON."""
-        return {**vars(self), "ranks": dict(self.ranks) if self.ranks is not None else None}
+        return {
+            **vars(self),
+            "ranks": dict(self.ranks) if self.ranks is not None else None,
+            "ratings": {criterion: dict(given) for criterion, given in self.ratings.items()},
+            "flags": list(self.flags),
+        }
 
 
-def compare(id: str, prompt: Sequence[Mapping[str, str]], completions: Sequence[Completion], seed: int) -> Comparison:
+def compare(
+    id: str,
+    prompt: Sequence[Mapping[str, str]],
+    completions: Sequence[Completion],
+    seed: int,
+    *,
+    stratum: str = "",
+    kind: Kind = "asked",
+    source: str | None = None,
+    expected: Ranks | None = None,
+) -> Comparison:
     """A comparison whose completions are shown in an order drawn from the seed and its id.
 
     The draw depends on nothing else, so that publishing again shows the same order. Raises `LabelingError` when there
@@ -87,15 +124,16 @@ def compare(id: str, prompt: Sequence[Mapping[str, str]], completions: Sequence[
     if len(set(ids)) < len(ids):
         raise LabelingError(f"Comparison {id} has two completions with one id; give every completion its own.")
     shown = random.Random(f"{seed}/{id}").sample(ids, len(ids))
-    return Comparison(id, tuple(prompt), tuple(completions), tuple(shown))
+    return Comparison(id, tuple(prompt), tuple(completions), tuple(shown), stratum, kind, source, expected)
 
 
 def comparison_from(row: Mapping[str, Any]) -> Comparison:
     """The comparison behind a row of `comparisons.jsonl`."""
     completions = tuple(Completion(completion["id"], completion["text"]) for completion in row["completions"])
-    return Comparison(row["id"], tuple(row["prompt"]), completions, tuple(row["shown"]))
+    told = {name: row[name] for name in ("stratum", "kind", "source", "expected") if name in row}
+    return Comparison(row["id"], tuple(row["prompt"]), completions, tuple(row["shown"]), **told)
 
 
 def judgement_from(row: Mapping[str, Any]) -> Judgement:
     """The judgement behind a row of `judgements.jsonl`."""
-    return Judgement(**row)
+    return Judgement(**{**row, "flags": tuple(row.get("flags", ()))})
