@@ -13,7 +13,7 @@ OPTIONS = tuple(f"response_{letter}" for letter in "abcdefgh")
 
 
 Kind = Literal["asked", "gold", "repeat"]
-"""Why a comparison is in a round: to learn from it, or, unseen, to check annotators by a known answer or a second look."""
+"""Why a comparison is in a round: to learn from it, or, unseen by annotators, to check them."""
 
 
 class LabelingError(Exception):
