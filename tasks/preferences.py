@@ -1,14 +1,15 @@
 """Judgements become the preferences that models are trained on, or an imported file's pairs take their place."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from labeling.agreement import agreement
-from labeling.comparison import Comparison, comparison_from, judgement_from
-from labeling.rankings import Preference, to_preferences
+from labeling.comparison import Comparison, Judgement, LabelingError, comparison_from, judgement_from
+from labeling.rankings import Method, Outcome, Preference, to_preferences
+from labeling.reliability import AnnotatorQuality, Bar, annotator_quality, held_out
 from labeling.report import hardest_rows
 from tasks.artifact import InputError, Row, Work, read_jsonl, write_jsonl
 from tasks.recipe import Part, stable_hash
@@ -18,11 +19,33 @@ HARDEST = 25
 """Records shown in the table of most disagreement."""
 
 
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class BarRecipe(Part):
+    """What an annotator must reach for their judgements to be learnt from. Below it is whose whole 95 % interval is."""
+
+    gold_accuracy: Fraction | None = 0.65
+    """Least share of gold pairs ordered as expected; 0 holds nobody out."""
+    self_consistency: Fraction | None = 0.6
+    """Least share of repeated pairs ordered as before; 0 holds nobody out."""
+    agreement: Fraction | None = None
+    """Least share of (another annotator, pair) ordered alike; not asked for by default, as the others may be wrong."""
+    straight_lining: Fraction | None = 0.9
+    """Greatest share of judgements in the order shown, or all tied; 1 holds nobody out."""
+    at_least: int = Field(default=10, ge=1)
+    """What must have been counted before a figure is held against anybody."""
+
+
 class PreferencesRecipe(Part):
     """Where preferences come from."""
 
     source: Literal["judgements", "data"] = "judgements"
     """Annotators' ranks, or the pairs of the preference file that the data stage imported."""
+    aggregation: Method = "majority"
+    """Each vote counts for what its annotator's are worth, as learnt from all votes, or `majority`: all count alike."""
+    bar: BarRecipe = BarRecipe()
+    """Annotators below it are held out: their judgements are kept, and no pair is made of them."""
     min_weight: float = Field(default=0.0, ge=0, le=1)
     """Pairs whose annotators agree less than this are left out; see `labeling/rankings.py` for the weight."""
 
@@ -66,34 +89,60 @@ def _judged(recipe: PreferencesRecipe, inputs: Mapping[str, Path], work: Work) -
     splits = {row["id"]: row["split"] for row in sampled}
     finished = {each["id"]: bool(each["finished"]) for row in sampled for each in row["completions"]}
     by_id = {comparison.id: comparison for comparison in comparisons}
-    ranks = {judgement.id: judgement.ranks for judgement in judgements if judgement.ranks}
-    outcome = to_preferences(comparisons, judgements)
+    try:
+        qualities = annotator_quality(comparisons, judgements)
+        out = held_out(qualities, Bar(**recipe.bar.model_dump()))
+        kept = [judgement for judgement in judgements if judgement.annotator not in out]
+        outcome = to_preferences(comparisons, kept, recipe.aggregation)
+    except LabelingError as error:
+        raise InputError(str(error)) from error
+    if out and not kept:
+        raise InputError(f"Every annotator is below the bar ({' '.join(out.values())}); lower preferences.bar.")
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for preference in outcome.preferences:
         if preference.weight >= recipe.min_weight:
-            rows[splits[preference.record]].append(_row(preference, by_id[preference.record], finished, ranks))
+            rows[splits[preference.record]].append(_row(preference, by_id[preference.record], finished))
+    _report(outcome, comparisons, judgements, qualities, out, work)
+    return rows
+
+
+def _report(
+    outcome: Outcome,
+    comparisons: Sequence[Comparison],
+    judgements: Sequence[Judgement],
+    qualities: Sequence[AnnotatorQuality],
+    out: Mapping[str, str],
+    work: Work,
+) -> None:
+    """Figures of the round, the records its annotators disagree on most, and one row per annotator."""
+    asked = {comparison.id for comparison in comparisons if comparison.kind == "asked"}
+    answers = [judgement for judgement in judgements if judgement.record in asked]
     work.log(
         {
             "undecided": outcome.undecided,
             "identical": outcome.identical,
             "discarded": outcome.discarded,
             "unjudged": outcome.unjudged,
-            **agreement(judgements, seed=work.seed).figures(),
+            "held_out": len(out),
+            "held_out_judgements": sum(judgement.annotator in out for judgement in judgements),
+            **agreement(answers, seed=work.seed).figures(),
         }
     )
-    work.table("hardest", hardest_rows(comparisons, judgements, HARDEST))
-    return rows
+    learnt = {each.annotator: each for each in outcome.reliability}
+    rows = []
+    for quality in qualities:
+        model = learnt.get(quality.annotator)
+        worth = {
+            "sensitivity": round(model.sensitivity, 4) if model else None,
+            "accuracy": round(model.accuracy, 4) if model else None,
+        }
+        rows.append({**quality.row(), **worth, "held_out": out.get(quality.annotator, "")})
+    work.table("annotators", rows)
+    work.table("hardest", hardest_rows(comparisons, answers, HARDEST))
 
 
-def _row(
-    preference: Preference,
-    comparison: Comparison,
-    finished: Mapping[str, bool],
-    ranks: Mapping[str, Mapping[str, int]],
-) -> Row:
-    """A pair as trainers take it; its margin is the mean rank difference, 1 for first against last."""
-    behind = [ranks[name] for name in preference.judgements]
-    apart = sum(each[preference.rejected] - each[preference.chosen] for each in behind) / len(behind)
+def _row(preference: Preference, comparison: Comparison, finished: Mapping[str, bool]) -> Row:
+    """A pair as trainers take it."""
     texts = {completion.id: completion.text for completion in comparison.completions}
     return {
         "id": stable_hash([preference.record, preference.chosen, preference.rejected])[:16],
@@ -103,7 +152,7 @@ def _row(
         "chosen_finished": finished[preference.chosen],
         "rejected_finished": finished[preference.rejected],
         "weight": preference.weight,
-        "margin": round(apart / (len(comparison.completions) - 1), 4),
+        "margin": preference.margin,
         "judgements": list(preference.judgements),
         "prompt_id": preference.record,
         "chosen_id": preference.chosen,
