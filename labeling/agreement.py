@@ -1,39 +1,61 @@
-"""How far annotators agree: Krippendorff's alpha, Kendall's W and pairwise agreement, with bootstrap intervals.
+"""How far annotators agree about rankings with ties: every statistic with a bootstrap interval over records.
 
-Intervals are percentile bootstraps over records, because annotators' answers to one record are not independent.
-A figure that is not defined (one annotator, no variation at all) is NaN.
+Rankings are compared in two ways. By mid-ranks, a unit being a completion: alpha and Kendall's W. By the order of each
+two completions, a unit being a pair labelled *better*, *tie* or *worse*: pairwise and tie-discounted agreement, and the
+kappas; the completion whose id sorts first stands on the left. Ratings, flags and labels are in `labeling.ratings`.
+
+A figure that is not defined (one annotator, no variation at all) is NaN. Answers flagged `cannot_judge` and discarded
+ones do not count. Completions that an annotator left unranked are missing.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from itertools import combinations
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
+from numpy.typing import NDArray
 
-from labeling.comparison import Judgement, Ranks
+from labeling.alpha import alpha_estimate, alpha_width, krippendorff_alpha, table_alpha
+from labeling.bootstrap import NOTHING, Estimate, Floats, Resampling
+from labeling.comparison import Judgement
+from labeling.concordance import (
+    ORDERS,
+    compared,
+    kendalls_w,
+    mean_concordance,
+    midranks,
+    order_tables,
+    pairwise_agreement,
+    rank_tables,
+    shares_alike,
+    tie_discounted_agreement,
+)
+from labeling.kappa import fleiss_estimate, light_kappa
+from labeling.tables import Answers, Table, answers, midranked
 
-Metric = Literal["nominal", "ordinal", "interval"]
-Array = np.ndarray
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def parts(self) -> dict[str, float]:
-        """Suffix of a metric's name -> figure."""
-        return {"": self.value, "_low": self.low, "_high": self.high}
+__all__ = [
+    "Agreement",
+    "Estimate",
+    "agreement",
+    "agreement_by_annotator",
+    "agreement_by_stratum",
+    "agreement_of_answers",
+    "alpha_estimate",
+    "annotator_agreement",
+    "annotator_matrix",
+    "disagreement",
+    "kendalls_w",
+    "krippendorff_alpha",
+    "midranks",
+    "pairwise_agreement",
+    "rankings",
+    "tie_discounted_agreement",
+]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the annotators of one round agree, over the records that two or more of them ranked."""
+    """How far annotators agree, over the records that two or more of them ranked."""
 
     alpha: Estimate
     """Krippendorff's alpha, ordinal, of mid-ranks: 1 is perfect, 0 is chance."""
@@ -41,190 +63,139 @@ class Agreement:
     """Kendall's W, corrected for ties, averaged over records: 1 is perfect, 1/m of m annotators is chance."""
     pairwise: Estimate
     """Share of (two annotators, two completions) ordered alike, a tie being an order of its own."""
+    tie_discounted: Estimate
+    """The same, but a tie against a preference counts half (see `tie_discounted_agreement`)."""
+    cohen_kappa: Estimate
+    """Cohen's kappa of the orders, averaged over each two annotators (see `labeling.kappa.light_kappa`)."""
+    fleiss_kappa: Estimate
+    """Fleiss' kappa of the orders (see `labeling.kappa.fleiss_kappa`)."""
     records: int
 
     def figures(self) -> dict[str, float]:
         """What is defined, by name: each figure with its `_low` and `_high`."""
-        named = {"alpha": self.alpha, "kendalls_w": self.kendalls_w, "pairwise_agreement": self.pairwise}
-        each = {f"{name}{part}": value for name, found in named.items() for part, value in found.parts().items()}
+        names = {"pairwise": "pairwise_agreement", "tie_discounted": "tie_discounted_agreement"}
+        named = {names.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
+        found = {name: value for name, value in named.items() if isinstance(value, Estimate)}
+        each = {f"{name}{part}": value for name, given in found.items() for part, value in given.parts().items()}
         return {name: value for name, value in each.items() if not math.isnan(value)}
-
-
-def midranks(ranks: Ranks) -> dict[str, float]:
-    """Ranks on one scale, whatever gaps an annotator left: ties share the mean of the places they take up.
-
-    1, 1, 3 and 1, 1, 2 both become 1.5, 1.5, 3.
-    """
-    values = np.array(list(ranks.values()), dtype=float)
-    below = (values[None, :] < values[:, None]).sum(axis=1)
-    equal = (values[None, :] == values[:, None]).sum(axis=1)
-    return dict(zip(ranks, (below + (equal + 1) / 2).tolist(), strict=True))
-
-
-def krippendorff_alpha(ratings: Array, metric: Metric) -> float:
-    """Krippendorff's alpha of ratings [annotators, units]; NaN marks what was not rated.
-
-    Units rated once or never do not count. Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011).
-    """
-    values = np.unique(ratings[~np.isnan(ratings)])
-    counts = (ratings[:, :, None] == values).sum(axis=0)
-    return float(_alpha(_coincidences(counts).sum(axis=0)[None], values, metric)[0])
-
-
-def alpha_estimate(ratings: Array, records: Array, metric: Metric, *, samples: int = 1000, seed: int = 0) -> Estimate:
-    """Alpha of ratings [annotators, units] with an interval from resampling `records` [units]: whose each unit is."""
-    values = np.unique(ratings[~np.isnan(ratings)])
-    counts = (ratings[:, :, None] == values).sum(axis=0)
-    return _alpha_by_record(counts, records, values, metric, samples, seed)
-
-
-def kendalls_w(ranks: Array) -> float:
-    """Kendall's coefficient of concordance of mid-ranks [annotators, items], corrected for ties.
-
-    `W = (12 S) / (m^2 (n^3 - n) - m sum T)` with S the squared deviations of the rank sums and T = sum(t^3 - t) over
-    each annotator's groups of ties. Kendall and Gibbons, "Rank Correlation Methods" (1990). NaN when everybody ties
-    everything.
-    """
-    annotators, items = ranks.shape
-    sums = ranks.sum(axis=0)
-    squares = float(((sums - sums.mean()) ** 2).sum())
-    ties = sum(float((sizes**3 - sizes).sum()) for sizes in (np.unique(row, return_counts=True)[1] for row in ranks))
-    spread = annotators**2 * (items**3 - items) - annotators * ties
-    return 12 * squares / spread if annotators > 1 and spread > 0 else float("nan")
-
-
-def pairwise_agreement(ranks: Array) -> tuple[float, int]:
-    """How many (two annotators, two items) of ranks [annotators, items] are ordered alike, and how many there are."""
-    upper = np.triu_indices(ranks.shape[1], 1)
-    orders = np.sign(ranks[:, upper[0]] - ranks[:, upper[1]])
-    left, right = np.triu_indices(ranks.shape[0], 1)
-    return float((orders[left] == orders[right]).sum()), int(left.size * upper[0].size)
 
 
 def agreement(judgements: Iterable[Judgement], *, samples: int = 1000, seed: int = 0) -> Agreement:
     """The agreement of a round's submitted judgements. Records ranked by one annotator only do not count."""
-    blocks = list(_ranks_by_record(judgements).values())
-    if not blocks:
-        nothing = Estimate(float("nan"), float("nan"), float("nan"))
-        return Agreement(nothing, nothing, nothing, 0)
-    values = np.unique(np.concatenate([block.ravel() for block in blocks]))
-    counts = np.concatenate([(block[:, :, None] == values).sum(axis=0) for block in blocks])
-    owners = np.repeat(np.arange(len(blocks)), [block.shape[1] for block in blocks])
-    alpha = _alpha_by_record(counts, owners, values, "ordinal", samples, seed)
-    concordances = np.array([kendalls_w(block) for block in blocks])
-    agreeing, pairs = np.array([pairwise_agreement(block) for block in blocks]).T
-    return Agreement(
-        alpha=alpha,
-        kendalls_w=_ratio(np.nan_to_num(concordances), (~np.isnan(concordances)).astype(float), samples, seed),
-        pairwise=_ratio(agreeing, pairs, samples, seed),
-        records=len(blocks),
-    )
+    return agreement_of_answers(rankings(judgements), samples=samples, seed=seed)
+
+
+def agreement_by_stratum(
+    judgements: Iterable[Judgement], stratum_of: Mapping[str, str], *, samples: int = 1000, seed: int = 0
+) -> dict[str, Agreement]:
+    """The agreement within each stratum (record -> stratum), in the order of their names.
+
+    Records that belong to none are left out.
+    """
+    found = rankings(judgements)
+    strata = np.array([stratum_of.get(record, "") for record in found.records], dtype=object)
+    return {
+        stratum: agreement_of_answers(found.where(strata == stratum), samples=samples, seed=seed)
+        for stratum in sorted(set(strata.tolist()) - {""})
+    }
+
+
+def annotator_agreement(judgements: Iterable[Judgement], *, samples: int = 1000, seed: int = 0) -> dict[str, Agreement]:
+    """Each annotator's agreement with the others: of all (this one, another, record), taken two by two.
+
+    Annotators who share no record with anybody are left out.
+    """
+    found = rankings(judgements)
+    ranks, orders = rank_tables(found), order_tables(found)
+    result = {}
+    for number, annotator in enumerate(found.annotators):
+        ranked, ordered = ([table.of_rater(number) for table in each] for each in (ranks, orders))
+        owners = np.unique(np.concatenate([table.owner for table in ranked])) if ranked else np.zeros(0, int)
+        if owners.size:
+            ranked, ordered = ([table.renumbered(owners) for table in each] for each in (ranked, ordered))
+            result[annotator] = _agreement(ranked, ordered, owners.size, samples, seed)
+    return result
 
 
 def disagreement(judgements: Iterable[Judgement]) -> dict[str, float]:
     """Per record that two or more ranked: the share of (two annotators, two completions) they order differently."""
-    result = {}
-    for record, block in _ranks_by_record(judgements).items():
-        agreeing, pairs = pairwise_agreement(block)
-        result[record] = 1 - agreeing / pairs
-    return result
+    found = rankings(judgements)
+    alike, pairs = np.zeros(len(found.records)), np.zeros(len(found.records))
+    for table in order_tables(found):
+        for left, right in table.dyads():
+            same, both = compared(table, left, right)
+            alike += np.bincount(table.owner[left], same.sum(axis=1), minlength=alike.size)
+            pairs += np.bincount(table.owner[left], both.sum(axis=1), minlength=pairs.size)
+    return {
+        record: float(1 - a / b)
+        for record, a, b in zip(found.records, alike.tolist(), pairs.tolist(), strict=True)
+        if b
+    }
 
 
 def agreement_by_annotator(judgements: Iterable[Judgement]) -> dict[str, float]:
     """Per annotator: the share of (another annotator, two completions of a record) they order alike."""
-    alike: dict[str, float] = {}
-    pairs: dict[str, int] = {}
-    for answers in _answers_by_record(judgements).values():
-        for left, right in combinations(answers, 2):
-            agreeing, total = pairwise_agreement(np.array([answers[left], answers[right]]))
-            for annotator in (left, right):
-                alike[annotator] = alike.get(annotator, 0.0) + agreeing
-                pairs[annotator] = pairs.get(annotator, 0) + total
-    return {annotator: alike[annotator] / pairs[annotator] for annotator in sorted(pairs)}
+    found = rankings(judgements)
+    alike, pairs = _couples(found)[:2]
+    return {
+        annotator: float(alike[number].sum() / pairs[number].sum())
+        for number, annotator in enumerate(found.annotators)
+        if pairs[number].any()
+    }
 
 
-def _ranks_by_record(judgements: Iterable[Judgement]) -> dict[str, Array]:
-    """Mid-ranks [annotators, completions] of each record with two or more of both."""
-    return {record: np.array(list(answers.values())) for record, answers in _answers_by_record(judgements).items()}
+def annotator_matrix(judgements: Iterable[Judgement]) -> tuple[list[str], Floats, NDArray[np.int64]]:
+    """Everybody against everybody: names, pairwise agreement [names, names], and how many records both ranked.
 
-
-def _answers_by_record(judgements: Iterable[Judgement]) -> dict[str, dict[str, list[float]]]:
-    """Record -> annotator -> mid-ranks of the completions in one order, for records with two or more of both."""
-    by_record: dict[str, dict[str, list[float]]] = {}
-    for judgement in judgements:
-        if judgement.ranks is not None and len(judgement.ranks) > 1:
-            ranks = midranks(judgement.ranks)
-            by_record.setdefault(judgement.record, {})[judgement.annotator] = [ranks[name] for name in sorted(ranks)]
-    return {record: answers for record, answers in by_record.items() if len(answers) > 1}
-
-
-def _coincidences(counts: Array) -> Array:
-    """Coincidence matrices [units, values, values] of how often each value was given to each unit [units, values]."""
-    raters = counts.sum(axis=1)
-    pairs = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(counts.shape[1])
-    usable = raters > 1
-    return np.where(usable[:, None, None], pairs / np.where(usable, raters - 1, 1)[:, None, None], 0.0)
-
-
-def _alpha(coincidences: Array, values: Array, metric: Metric) -> Array:
-    """Alpha of each coincidence matrix [samples, values, values]."""
-    marginals = coincidences.sum(axis=2)
-    total = marginals.sum(axis=1)
-    distance = _distances(marginals, values, metric)
-    observed = (coincidences * distance).sum(axis=(1, 2))
-    expected = (marginals[:, :, None] * marginals[:, None, :] * distance).sum(axis=(1, 2))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(expected > 0, 1 - (total - 1) * observed / expected, np.nan)
-
-
-def _distances(marginals: Array, values: Array, metric: Metric) -> Array:
-    """Squared distances [samples or 1, values, values] between values, which are sorted."""
-    if metric == "nominal":
-        return 1.0 - np.eye(len(values))[None]
-    # Ordinal: how many ratings lie between two values, each end counted half.
-    scale = np.cumsum(marginals, axis=1) - marginals / 2 if metric == "ordinal" else values[None, :]
-    return (scale[:, :, None] - scale[:, None, :]) ** 2
-
-
-def _alpha_by_record(counts: Array, records: Array, values: Array, metric: Metric, samples: int, seed: int) -> Estimate:
-    names, owners = np.unique(records, return_inverse=True)
-    per_record = np.zeros((len(names), len(values), len(values)))
-    np.add.at(per_record, owners, _coincidences(counts))
-    flat = per_record.reshape(len(names), -1)
-
-    def of(weights: Array) -> Array:
-        return _alpha((weights @ flat).reshape(-1, len(values), len(values)), values, metric)
-
-    return _bootstrap(len(names), of, samples, seed)
-
-
-def _ratio(numerators: Array, denominators: Array, samples: int, seed: int) -> Estimate:
-    """The ratio of two sums over records."""
-
-    def of(weights: Array) -> Array:
-        total = weights @ denominators
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(total > 0, (weights @ numerators) / total, np.nan)
-
-    return _bootstrap(len(numerators), of, samples, seed)
-
-
-def _bootstrap(records: int, of: Callable[[Array], Array], samples: int, seed: int) -> Estimate:
-    """The figure for all records once each, and the 2.5 and 97.5 percentiles over resampled records.
-
-    `of` takes how often each record was drawn [samples, records] and gives the figure [samples].
+    Agreement is NaN on the diagonal and between annotators who share no record.
     """
-    value = float(of(np.ones((1, records)))[0])
-    generator = np.random.default_rng(seed)
-    chunk = max(1, min(samples, 20_000_000 // max(1, records)))  # at most 160 MB of draws at once
-    drawn: list[Array] = []
-    for start in range(0, samples, chunk):
-        size = min(chunk, samples - start)
-        draws = generator.multinomial(records, np.full(records, 1 / records), size=size)
-        drawn.append(of(draws.astype(float)))
-    figures = np.concatenate(drawn) if drawn else np.array([])
-    figures = figures[~np.isnan(figures)]
-    if not figures.size or np.isnan(value):
-        return Estimate(value, float("nan"), float("nan"))
-    low, high = np.percentile(figures, [2.5, 97.5])
-    return Estimate(value, float(low), float(high))
+    found = rankings(judgements)
+    alike, pairs, records = _couples(found)
+    return found.annotators, np.where(pairs > 0, alike / np.maximum(pairs, 1), np.nan), records.astype(np.int64)
+
+
+def rankings(judgements: Iterable[Judgement]) -> Answers:
+    """The judgements that rank, as arrays of mid-ranks."""
+    rows = (
+        (judgement.record, judgement.annotator, judgement.ranks)
+        for judgement in judgements
+        if judgement.ranks is not None and len(judgement.ranks) > 1 and "cannot_judge" not in judgement.flags
+    )
+    return answers(rows).mapped(midranked)
+
+
+def agreement_of_answers(found: Answers, *, samples: int = 1000, seed: int = 0) -> Agreement:
+    """The agreement of mid-ranks."""
+    return _agreement(rank_tables(found), order_tables(found), len(found.records), samples, seed)
+
+
+def _agreement(ranks: Sequence[Table], orders: Sequence[Table], records: int, samples: int, seed: int) -> Agreement:
+    if not records:
+        return Agreement(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, 0)
+    scale = np.arange(2, 2 * max(table.codes.shape[1] for table in ranks) + 1) / 2
+    width = alpha_width(len(scale), "ordinal")
+    resampling = Resampling(records, samples=samples, seed=seed, width=width)
+    pairwise, tie_discounted = shares_alike(orders, resampling)
+    return Agreement(
+        alpha=table_alpha(ranks, scale, resampling, "ordinal"),
+        kendalls_w=mean_concordance(ranks, resampling),
+        pairwise=pairwise,
+        tie_discounted=tie_discounted,
+        cohen_kappa=light_kappa(orders, ORDERS, resampling),
+        fleiss_kappa=fleiss_estimate(orders, ORDERS, resampling),
+        records=records,
+    )
+
+
+def _couples(found: Answers) -> tuple[Floats, Floats, Floats]:
+    """Of each two annotators: completions' pairs ordered alike, pairs, and records in common, all [names, names]."""
+    size = len(found.annotators)
+    sums = np.zeros((3, size * size))
+    for table in order_tables(found):
+        for left, right in table.dyads():
+            same, both = compared(table, left, right)
+            cell = table.rater[left] * size + table.rater[right]
+            for place, value in enumerate((same.sum(axis=1), both.sum(axis=1), both.any(axis=1))):
+                sums[place] += np.bincount(cell, value, minlength=size * size)
+    alike, pairs, records = (each + each.T for each in sums.reshape(3, size, size))
+    return alike, pairs, records
