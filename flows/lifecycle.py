@@ -20,7 +20,8 @@ from tasks.artifact import Artifact, PipelineError
 from tasks.data.prepare import DataRecipe, ShopData, prepare_data
 from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
 from tasks.evaluation.gate import GateRecipe, decide_gate
-from tasks.label import LabelRecipe, collect_judgements
+from tasks.label import collect_judgements
+from tasks.label_recipe import LabelRecipe
 from tasks.lineage import Record
 from tasks.merging import MergeRecipe, merge_policy
 from tasks.models.pretrain import BaseRecipe, build_base
@@ -40,7 +41,7 @@ BASE = Stage("base", build_base)
 DATA = Stage("data", prepare_data)
 SFT = Stage("sft", train_sft)
 SAMPLE = Stage("sample", sample_completions)
-LABEL = Stage("label", collect_judgements)
+LABEL = Stage("label", collect_judgements, version=2)
 PREFERENCES = Stage("preferences", build_preferences)
 REWARD = Stage("reward", train_reward)
 OPTIMISE = {"dpo": Stage("dpo", train_dpo), "ppo": Stage("ppo", train_ppo), "grpo": Stage("grpo", train_grpo)}

@@ -1,14 +1,38 @@
 """What a person at the terminal sees while stages run: one bar per stage on a terminal, a line per event elsewhere."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from tasks.artifact import Artifact
+from tasks.artifact import Artifact, Row
 from tasks.lineage import Record
+
+
+class _Bars(Progress):
+    """Progress bars with a table below them."""
+
+    def __init__(self, below: Callable[[], Table | None], *columns: ProgressColumn, **options: Any) -> None:
+        self._below = below
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if (table := self._below()) is not None:
+            yield table
+
+
+def table_of(rows: list[Row]) -> Table:
+    """Rows with the same keys as a table for the terminal."""
+    table = Table(*rows[0], box=None) if rows else Table(box=None)
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row.values()))
+    return table
 
 
 class Screen:
@@ -17,7 +41,9 @@ class Screen:
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self._live = sys.stderr.isatty()
-        self._progress = Progress(
+        self._table: Table | None = None
+        self._progress = _Bars(
+            lambda: self._table,
             SpinnerColumn(finished_text="✓"),
             TextColumn("{task.description:<16}"),
             BarColumn(bar_width=30),
@@ -62,6 +88,11 @@ class Screen:
             bar = self._progress.add_task(stage, total=1, note="")
         self._progress.update(bar, completed=1, total=1, note=f"{word}  {_headline(artifact.metrics)}")
         self._progress.stop_task(bar)
+        self._table = None
+
+    def show(self, rows: list[Row]) -> None:
+        """A table below the bars, in place of the one before; on a terminal only."""
+        self._table = table_of(rows)
 
     def drop(self, stage: str) -> None:
         """A stage that failed leaves the screen; its error follows."""
@@ -81,6 +112,9 @@ class StageListener:
 
     def notify(self, text: str) -> None:
         self._screen.say(text)
+
+    def show(self, rows: list[Row]) -> None:
+        self._screen.show(rows)
 
     def curve(self, metrics: Mapping[str, float], step: int, timestamp: int) -> None:
         self._record.curve(self._run, metrics, step, timestamp)

@@ -27,6 +27,11 @@ def usernames(client: httpx.Client) -> set[str]:
     return set(_users(client))
 
 
+def users_by_id(client: httpx.Client) -> dict[str, str]:
+    """Argilla's id of every account -> its username."""
+    return {user["id"]: name for name, user in _users(client).items()}
+
+
 def create_annotators(
     client: httpx.Client, workspace: str, names: Sequence[str], passwords: Mapping[str, str]
 ) -> dict[str, str]:

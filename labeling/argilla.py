@@ -4,7 +4,7 @@ Argilla's own SDK loses the ranks when it reads, and takes seconds to import, so
 Everything here may be repeated: what exists already is found and left as it is.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,26 @@ import httpx
 from labeling.accounts import create_workspace, find_workspace
 from labeling.comparison import Comparison, Judgement, LabelingError
 from labeling.connection import items, request
-from labeling.question import QUESTION, Round, dataset_fields, guidelines_version, ranking_question, record_of
+from labeling.question import (
+    FLAGS,
+    QUESTION,
+    RATIONALE,
+    Round,
+    dataset_fields,
+    guidelines_version,
+    questions,
+    rating_name,
+    record_of,
+)
 
 BULK = 250
 """Records per request; Argilla takes up to 500."""
 PAGE = 1000
 """Records per page when reading; Argilla gives up to 1000."""
+
+
+VERSIONS = "guidelines_versions"
+"""Where a dataset's metadata keeps its versions of the guidelines."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +51,22 @@ def publish(
     round: Round,
     comparisons: Sequence[Comparison],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    known: Collection[str] = (),
 ) -> str:
     """Put the comparisons before the annotators and return the id of the dataset.
 
     Publishing again adds nothing, and an interrupted publish goes on where it stopped. Raises `LabelingError` when a
-    dataset of this name holds another question, or records that are not of this round.
+    dataset of this name holds another question, or records that are neither given nor `known` (ids).
     """
     dataset = _dataset(client, round)
-    published = set(_external_ids(client, dataset))
+    published = set(external_ids(client, dataset))
     wanted = [comparison for comparison in comparisons if comparison.id not in published]
-    if foreign := published - {comparison.id for comparison in comparisons}:
+    if foreign := published - {comparison.id for comparison in comparisons} - set(known):
         raise LabelingError(
             f"Dataset '{round.name}' in Argilla holds {len(foreign)} records that are not of this round; "
             "give the round another name."
         )
-    done, total = len(published), len(comparisons)
+    done, total = len(comparisons) - len(wanted), len(comparisons)
     progress(done, total)
     for start in range(0, len(wanted), BULK):
         records = [record_of(comparison) for comparison in wanted[start : start + BULK]]
@@ -89,27 +104,50 @@ def _dataset(client: httpx.Client, round: Round) -> str:
         for field in dataset_fields(round):
             if field["name"] not in fields:
                 request(client, "POST", f"{path}/fields", json=field, accept=(409,))
-        if not items(client, f"{path}/questions"):
-            request(client, "POST", f"{path}/questions", json=ranking_question(round), accept=(409,))
+        asked = {question["name"] for question in items(client, f"{path}/questions")}
+        for question in questions(round):
+            if question["name"] not in asked:
+                request(client, "POST", f"{path}/questions", json=question, accept=(409,))
         request(client, "PUT", f"{path}/publish", accept=(422,))  # 422: it is open already
         if request(client, "GET", path)["status"] != "ready":
             raise LabelingError(f"Argilla does not open dataset '{round.name}'; delete it there and run again.")
+    _set_guidelines(client, path, request(client, "GET", path), round)
     return dataset["id"]
 
 
 def _check_same(client: httpx.Client, path: str, dataset: Mapping[str, Any], round: Round) -> None:
     fields = {field["name"] for field in items(client, f"{path}/fields")}
     expected = {field["name"] for field in dataset_fields(round)}
-    same_fields = fields == expected if dataset["status"] == "ready" else fields <= expected
-    same_rules = dataset["distribution"]["min_submitted"] == round.min_submitted
-    if not (same_fields and same_rules and dataset["guidelines"] == round.guidelines):
+    asked = {question["name"] for question in items(client, f"{path}/questions")}
+    wanted = {question["name"] for question in questions(round)}
+    ready = dataset["status"] == "ready"
+    same_fields = (fields, asked) == (expected, wanted) if ready else fields <= expected and asked <= wanted
+    if not (same_fields and dataset["distribution"]["min_submitted"] == round.min_submitted):
         raise LabelingError(
-            f"Dataset '{round.name}' in Argilla was published with another question, overlap or guidelines; "
+            f"Dataset '{round.name}' in Argilla was published with another question or overlap; "
             "give the round another name."
         )
 
 
-def _external_ids(client: httpx.Client, dataset: str) -> Iterator[str]:
+def _set_guidelines(client: httpx.Client, path: str, dataset: Mapping[str, Any], round: Round) -> None:
+    """Bring the guidelines up to date and note since when each version holds, by the server's clock."""
+    versions = guidelines_of(dataset)
+    if dataset["guidelines"] != round.guidelines:
+        dataset = request(client, "PATCH", path, json={"guidelines": round.guidelines})
+    if not versions or versions[-1]["version"] != guidelines_version(round.guidelines):
+        since = dataset["updated_at"] if versions else dataset["inserted_at"]
+        entry = {"version": guidelines_version(round.guidelines), "since": since, "text": round.guidelines}
+        metadata = {**(dataset.get("metadata") or {}), VERSIONS: [*versions, entry]}
+        request(client, "PATCH", path, json={"metadata": metadata})
+
+
+def guidelines_of(dataset: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Every version of a dataset's guidelines, oldest first: `version`, `since` (the server's clock) and `text`."""
+    return list((dataset.get("metadata") or {}).get(VERSIONS, []))
+
+
+def external_ids(client: httpx.Client, dataset: str) -> Iterator[str]:
+    """The ids of the comparisons that a dataset holds."""
     for record in records(client, dataset):
         yield record["external_id"]
 
@@ -146,15 +184,24 @@ def fetch_judgements(
     Raises `LabelingError` for ranks that do not fit the comparison.
     """
     by_id = {comparison.id: comparison for comparison in comparisons}
-    version = guidelines_version(round.guidelines)
+    versions = guidelines_of(request(client, "GET", f"/api/v1/datasets/{dataset}"))
     judgements = [
-        _judgement(response, by_id[record["external_id"]], version, pseudonym(response["user_id"]))
+        _judgement(
+            response, by_id[record["external_id"]], _version(versions, response, round), pseudonym(response["user_id"])
+        )
         for record in records(client, dataset, include="responses")
         if record["external_id"] in by_id
         for response in record["responses"]
         if response["status"] in ("submitted", "discarded")
     ]
     return sorted(judgements, key=lambda judgement: (judgement.record, judgement.annotator))
+
+
+def _version(versions: Sequence[Mapping[str, str]], response: Mapping[str, Any], round: Round) -> str:
+    """The version of the guidelines that held when a response was last touched."""
+    held = [each["version"] for each in versions[1:] if each["since"] <= response["updated_at"]]
+    first = versions[0]["version"] if versions else guidelines_version(round.guidelines)
+    return held[-1] if held else first
 
 
 def _judgement(response: Mapping[str, Any], comparison: Comparison, guidelines: str, annotator: str) -> Judgement:
@@ -168,7 +215,28 @@ def _judgement(response: Mapping[str, Any], comparison: Comparison, guidelines: 
         guidelines=guidelines,
         inserted_at=response["inserted_at"],
         updated_at=response["updated_at"],
+        ratings=_ratings(response, comparison),
+        flags=tuple(sorted(_value(response, FLAGS, list) or ())),
+        rationale=_value(response, RATIONALE, str) or "",
     )
+
+
+def _value(response: Mapping[str, Any], question: str, kind: type) -> Any:
+    """What was answered to a question, None where nothing of that kind was."""
+    value = ((response["values"] or {}).get(question) or {}).get("value")
+    return value if isinstance(value, kind) else None
+
+
+def _ratings(response: Mapping[str, Any], comparison: Comparison) -> dict[str, dict[str, int]]:
+    """Criterion -> completion id -> rating, from the questions named after both."""
+    shown = {option[-1]: completion.id for option, completion in comparison.options.items()}
+    ratings: dict[str, dict[str, int]] = {}
+    for name in response["values"] or {}:
+        criterion, _, letter = name.rpartition("_")
+        rating = _value(response, name, int)
+        if criterion and letter in shown and rating is not None and name == rating_name(criterion, letter):
+            ratings.setdefault(criterion, {})[shown[letter]] = rating
+    return {criterion: dict(sorted(given.items())) for criterion, given in sorted(ratings.items())}
 
 
 def _ranks(response: Mapping[str, Any], comparison: Comparison) -> dict[str, int]:

@@ -14,8 +14,14 @@ from typing import Any
 from labeling.comparison import OPTIONS, Comparison, LabelingError
 
 QUESTION = "ranking"
+FLAGS = "flags"
+RATIONALE = "rationale"
 MAX_GUIDELINES = 10_000
 """Characters; Argilla refuses more."""
+MAX_SCALE = 11
+"""Steps of a rating; Argilla refuses more."""
+CANNOT_JUDGE = "cannot_judge"
+"""The flag that takes a judgement's vote away."""
 
 DEFAULT_GUIDELINES = """\
 # Rank the answers
@@ -55,12 +61,22 @@ class Round:
     """Annotators whose ranks a record needs to be complete."""
     markdown: bool = False
     """Render prompts and completions as Markdown; HTML in them stays plain text."""
+    criteria: tuple[str, ...] = ()
+    """What each completion is rated on, beside the ranking; rating is optional for annotators."""
+    scale: int = 5
+    """Ratings go from 1 to this, the best."""
+    flags: tuple[str, ...] = ()
+    """What annotators can say is wrong with a record."""
+    rationale: bool = False
+    """Ask why, in free text."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.options <= len(OPTIONS):
             raise LabelingError(f"A ranking takes 2 to {len(OPTIONS)} completions, not {self.options}; sample as many.")
         if not 1 <= len(self.guidelines) <= MAX_GUIDELINES:
             raise LabelingError(f"Guidelines must have 1 to {MAX_GUIDELINES} characters; shorten or write them.")
+        if self.criteria and not 2 <= self.scale <= MAX_SCALE:
+            raise LabelingError(f"A rating scale has 2 to {MAX_SCALE} steps, not {self.scale}; change it.")
 
 
 def guidelines_version(guidelines: str) -> str:
@@ -82,6 +98,11 @@ def dataset_fields(round: Round) -> list[dict[str, Any]]:
     ]
 
 
+def questions(round: Round) -> list[dict[str, Any]]:
+    """Argilla's questions in the order shown: the ranking, then what the round asks beside it."""
+    return [ranking_question(round), *_ratings(round), *_flags(round), *_rationale(round)]
+
+
 def ranking_question(round: Round) -> dict[str, Any]:
     """Argilla's ranking question over the completions; equal ranks are allowed."""
     return {
@@ -94,6 +115,46 @@ def ranking_question(round: Round) -> dict[str, Any]:
             "options": [{"value": option, "text": _title(option)} for option in OPTIONS[: round.options]],
         },
     }
+
+
+def rating_name(criterion: str, option: str) -> str:
+    """The name of the question how well one completion does on one criterion."""
+    return f"{criterion}_{option[-1]}"
+
+
+def _ratings(round: Round) -> list[dict[str, Any]]:
+    steps = [{"value": step} for step in range(1, round.scale + 1)]
+    return [
+        {
+            "name": rating_name(criterion, option),
+            "title": f"{criterion.replace('_', ' ').capitalize()}: {_title(option)}",
+            "description": f"1 is the worst, {round.scale} the best.",
+            "required": False,
+            "settings": {"type": "rating", "options": steps},
+        }
+        for criterion in round.criteria
+        for option in OPTIONS[: round.options]
+    ]
+
+
+def _flags(round: Round) -> list[dict[str, Any]]:
+    if not round.flags:
+        return []
+    named = [{"value": flag, "text": flag.replace("_", " ").capitalize()} for flag in round.flags]
+    return [
+        {
+            "name": FLAGS,
+            "title": "Is something wrong with this record?",
+            "required": False,
+            "settings": {"type": "multi_label_selection", "options": named},
+        }
+    ]
+
+
+def _rationale(round: Round) -> list[dict[str, Any]]:
+    title = "Why? One sentence helps whoever reads this later."
+    settings = {"type": "text", "use_markdown": False}
+    return [{"name": RATIONALE, "title": title, "required": False, "settings": settings}] if round.rationale else []
 
 
 def record_of(comparison: Comparison) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class SimulatedAnnotator:
     """Completions whose perceived utilities are at most this far below the best of their group share its rank."""
     careless: bool = False
     """Ranks at random, without reading."""
+    contrary: bool = False
+    """Takes the worst for the best."""
     discard_rate: float = 0.0
     """Share of records discarded instead of ranked."""
     seed: int = 0
@@ -61,7 +63,9 @@ class SimulatedAnnotator:
 
     def _perceived(self, record: str, name: str, utility: float) -> float:
         gumbel = -math.log(-math.log(self._draw(record, name)))
-        return gumbel if self.careless else utility + self.noise * gumbel
+        if self.careless:
+            return gumbel
+        return (-utility if self.contrary else utility) + self.noise * gumbel
 
     def _draw(self, record: str, what: str) -> float:
         """A number in (0, 1) that belongs to this annotator, record and purpose."""
@@ -71,12 +75,13 @@ class SimulatedAnnotator:
 
 def answer_round(
     url: str,
-    dataset: str,
-    annotators: Sequence[tuple[SimulatedAnnotator, str]],
+    jobs: Sequence[tuple[str, SimulatedAnnotator, str]],
     utility: Utility,
     progress: Callable[[int], None] = lambda answered: None,
 ) -> int:
-    """Let every annotator (given with their API key) answer all records still pending for them, all at the same time.
+    """Let annotators answer all records still pending for them, all at the same time.
+
+    A job is a dataset's id, the annotator, and the annotator's API key.
 
     What was answered before is left alone, so an interrupted round goes on. `progress` gets the number of answers given
     so far in this call, which is also returned. Raises `LabelingError` when Argilla cannot be reached or refuses.
@@ -89,10 +94,10 @@ def answer_round(
             answered += 1
             progress(answered)
 
-    with ThreadPoolExecutor(max(1, len(annotators))) as pool:
+    with ThreadPoolExecutor(max(1, len(jobs))) as pool:
         futures: list[Future[None]] = [
             pool.submit(_answer_all, url, key, dataset, annotator, utility, count, stop)
-            for annotator, key in annotators
+            for dataset, annotator, key in jobs
         ]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)

@@ -66,6 +66,7 @@ class Work:
     on_log: Callable[[Mapping[str, float], int], None] = lambda metrics, step: None
     on_progress: Callable[[int, int, str], None] = lambda done, total, note: None
     on_notify: Callable[[str], None] = lambda text: None
+    on_show: Callable[[list["Row"]], None] = lambda rows: None
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Report figures: over steps when `step` is given, else as a final figure of the artifact."""
@@ -81,6 +82,10 @@ class Work:
     def notify(self, text: str) -> None:
         """Show a text to the person at the terminal, and nowhere else: it may hold a password."""
         self.on_notify(text)
+
+    def show(self, rows: "list[Row]") -> None:
+        """Show a table (rows with the same keys) below the progress bars, in place of the one before."""
+        self.on_show(rows)
 
     def figure(self, name: str, figure: "Figure") -> None:
         """Keep a matplotlib figure as `report/NAME.png`, where MLflow shows it."""

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from tasks.artifact import PipelineError, Work, write_jsonl
+from tasks.artifact import PipelineError, Row, Work, write_jsonl
 from tasks.lineage import CURVES
 from tasks.store import Order
 
@@ -34,6 +34,7 @@ class Listener(Protocol):
     def progress(self, done: int, total: int, note: str) -> None: ...
     def curve(self, metrics: Mapping[str, float], step: int, timestamp: int) -> None: ...
     def notify(self, text: str) -> None: ...
+    def show(self, rows: list[Row]) -> None: ...
 
 
 class Workers:
@@ -210,6 +211,7 @@ def _run(
         on_log=on_log,
         on_progress=_throttled(key),
         on_notify=lambda text: _events.put((key, "notify", (text,))),
+        on_show=lambda rows: _events.put((key, "show", (rows,))),
     )
     started = time.monotonic()
     function(part, inputs, work)

@@ -104,9 +104,9 @@ def test_a_dataset_of_another_round_is_left_alone(client: httpx.Client) -> None:
     for other in (
         fresh(name=campaign.name, options=3),
         fresh(name=campaign.name, min_submitted=3),
-        fresh(name=campaign.name, guidelines="Other"),
+        fresh(name=campaign.name, criteria=("helpful",)),
     ):
-        with pytest.raises(LabelingError, match="was published with another question, overlap or guidelines"):
+        with pytest.raises(LabelingError, match="was published with another question or overlap"):
             rounds.publish(client, other, some(3))
     with pytest.raises(LabelingError, match="holds 1 records that are not of this round"):
         rounds.publish(client, campaign, some(2))
@@ -187,10 +187,10 @@ def test_many_annotators_at_once_lose_nothing(client: httpx.Client, argilla: dic
     campaign, comparisons = fresh(min_submitted=6), some(10)
     dataset = rounds.publish(client, campaign, comparisons)
     keys = annotators(client, *(f"crowd-{number}" for number in range(6)))
-    crowd = [(SimulatedAnnotator(name), key) for name, key in keys.items()]
+    crowd = [(dataset, SimulatedAnnotator(name), key) for name, key in keys.items()]
 
-    answered = answer_round(argilla["ARGILLA_API_URL"], dataset, crowd, lambda record, text: len(text))
-    again = answer_round(argilla["ARGILLA_API_URL"], dataset, crowd, lambda record, text: len(text))
+    answered = answer_round(argilla["ARGILLA_API_URL"], crowd, lambda record, text: len(text))
+    again = answer_round(argilla["ARGILLA_API_URL"], crowd, lambda record, text: len(text))
 
     judgements = rounds.fetch_judgements(client, dataset, campaign, comparisons, lambda user: user)
     assert (answered, again) == (60, 0)
@@ -218,8 +218,8 @@ def test_lost_answers_of_the_server_double_nothing(argilla: dict[str, str], monk
     with closing(connect(argilla["ARGILLA_API_URL"], argilla["ARGILLA_API_KEY"])) as client:
         dataset = rounds.publish(client, campaign, comparisons)
         keys = create_annotators(client, campaign.workspace, names, dict.fromkeys(names, "a long password"))
-        crowd = [(SimulatedAnnotator(name), key) for name, key in keys.items()]
-        answer_round(argilla["ARGILLA_API_URL"], dataset, crowd, lambda record, text: len(text))
+        crowd = [(dataset, SimulatedAnnotator(name), key) for name, key in keys.items()]
+        answer_round(argilla["ARGILLA_API_URL"], crowd, lambda record, text: len(text))
         judgements = rounds.fetch_judgements(client, dataset, campaign, comparisons, lambda user: user)
 
     assert len(lost) > 15

@@ -1,6 +1,7 @@
 """The labeling stage against a real Argilla: simulated annotators, people, interruptions, secrets."""
 
 import json
+import re
 import stat
 import threading
 import time
@@ -16,7 +17,8 @@ from pydantic import ValidationError
 from labeling.comparison import OPTIONS
 from labeling.question import QUESTION, guidelines_version
 from tasks.artifact import InputError, PipelineError, Row, Work, read_jsonl, write_jsonl
-from tasks.label import AnnotatorRecipe, LabelRecipe, collect_judgements
+from tasks.label import collect_judgements
+from tasks.label_recipe import AnnotatorRecipe, LabelRecipe
 
 TEXTS = ("Aisle 4, with pleasure!", "Aisle 4.", "Aisle 9.", "Not again.")
 
@@ -97,10 +99,10 @@ def test_simulated_round_ranks_everything(signed_in: dict[str, str], tmp_path: P
 
 
 def test_ranks_do_not_depend_on_who_answers_when(signed_in: dict[str, str], tmp_path: Path) -> None:
-    recipe = LabelRecipe(**SIMULATED, round="same")
     inputs = completions(tmp_path / "in", 8)
     outcomes = []
     for key in ("00000001", "00000002"):
+        recipe = LabelRecipe(**SIMULATED, round="same", workspace=f"same-{key}")
         work = work_in(tmp_path / key, key)
         collect_judgements(recipe, inputs, work)
         rows = read_jsonl(work.out / "judgements.jsonl")
@@ -156,7 +158,8 @@ def test_waits_for_people_and_keeps_their_passwords(
     assert signed_in["ARGILLA_API_URL"] in told[0]
     assert all(f"{name}  {password}" in told[0] for name, password in passwords.items())
 
-    people_rank(signed_in["ARGILLA_API_URL"], passwords, "people-beef0001", discarding="ben")
+    [dataset] = re.findall(r"dataset '(people-[0-9a-f]{8})'", told[0])
+    people_rank(signed_in["ARGILLA_API_URL"], passwords, dataset, discarding="ben")
     thread.join(30)
 
     assert not thread.is_alive() and not failures
