@@ -9,10 +9,11 @@ from typing import Annotated, Any, Self
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.exceptions import Pause
 from prefect.runtime import flow_run
 from pydantic import BaseModel, Field, model_validator
 
-from flows import services
+from flows import services, waiting
 from flows.running import Builder, Running, curves_sent
 from flows.screen import Screen
 from flows.summary import Built, conclude, figures, markdown
@@ -126,7 +127,7 @@ def build_lifecycle(recipe: LifecycleRecipe, build: Builder, store: Store, regis
         behind = {"data": data}
     else:
         completions = build.one(order(SAMPLE, recipe.sample, {**start, "data": data}))
-        judgements = build.one(order(LABEL, recipe.label, {"completions": completions}))
+        judgements = build.by_people(order(LABEL, recipe.label, {"completions": completions}))
         behind = {"judgements": judgements, "completions": completions}
     preferences = build.one(order(PREFERENCES, recipe.preferences, behind))
 
@@ -203,8 +204,8 @@ def rlhf(recipe: LifecycleRecipe) -> dict[str, Any]:
     with workers_of(home) as workers:
         record = Record()
         store, registry = Store(home, record), Registry(record)
-        parent = record.open_lifecycle(
-            recipe.name, recipe.model_dump(mode="json"), {"rlhf.flow_run": flow_run.id or ""}
+        parent = waiting.parent_of(record, flow_run.id) or record.open_lifecycle(
+            recipe.name, recipe.model_dump(mode="json"), {waiting.FLOW_RUN: flow_run.id or ""}
         )
         try:
             with Screen() as screen, curves_sent(record):
@@ -219,6 +220,8 @@ def rlhf(recipe: LifecycleRecipe) -> dict[str, Any]:
             artifacts = {f"rlhf.artifact.{name}": artifact.key for name, artifact in running.done}
             record.close_lifecycle(parent, figures(document), promoted | artifacts, {"summary.md": text})
             create_markdown_artifact(key="rlhf-summary", markdown=text, description=f"Lifecycle of {recipe.name}")
+        except Pause:  # people are at work; this process ends and the run goes on in another one
+            raise
         except BaseException as error:
             workers.close()
             with suppress(PipelineError):

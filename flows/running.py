@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
+from flows import waiting
 from flows.screen import Screen, StageListener
 from tasks.artifact import Artifact, PipelineError
 from tasks.lineage import Record
@@ -27,6 +28,10 @@ class Builder(Protocol):
 
     def side_by_side(self, orders: Sequence[Order]) -> list[Artifact]:
         """The artifacts of orders that do not need each other."""
+        ...
+
+    def by_people(self, order: Order) -> Artifact:
+        """The artifact of an order that people may have to work on first."""
         ...
 
 
@@ -69,6 +74,11 @@ class Running:
             future.wait()  # a branch that fails does not stop the others: what they finish is kept
         return [future.result() for future in futures]
 
+    def by_people(self, order: Order) -> Artifact:
+        if waiting.must_suspend(order) and self._store.find(order.key) is None:
+            waiting.suspend_until_sufficient(order, self._store, self._parent)
+        return self.one(order)
+
     def _get(self, order: Order) -> Artifact:
         try:
             artifact = self._store.get(order, self._run, self._parent)
@@ -100,6 +110,9 @@ class Planning:
 
     def side_by_side(self, orders: Sequence[Order]) -> list[Artifact]:
         return [self.one(order) for order in orders]
+
+    def by_people(self, order: Order) -> Artifact:
+        return self.one(order)
 
 
 @contextmanager
