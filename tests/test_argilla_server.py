@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 
-from labeling.server import textquery
 from tests.argilla_round import Round
 
 
@@ -207,11 +206,3 @@ def test_a_webhook_reaches_us_through_the_queue_inside_the_server(argilla: dict[
 def test_the_web_ui_is_served(argilla: dict[str, str]) -> None:
     page = httpx.get(f"{argilla['ARGILLA_API_URL']}/sign-in", trust_env=False)
     assert page.status_code == 200 and "<script" in page.text and "@@baseUrl@@" not in page.text
-
-
-def test_score_is_zero_without_a_match_and_grows_with_hits() -> None:
-    fields = '{"prompt": "bread bread", "answer": {"chat": [{"content": "milk"}]}, "n": 3}'
-    assert textquery.score(fields, None, "cheese") == 0.0
-    assert textquery.score(None, None, "bread") == 0.0
-    assert textquery.score(fields, None, "milk") < textquery.score(fields, None, "bread")
-    assert textquery.score(fields, "prompt", "milk") == 0.0

@@ -31,9 +31,10 @@ def main() -> int:
 
     jobs.install()
 
-    from labeling.server import engine, tuning  # noqa: F401  importing the engine registers it
+    from labeling.server import engine, fulltext, tuning  # importing the engine registers it
 
     _migrate()
+    fulltext.prepare(engine.database_file(), _say_left)
     asyncio.run(_ensure_owner(*credentials.owner(home)))
     tuning.skip_unwanted_events()
     jobs.start()
@@ -72,6 +73,12 @@ def _migrate() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(ALEMBIC_CONFIG_FILE).with_name("alembic")))
     command.upgrade(config, "head")
+
+
+def _say_left(records: int) -> None:
+    """A first start over a large database takes a while: say so in the log."""
+    if records % 10_000 < 500 < records:
+        print(f"Indexing texts, {records} records to go", flush=True)
 
 
 async def _ensure_owner(username: str, password: str, api_key: str) -> None:
