@@ -125,7 +125,7 @@ class EmbeddedSearchEngine(SearchEngine):
     update_record_response = delete_record_response = _already_stored
     update_record_suggestion = delete_record_suggestion = _already_stored
 
-    async def _changed(self, dataset, *args) -> None:
+    async def _changed(self, dataset, records=()) -> None:
         """Records came, went or changed: their vectors are read anew, new words are indexed while nobody waits."""
         nearest.forget(dataset.id)
         await asyncio.to_thread(fulltext.catch_up, database_file())

@@ -44,7 +44,7 @@ class _State:
 
 def expression(query: str, where: Where) -> str | None:
     """The FTS5 expression of a query, or None where it names no word and so finds nothing."""
-    found = _parse(query[:LONGEST].encode("utf-8", "ignore").decode(), where, 0)
+    found = _parse(query[:LONGEST].encode("utf-8", "ignore").decode().replace("\0", " "), where, 0)
     return None if found is None or not where.columns else f"{where.everything} AND {found}"
 
 
