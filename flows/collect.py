@@ -40,7 +40,7 @@ def sweep() -> dict[str, Any]:
 
 
 def resume_finished_rounds() -> dict[str, Any]:
-    """What `sweep` does, without being a flow: `{"waiting": [{flow_run, name, sufficient, resumed, says, error}]}`.
+    """What `sweep` does, without being a flow: `{"waiting": [{flow_run, name, ready, resumed, says, error}]}`.
 
     Two at once on one machine do it one after the other.
     """
@@ -94,23 +94,35 @@ class _UpToPeople(Planning):
 
 
 def _count_again(client: SyncPrefectClient, run: FlowRun, store: Store, registry: Registry) -> dict[str, Any]:
-    row = {"flow_run": str(run.id), "name": run.name, "sufficient": False, "resumed": False, "says": "", "error": ""}
+    row = {"flow_run": str(run.id), "name": run.name, "ready": False, "resumed": False, "says": "", "error": ""}
     try:
         order = round_order(LifecycleRecipe.model_validate(run.parameters["recipe"]), store, registry)
         if order is None:
             raise PipelineError(
                 "its completions are neither here nor in MLflow; resume it in Prefect to have them made again."
             )
-        if store.find(order.key):  # another run of this recipe has collected the judgements
-            row |= {"sufficient": True, "says": "The round is collected."}
-        else:
-            standing = waiting.standing_of(order)
-            row |= {"sufficient": standing.sufficient, "says": standing.sentence}
-        if row["sufficient"]:
-            row["resumed"] = _resume(client, run.id)
-    except (PipelineError, ValidationError, KeyError) as error:
+        row |= _verdict(order, store)
+        row["resumed"] = row["ready"] and _resume(client, run.id)
+    except ValidationError as error:
+        row["error"] = f"its recipe is of another version of the pipeline ({error.errors()[0]['msg']}); run it anew."
+    except PipelineError as error:
         row["error"] = str(error)
     return row
+
+
+def _verdict(order: Order, store: Store) -> dict[str, Any]:
+    """Whether a run may go on: also where it alone can mend its round, or has to say why that cannot be."""
+    if store.find(order.key):  # another run of this recipe has collected the judgements
+        return {"ready": True, "says": "The round is collected."}
+    try:
+        now = waiting.count(order)
+    except PipelineError as error:
+        if waiting.is_away(error):
+            raise
+        return {"ready": True, "says": str(error)}  # past a deadline, for one: the run fails with this sentence
+    if not now.datasets:
+        return {"ready": True, "says": "The round is no longer in Argilla; the run publishes it again."}
+    return {"ready": now.sufficient, "says": now.sentence}
 
 
 def _resume(client: SyncPrefectClient, run: UUID) -> bool:

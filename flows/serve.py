@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 DEPLOYMENT = "rlhf/rlhf"
 SWEEP_SECONDS = 120
+PATIENCE = "6"
+"""Times a request to Prefect is tried again, after 2, 4, 8... seconds."""
 
 
 def serve(sweep_seconds: int = SWEEP_SECONDS) -> None:
@@ -26,6 +28,7 @@ def serve(sweep_seconds: int = SWEEP_SECONDS) -> None:
     """
     os.environ.update(services.environment())  # before Prefect is imported
     os.environ["RLHF_HOME"] = str(services.home())
+    os.environ["PREFECT_CLIENT_MAX_RETRIES"] = PATIENCE  # runs here outlive a restart of Prefect's server
     import prefect
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.deployments.runner import RunnerDeployment

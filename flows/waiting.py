@@ -3,6 +3,7 @@
 Resumed, the flow starts from the top under the same flow run id; its stages are reused and its MLflow run goes on.
 """
 
+import os
 from typing import cast
 
 from prefect import get_client
@@ -10,9 +11,12 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.flow_runs import suspend_flow_run
 from prefect.runtime import deployment, flow_run
 
-from flows.round_for_now import Standing, publish_round, round_standing
-from tasks.label import LabelRecipe
+from labeling.connection import UnavailableError
+from labeling.rounds import Standing, advance, standing
+from tasks.artifact import PipelineError, read_jsonl, without_credentials
+from tasks.label_recipe import LabelRecipe
 from tasks.lineage import Record, answering
+from tasks.round import argilla, plan_of, publish_round
 from tasks.store import Order, Store
 
 TAG = "waiting-for-labels"
@@ -25,10 +29,23 @@ def must_suspend(order: Order) -> bool:
     return deployment.id is not None and cast(LabelRecipe, order.part).source == "people"
 
 
-def standing_of(order: Order) -> Standing:
-    """How far the round of an order is, counted now."""
+def count(order: Order) -> Standing:
+    """How far the round of an order is now; disputed records are given to further people on the way.
+
+    Raises `PipelineError` where the round can never be sufficient (`is_away` tells an Argilla that is only away).
+    """
     recipe, completions = cast(LabelRecipe, order.part), order.inputs["completions"].path
-    return round_standing(recipe, completions, order.key, order.seed)
+    plan = plan_of(recipe, read_jsonl(completions / "completions.jsonl"), order.seed)
+    with argilla() as client:
+        now = standing(client, plan)
+        if not now.sufficient:
+            advance(client, plan, now)
+    return now
+
+
+def is_away(error: PipelineError) -> bool:
+    """Whether Argilla only did not answer: no reason to end a run that has waited for days."""
+    return isinstance(error.__cause__, UnavailableError)
 
 
 def suspend_until_sufficient(order: Order, store: Store, parent: str) -> None:
@@ -37,15 +54,24 @@ def suspend_until_sufficient(order: Order, store: Store, parent: str) -> None:
     Raises Prefect's `Pause`, which ends this process. A resume that comes early, twice or late is harmless: the count
     alone lets the run go on. There is no timeout here; the round's own deadline decides.
     """
-    recipe, completions = cast(LabelRecipe, order.part), order.inputs["completions"].path
-    publish_round(recipe, completions, order.key, order.seed, lambda done, total: None)
-    standing = standing_of(order)
-    while not standing.sufficient:
+    while lacking := _lacking(order):
         store.settle()
-        _tell(store.record, parent, standing)
+        _tell(store.record, parent, lacking)
         suspend_flow_run()  # returns at once where an earlier start of this run suspended here: count once more
-        standing = standing_of(order)
     _tag(waiting=False)
+
+
+def _lacking(order: Order) -> str:
+    """What the run waits for; empty when it may go on."""
+    recipe, completions = cast(LabelRecipe, order.part), order.inputs["completions"].path
+    try:
+        publish_round(recipe, completions, order.seed)
+        now = count(order)
+    except PipelineError as error:
+        if not is_away(error):
+            raise
+        return str(error)
+    return "" if now.sufficient else now.sentence
 
 
 def parent_of(record: Record, flow_run_id: str | None) -> str | None:
@@ -64,14 +90,17 @@ def parent_of(record: Record, flow_run_id: str | None) -> str | None:
     return run.info.run_id
 
 
-def _tell(record: Record, parent: str, standing: Standing) -> None:
-    """Say in Prefect and MLflow that people are at work, before the process ends."""
+def _tell(record: Record, parent: str, lacking: str) -> None:
+    """Say in Prefect and MLflow what the run waits for, before the process ends."""
     _tag(waiting=True)
+    url = without_credentials(os.environ.get("ARGILLA_API_URL", ""))
     create_markdown_artifact(
-        key="rlhf-waiting", markdown=f"Waiting for people. {standing.sentence}", description="What the round lacks"
+        key="rlhf-waiting",
+        markdown=f"{lacking}\n\nPeople rank at {url}. The run goes on by itself when the round is complete.",
+        description="What the run waits for",
     )
     with answering():
-        record.client.set_tag(parent, WAITING, standing.sentence)
+        record.client.set_tag(parent, WAITING, lacking)
         record.client.update_run(parent, status="SCHEDULED")
 
 

@@ -13,6 +13,10 @@ _BACKOFF = 0.5
 """Seconds before the second attempt; doubled for each further one."""
 
 
+class UnavailableError(LabelingError):
+    """Argilla is away or busy: what failed may be done again later as it is."""
+
+
 def connect(url: str, api_key: str) -> httpx.Client:
     """A client signed in to Argilla. Raises `LabelingError` when it cannot be reached or refuses the key."""
     headers = {"X-Argilla-Api-Key": api_key, "Accept-Encoding": "identity"}  # 4 times faster than gzip
@@ -33,7 +37,7 @@ def request(client: httpx.Client, method: str, path: str, *, accept: Sequence[in
 
     A connection that fails and a server that is busy (502, 503, 504) are tried again for a few seconds. A request may
     so arrive twice: what would be doubled is refused with 409, which callers accept. Raises `LabelingError` on
-    everything else.
+    everything else (`UnavailableError` where Argilla does not answer or stumbles).
     """
     url, failure = str(client.base_url), ""
     for attempt in range(_ATTEMPTS):
@@ -47,7 +51,7 @@ def request(client: httpx.Client, method: str, path: str, *, accept: Sequence[in
         if response.status_code not in (502, 503, 504):
             return _answer(response, url, accept)
         failure = f"Argilla at {url} is not ready (HTTP {response.status_code})"
-    raise LabelingError(f"{failure}; start it with `rlhf up` and run again, nothing given so far is lost.")
+    raise UnavailableError(f"{failure}; start it with `rlhf up` and run again, nothing given so far is lost.")
 
 
 def _answer(response: httpx.Response, url: str, accept: Sequence[int]) -> Any:
@@ -61,7 +65,7 @@ def _answer(response: httpx.Response, url: str, accept: Sequence[int]) -> Any:
             "use the key of an owner."
         )
     if response.is_error:
-        raise LabelingError(
+        raise (UnavailableError if response.is_server_error else LabelingError)(
             f"Argilla at {url} answered {response.request.method} {response.request.url.path} with "
             f"{response.status_code}: {response.text[:300]}; see its log, then run again."
         )
