@@ -10,29 +10,15 @@ from typing import Any
 
 import httpx
 
-from labeling.accounts import create_workspace, find_workspace
 from labeling.comparison import Comparison, Judgement, LabelingError
-from labeling.connection import items, request
-from labeling.question import (
-    FLAGS,
-    QUESTION,
-    RATIONALE,
-    Round,
-    dataset_fields,
-    guidelines_version,
-    questions,
-    rating_name,
-    record_of,
-)
+from labeling.connection import request
+from labeling.datasets import guidelines_of, open_dataset
+from labeling.question import FLAGS, QUESTION, RATIONALE, Round, guidelines_version, rating_name, record_of
 
 BULK = 250
 """Records per request; Argilla takes up to 500."""
 PAGE = 1000
 """Records per page when reading; Argilla gives up to 1000."""
-
-
-VERSIONS = "guidelines_versions"
-"""Where a dataset's metadata keeps its versions of the guidelines."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +44,7 @@ def publish(
     Publishing again adds nothing, and an interrupted publish goes on where it stopped. Raises `LabelingError` when a
     dataset of this name holds another question, or records that are neither given nor `known` (ids).
     """
-    dataset = _dataset(client, round)
+    dataset = open_dataset(client, round)
     published = set(external_ids(client, dataset))
     wanted = [comparison for comparison in comparisons if comparison.id not in published]
     if foreign := published - {comparison.id for comparison in comparisons} - set(known):
@@ -75,75 +61,6 @@ def publish(
         done += len(records)
         progress(done, total)
     return dataset
-
-
-def find_dataset(client: httpx.Client, workspace: str, name: str) -> dict[str, Any] | None:
-    """Argilla's description of the dataset of that name, or None."""
-    workspace_id = find_workspace(client, workspace)
-    if workspace_id is None:
-        return None
-    found = items(client, "/api/v1/me/datasets", params={"workspace_id": workspace_id, "name": name})
-    return next((dataset for dataset in found if dataset["name"] == name), None)
-
-
-def _dataset(client: httpx.Client, round: Round) -> str:
-    """The id of the round's dataset, made and opened if need be, step by step from wherever it was left."""
-    workspace = create_workspace(client, round.workspace)
-    dataset = find_dataset(client, round.workspace, round.name)
-    if dataset is None:
-        distribution = {"strategy": "overlap", "min_submitted": round.min_submitted}
-        settings = {"name": round.name, "guidelines": round.guidelines, "distribution": distribution}
-        made = request(client, "POST", "/api/v1/datasets", json={**settings, "workspace_id": workspace}, accept=(409,))
-        if made is None:  # a first try got through although its answer did not
-            return _dataset(client, round)
-        dataset = made
-    path = f"/api/v1/datasets/{dataset['id']}"
-    _check_same(client, path, dataset, round)
-    if dataset["status"] == "draft":
-        fields = {field["name"] for field in items(client, f"{path}/fields")}
-        for field in dataset_fields(round):
-            if field["name"] not in fields:
-                request(client, "POST", f"{path}/fields", json=field, accept=(409,))
-        asked = {question["name"] for question in items(client, f"{path}/questions")}
-        for question in questions(round):
-            if question["name"] not in asked:
-                request(client, "POST", f"{path}/questions", json=question, accept=(409,))
-        request(client, "PUT", f"{path}/publish", accept=(422,))  # 422: it is open already
-        if request(client, "GET", path)["status"] != "ready":
-            raise LabelingError(f"Argilla does not open dataset '{round.name}'; delete it there and run again.")
-    _set_guidelines(client, path, request(client, "GET", path), round)
-    return dataset["id"]
-
-
-def _check_same(client: httpx.Client, path: str, dataset: Mapping[str, Any], round: Round) -> None:
-    fields = {field["name"] for field in items(client, f"{path}/fields")}
-    expected = {field["name"] for field in dataset_fields(round)}
-    asked = {question["name"] for question in items(client, f"{path}/questions")}
-    wanted = {question["name"] for question in questions(round)}
-    ready = dataset["status"] == "ready"
-    same_fields = (fields, asked) == (expected, wanted) if ready else fields <= expected and asked <= wanted
-    if not (same_fields and dataset["distribution"]["min_submitted"] == round.min_submitted):
-        raise LabelingError(
-            f"Dataset '{round.name}' in Argilla was published with another question or overlap; "
-            "give the round another name."
-        )
-
-
-def _set_guidelines(client: httpx.Client, path: str, dataset: Mapping[str, Any], round: Round) -> None:
-    """Bring the guidelines up to date and note since when each version holds, by the server's clock."""
-    versions = guidelines_of(dataset)
-    if dataset["guidelines"] != round.guidelines:
-        dataset = request(client, "PATCH", path, json={"guidelines": round.guidelines})
-    if not versions or versions[-1]["version"] != guidelines_version(round.guidelines):
-        since = dataset["updated_at"] if versions else dataset["inserted_at"]
-        entry = {"version": guidelines_version(round.guidelines), "since": since, "text": round.guidelines}
-        metadata = {**(dataset.get("metadata") or {}), VERSIONS: [*versions, entry]}
-        request(client, "PATCH", path, json={"metadata": metadata})
-
-
-def guidelines_of(dataset: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Every version of a dataset's guidelines, oldest first: `version`, `since` (the server's clock) and `text`."""
-    return list((dataset.get("metadata") or {}).get(VERSIONS, []))
 
 
 def external_ids(client: httpx.Client, dataset: str) -> Iterator[str]:
@@ -184,7 +101,7 @@ def fetch_judgements(
     Raises `LabelingError` for ranks that do not fit the comparison.
     """
     by_id = {comparison.id: comparison for comparison in comparisons}
-    versions = guidelines_of(request(client, "GET", f"/api/v1/datasets/{dataset}"))
+    versions = guidelines_of(client, dataset)
     judgements = [
         _judgement(
             response, by_id[record["external_id"]], _version(versions, response, round), pseudonym(response["user_id"])

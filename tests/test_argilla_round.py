@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labeling import argilla as rounds
-from labeling.accounts import create_annotators, usernames
+from labeling.accounts import create_annotators, create_workspace, usernames
 from labeling.comparison import Comparison, Completion, LabelingError, Ranks, compare
 from labeling.connection import connect, request
 from labeling.question import DEFAULT_GUIDELINES, QUESTION, Round, escaped, unescaped
@@ -87,7 +87,7 @@ def test_interrupted_publish_goes_on(client: httpx.Client, monkeypatch: pytest.M
 def test_half_made_dataset_is_completed(client: httpx.Client) -> None:
     """Killed after the dataset and one field were made, before it was opened to annotators."""
     campaign = fresh()
-    workspace = rounds.create_workspace(client, campaign.workspace)
+    workspace = create_workspace(client, campaign.workspace)
     distribution = {"strategy": "overlap", "min_submitted": campaign.min_submitted}
     settings = {"name": campaign.name, "guidelines": campaign.guidelines, "distribution": distribution}
     made = request(client, "POST", "/api/v1/datasets", json={**settings, "workspace_id": workspace})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.artifact import Artifact, InputError
+from tasks.artifact import Artifact, InputError, Row
 from tasks.lineage import Record
 from tasks.recipe import Part
 from tasks.store import Order, Stage, Store, read_manifest
@@ -28,6 +28,8 @@ class Quiet:
         self.steps.append(step)
 
     def notify(self, text: str) -> None: ...
+
+    def show(self, rows: list[Row]) -> None: ...
 
 
 @pytest.fixture(scope="module")
