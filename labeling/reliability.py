@@ -7,45 +7,16 @@ speed only; judgements flagged `cannot_judge` likewise.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import combinations, pairwise
-from statistics import median
-from typing import Any, Literal
-
-import numpy as np
+from itertools import combinations
+from typing import Any
 
 from labeling.aggregation import checked, votes
 from labeling.agreement import agreement_by_annotator
 from labeling.comparison import Comparison, Judgement, LabelingError, Ranks
-
-PAUSE_SECONDS = 600.0
-"""A longer gap between two judgements is a break."""
-OUTLIER = 3.5
-"""Deviations from the others' median that make a speed an outlier (Iglewicz and Hoaglin 1993)."""
-LEAST_SPREAD = math.log(1.5)
-"""Speeds this close are never told apart, however alike the others are."""
-LEAST_OTHERS = 2
-"""Annotators with a speed of their own it takes to call somebody's unusual."""
-
-Speed = Literal["", "fast", "slow"]
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of some count, with its 95 % interval."""
-
-    hits: float
-    count: int
-    """What was counted: pairs, judgements."""
-    low: float
-    high: float
-
-    @property
-    def value(self) -> float:
-        """NaN when nothing was counted."""
-        return self.hits / self.count if self.count else math.nan
+from labeling.habits import Speed, in_time, longer, longest_run, pace, position, straight_lined, unusual
+from labeling.shares import Share, share_of
 
 
 @dataclass(frozen=True)
@@ -68,6 +39,8 @@ class AnnotatorQuality:
     """Probability of a share as far from chance when the place does not matter."""
     last: Share
     last_p: float
+    by_chance: float
+    """What either share is when the place does not matter."""
     longer: Share
     """Ordered pairs of different length in which the longer completion is preferred."""
     longer_others: float
@@ -90,7 +63,7 @@ class AnnotatorQuality:
             row[name] = _rounded(share.value)
             row[f"{name}_interval"] = f"{share.low:.2f} to {share.high:.2f}" if share.count else None
             row[f"{name}_count"] = share.count
-        for name in ("first_p", "last_p", "longer_others", "seconds"):
+        for name in ("first_p", "last_p", "by_chance", "longer_others", "seconds"):
             row[name] = _rounded(getattr(self, name))
         return row | {"speed": self.speed, "longest_run": self.longest_run}
 
@@ -137,8 +110,8 @@ def annotator_quality(comparisons: Iterable[Comparison], judgements: Iterable[Ju
     saying = [each for each in given if votes(each) and by_id[each.record].kind == "asked"]
     alike = agreement_by_annotator(saying)
     shared = _shared_records(saying)
-    lengths = {name: _longer(_voting(own), by_id) for name, own in by_annotator.items()}
-    seconds = {name: _seconds(own) for name, own in by_annotator.items()}
+    lengths = {name: longer(_voting(own), by_id) for name, own in by_annotator.items()}
+    seconds = {name: pace(own) for name, own in by_annotator.items()}
     return [
         _quality(name, own, by_id, _agreement(alike.get(name), shared.get(name, 0)), lengths, seconds)
         for name, own in sorted(by_annotator.items())
@@ -167,35 +140,6 @@ def held_out(qualities: Iterable[AnnotatorQuality], bar: Bar) -> dict[str, str]:
     return reasons
 
 
-def wilson(hits: float, count: float) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share; (0, 1) when nothing was counted."""
-    if count <= 0:
-        return 0.0, 1.0
-    z = 1.959963984540054
-    share = hits / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def chance_of_count(hits: int, chances: Sequence[float]) -> float:
-    """Two-sided exact p of `hits` successes in trials of these chances: twice the smaller tail, at most 1.
-
-    The exact (Poisson binomial) distribution up to 2,000 trials, beyond that the normal one with its continuity
-    correction. NaN without trials.
-    """
-    if not chances:
-        return math.nan
-    if len(chances) > 2000:
-        deviation = math.sqrt(sum(chance * (1 - chance) for chance in chances))
-        away = max(0.0, abs(hits - sum(chances)) - 0.5) / deviation
-        return min(1.0, math.erfc(away / math.sqrt(2)))
-    distribution = np.ones(1)
-    for chance in chances:
-        distribution = np.convolve(distribution, [1 - chance, chance])
-    return float(min(1.0, 2 * min(distribution[: hits + 1].sum(), distribution[hits:].sum())))
-
-
 def _quality(
     name: str,
     own: list[Judgement],
@@ -205,11 +149,11 @@ def _quality(
     seconds: Mapping[str, float],
 ) -> AnnotatorQuality:
     voting = _voting(own)
-    first, first_p = _position(voting, comparisons, 0)
-    last, last_p = _position(voting, comparisons, -1)
+    first, first_p, by_chance = position(voting, comparisons, 0)
+    last, last_p, _ = position(voting, comparisons, -1)
     others = [counted for other, counted in lengths.items() if other != name]
     pairs = sum(count for _, count, _ in others)
-    straight = [_straight(each, comparisons[each.record]) for each in _in_time(voting)]
+    straight = [straight_lined(each, comparisons[each.record]) for each in in_time(voting)]
     return AnnotatorQuality(
         annotator=name,
         submitted=sum(each.ranks is not None for each in own),
@@ -222,12 +166,13 @@ def _quality(
         first_p=first_p,
         last=last,
         last_p=last_p,
-        longer=_share(*lengths[name]),
+        by_chance=by_chance,
+        longer=share_of(*lengths[name]),
         longer_others=sum(hits for hits, _, _ in others) / pairs if pairs else math.nan,
         seconds=seconds[name],
-        speed=_speed(seconds[name], [value for other, value in seconds.items() if other != name]),
-        straight=_share(sum(straight), len(straight), len(straight)),
-        longest_run=_longest_run(straight),
+        speed=unusual(seconds[name], [value for other, value in seconds.items() if other != name]),
+        straight=share_of(sum(straight), len(straight), len(straight)),
+        longest_run=longest_run(straight),
     )
 
 
@@ -235,13 +180,8 @@ def _voting(judgements: Iterable[Judgement]) -> list[Judgement]:
     return [judgement for judgement in judgements if votes(judgement)]
 
 
-def _share(hits: float, count: int, independent: float) -> Share:
-    """A share whose interval rests on fewer independent looks than were counted."""
-    return Share(hits, count, *wilson(hits * independent / count if count else 0, independent))
-
-
 def _agreement(value: float | None, records: int) -> Share:
-    return Share(0, 0, 0.0, 1.0) if value is None else _share(value * records, records, records)
+    return Share(0, 0, 0.0, 1.0) if value is None else share_of(value * records, records, records)
 
 
 def _shared_records(judgements: Iterable[Judgement]) -> dict[str, int]:
@@ -267,7 +207,7 @@ def _gold(judgements: Iterable[Judgement], comparisons: Mapping[str, Comparison]
         hits += sum(given == expected for given, expected in told)
         count += len(told)
         looks += min(len(told), len(comparison.expected) - 1)
-    return _share(hits, count, looks)
+    return share_of(hits, count, looks)
 
 
 def _self_consistency(judgements: Iterable[Judgement], comparisons: Mapping[str, Comparison]) -> Share:
@@ -282,91 +222,17 @@ def _self_consistency(judgements: Iterable[Judgement], comparisons: Mapping[str,
         hits += sum(now == then for now, then in orders)
         count += len(orders)
         looks += min(len(orders), len(comparison.completions) - 1)
-    return _share(hits, count, looks)
+    return share_of(hits, count, looks)
 
 
 def _orders(left: Ranks, right: Ranks) -> list[tuple[int, int]]:
     """How each pair of completions that both rank is ordered by either: -1, 0 or 1."""
     common = sorted(set(left) & set(right))
-    return [(int(np.sign(left[a] - left[b])), int(np.sign(right[a] - right[b]))) for a, b in combinations(common, 2)]
+    return [(_sign(left[a] - left[b]), _sign(right[a] - right[b])) for a, b in combinations(common, 2)]
 
 
-def _position(
-    judgements: Iterable[Judgement], comparisons: Mapping[str, Comparison], place: int
-) -> tuple[Share, float]:
-    """How often what was shown at a place is the one best, and how likely that is by chance."""
-    hits, chances = 0, []
-    for judgement in judgements:
-        ranks = judgement.ranks or {}
-        shown = [name for name in comparisons[judgement.record].shown if name in ranks]
-        best = [name for name in shown if ranks[name] == min(ranks.values())]
-        if len(best) == 1 and len(shown) > 1:
-            hits += best[0] == shown[place]
-            chances.append(1 / len(shown))
-    return _share(hits, len(chances), len(chances)), chance_of_count(hits, chances)
-
-
-def _longer(judgements: Iterable[Judgement], comparisons: Mapping[str, Comparison]) -> tuple[int, int, int]:
-    """Pairs in which the longer completion is preferred, all ordered pairs of unlike length, and independent looks."""
-    hits = count = looks = 0
-    for judgement in judgements:
-        comparison, ranks = comparisons[judgement.record], judgement.ranks or {}
-        sizes = {each.id: len(each.text.strip()) for each in comparison.completions}
-        pairs = [
-            (ranks[a] < ranks[b]) == (sizes[a] > sizes[b])
-            for a, b in combinations(ranks, 2)
-            if ranks[a] != ranks[b] and sizes[a] != sizes[b]
-        ]
-        hits += sum(pairs)
-        count += len(pairs)
-        looks += min(len(pairs), len(ranks) - 1)
-    return hits, count, looks
-
-
-def _seconds(judgements: Iterable[Judgement]) -> float:
-    """Median gap between two judgements; NaN without two readable times less than a break apart."""
-    times = sorted(time for each in judgements if (time := _time(each)) is not None)
-    gaps = [later - earlier for earlier, later in pairwise(times) if later - earlier <= PAUSE_SECONDS]
-    return median(gaps) if gaps else math.nan
-
-
-def _time(judgement: Judgement) -> float | None:
-    """When it was given, in seconds; None when that cannot be read. Times without a zone are UTC, as Argilla's are."""
-    try:
-        time = datetime.fromisoformat(judgement.inserted_at)
-    except ValueError:
-        return None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
-
-
-def _in_time(judgements: Sequence[Judgement]) -> list[Judgement]:
-    """In the order given; those without a readable time come first, in their own order."""
-    return sorted(judgements, key=lambda each: _time(each) or 0.0)
-
-
-def _speed(own: float, everybody_else: Iterable[float]) -> Speed:
-    """Whether a pace is far from the others' on a log scale, by their median and median deviation."""
-    others = [math.log(max(value, 0.1)) for value in everybody_else if not math.isnan(value)]
-    if math.isnan(own) or len(others) < LEAST_OTHERS:
-        return ""
-    middle = median(others)
-    spread = max(LEAST_SPREAD, 1.4826 * median(abs(value - middle) for value in others))
-    away = (math.log(max(own, 0.1)) - middle) / spread
-    return "fast" if away < -OUTLIER else "slow" if away > OUTLIER else ""
-
-
-def _straight(judgement: Judgement, comparison: Comparison) -> bool:
-    ranks = judgement.ranks or {}
-    shown = [ranks[name] for name in comparison.shown if name in ranks]
-    return len(set(shown)) == 1 or all(before < after for before, after in pairwise(shown))
-
-
-def _longest_run(straight: Iterable[bool]) -> int:
-    longest = run = 0
-    for each in straight:
-        run = run + 1 if each else 0
-        longest = max(longest, run)
-    return longest
+def _sign(difference: int) -> int:
+    return (difference > 0) - (difference < 0)
 
 
 def _rounded(value: float) -> float | None:
