@@ -2,7 +2,7 @@
 
 Rankings are compared in two ways. By mid-ranks, a unit being a completion: alpha and Kendall's W. By the order of each
 two completions, a unit being a pair labelled *better*, *tie* or *worse*: pairwise and tie-discounted agreement, and the
-kappas; the completion whose id sorts first stands on the left. Ratings, flags and labels are in `labeling.ratings`.
+kappas, which take each pair both ways round. Ratings, flags and labels are in `labeling.ratings`.
 
 A figure that is not defined (one annotator, no variation at all) is NaN. Answers flagged `cannot_judge` and discarded
 ones do not count. Completions that an annotator left unranked are missing.
@@ -24,6 +24,7 @@ from labeling.concordance import (
     kendalls_w,
     mean_concordance,
     midranks,
+    mirrored,
     order_tables,
     pairwise_agreement,
     rank_tables,
@@ -40,6 +41,7 @@ __all__ = [
     "agreement_by_annotator",
     "agreement_by_stratum",
     "agreement_of_answers",
+    "agreement_without",
     "alpha_estimate",
     "annotator_agreement",
     "annotator_matrix",
@@ -66,7 +68,8 @@ class Agreement:
     tie_discounted: Estimate
     """The same, but a tie against a preference counts half (see `tie_discounted_agreement`)."""
     cohen_kappa: Estimate
-    """Cohen's kappa of the orders, averaged over each two annotators (see `labeling.kappa.light_kappa`)."""
+    """Cohen's kappa of the orders, averaged over each two annotators (see `labeling.kappa.light_kappa`). Both kappas take
+    each two completions both ways round (see `labeling.concordance.mirrored`)."""
     fleiss_kappa: Estimate
     """Fleiss' kappa of the orders (see `labeling.kappa.fleiss_kappa`)."""
     records: int
@@ -144,6 +147,18 @@ def agreement_by_annotator(judgements: Iterable[Judgement]) -> dict[str, float]:
     }
 
 
+def agreement_without(judgements: Iterable[Judgement]) -> dict[str, float]:
+    """Per annotator: the share of (two others, two completions of a record) that those order alike.
+
+    Annotators without whom nobody shares a record are left out.
+    """
+    found = rankings(judgements)
+    alike, pairs = _couples(found)[:2]
+    others = [(alike.sum() - 2 * alike[n].sum(), pairs.sum() - 2 * pairs[n].sum()) for n in range(len(pairs))]
+    named = zip(found.annotators, others, strict=True)
+    return {annotator: float(same / count) for annotator, (same, count) in named if count > 0}
+
+
 def annotator_matrix(judgements: Iterable[Judgement]) -> tuple[list[str], Floats, NDArray[np.int64]]:
     """Everybody against everybody: names, pairwise agreement [names, names], and how many records both ranked.
 
@@ -154,14 +169,14 @@ def annotator_matrix(judgements: Iterable[Judgement]) -> tuple[list[str], Floats
     return found.annotators, np.where(pairs > 0, alike / np.maximum(pairs, 1), np.nan), records.astype(np.int64)
 
 
-def rankings(judgements: Iterable[Judgement]) -> Answers:
-    """The judgements that rank, as arrays of mid-ranks."""
+def rankings(judgements: Iterable[Judgement], *, fewest: int = 2) -> Answers:
+    """The judgements that rank, as arrays of mid-ranks, of records that `fewest` or more annotators ranked."""
     rows = (
         (judgement.record, judgement.annotator, judgement.ranks)
         for judgement in judgements
         if judgement.ranks is not None and len(judgement.ranks) > 1 and "cannot_judge" not in judgement.flags
     )
-    return answers(rows).mapped(midranked)
+    return answers(rows, fewest=fewest).mapped(midranked)
 
 
 def agreement_of_answers(found: Answers, *, samples: int = 1000, seed: int = 0) -> Agreement:
@@ -176,13 +191,14 @@ def _agreement(ranks: Sequence[Table], orders: Sequence[Table], records: int, sa
     width = alpha_width(len(scale), "ordinal")
     resampling = Resampling(records, samples=samples, seed=seed, width=width)
     pairwise, tie_discounted = shares_alike(orders, resampling)
+    both_ways = mirrored(orders)
     return Agreement(
         alpha=table_alpha(ranks, scale, resampling, "ordinal"),
         kendalls_w=mean_concordance(ranks, resampling),
         pairwise=pairwise,
         tie_discounted=tie_discounted,
-        cohen_kappa=light_kappa(orders, ORDERS, resampling),
-        fleiss_kappa=fleiss_estimate(orders, ORDERS, resampling),
+        cohen_kappa=light_kappa(both_ways, ORDERS, resampling),
+        fleiss_kappa=fleiss_estimate(both_ways, ORDERS, resampling),
         records=records,
     )
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,20 @@ def rank_tables(found: Answers) -> list[Table]:
 def order_tables(found: Answers) -> list[Table]:
     """A unit is two completions of a record; its category is 0 when the first is better, 1 for a tie, 2 for worse."""
     return tables_of(found, [np.nan_to_num(_orders(b.values) + 1, nan=MISSING).astype(np.int8) for b in found.blocks])
+
+
+def mirrored(orders: Sequence[Table]) -> list[Table]:
+    """The orders with every pair of completions taken both ways round.
+
+    Which of two completions stands on the left is arbitrary, and kappas would change with it: their chance is made of
+    how often each annotator says *better* and *worse*. Both ways round, chance is `t_1 t_2 + (1 - t_1) (1 - t_2) / 2`,
+    with t how much each annotator ties.
+    """
+    turned = [np.where(table.codes == MISSING, MISSING, ORDERS - 1 - table.codes) for table in orders]
+    return [
+        replace(table, codes=np.concatenate([table.codes, other], axis=1))
+        for table, other in zip(orders, turned, strict=True)
+    ]
 
 
 def shares_alike(orders: Sequence[Table], resampling: Resampling) -> tuple[Estimate, Estimate]:

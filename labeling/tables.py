@@ -33,9 +33,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Answers:
-    """Everybody's answers about records that two or more annotators answered."""
+    """Everybody's answers about some records."""
 
     records: list[str]
+    """In the order of their first answers."""
     annotators: list[str]
     """Sorted."""
     blocks: list[Block]
@@ -101,11 +102,11 @@ class Table:
         return replace(self, owner=np.searchsorted(owners, self.owner))
 
 
-def answers(rows: Iterable[tuple[str, str, Mapping[str, float]]]) -> Answers:
+def answers(rows: Iterable[tuple[str, str, Mapping[str, float]]], *, fewest: int = 2) -> Answers:
     """Answers (record, annotator, thing -> number) as arrays.
 
-    Records with one annotator are left out. A second answer of an annotator to a record takes the place of the first.
-    What some annotators left out of a record is missing.
+    Records with fewer annotators than `fewest` are left out. A second answer of an annotator to a record takes the
+    place of the first. What some annotators left out of a record is missing.
     """
     of_record, of_annotator, values = [], [], []
     for record, annotator, value in rows:
@@ -134,7 +135,7 @@ def answers(rows: Iterable[tuple[str, str, Mapping[str, float]]]) -> Answers:
     seen = np.zeros(len(names), dtype=int)
     for block in blocks:
         seen += np.bincount(block.record, minlength=len(names))
-    return everything if (seen > 1).all() else everything.where(seen > 1)
+    return everything if (seen >= fewest).all() else everything.where(seen >= fewest)
 
 
 def midranked(values: Floats) -> Floats:
