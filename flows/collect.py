@@ -22,6 +22,7 @@ from flows.lifecycle import LifecycleRecipe, build_lifecycle, rlhf
 from flows.running import Planning
 from tasks.artifact import Artifact, PipelineError
 from tasks.lineage import Record
+from tasks.recipe import explain
 from tasks.registry import Registry
 from tasks.store import Order, Store
 
@@ -104,7 +105,9 @@ def _count_again(client: SyncPrefectClient, run: FlowRun, store: Store, registry
         row |= _verdict(order, store)
         row["resumed"] = row["ready"] and _resume(client, run.id)
     except ValidationError as error:
-        row["error"] = f"its recipe is of another version of the pipeline ({error.errors()[0]['msg']}); run it anew."
+        row["error"] = (
+            f"its recipe is of another version of the pipeline ({explain(LifecycleRecipe, error)[0]}); run it anew."
+        )
     except PipelineError as error:
         row["error"] = str(error)
     return row
