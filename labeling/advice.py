@@ -7,7 +7,7 @@ from labeling.findings import Findings
 from labeling.writing import plain
 
 LOW_ALPHA = 0.4
-"""Below this the labels say little. Krippendorff asks for .667 before any conclusion; few rankings of texts reach it."""
+"""Below this the labels say little. Krippendorff asks for .667 before any conclusion; rankings seldom get there."""
 WIDE = 0.2
 """An interval wider than this tells too little."""
 APART = 0.1

@@ -68,8 +68,10 @@ class Agreement:
     tie_discounted: Estimate
     """The same, but a tie against a preference counts half (see `tie_discounted_agreement`)."""
     cohen_kappa: Estimate
-    """Cohen's kappa of the orders, averaged over each two annotators (see `labeling.kappa.light_kappa`). Both kappas take
-    each two completions both ways round (see `labeling.concordance.mirrored`)."""
+    """Cohen's kappa of the orders, averaged over each two annotators (see `labeling.kappa.light_kappa`).
+
+    Both kappas take each two completions both ways round (see `labeling.concordance.mirrored`).
+    """
     fleiss_kappa: Estimate
     """Fleiss' kappa of the orders (see `labeling.kappa.fleiss_kappa`)."""
     records: int
