@@ -3,22 +3,19 @@
 import json
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
 from flows import faults, services
-from tasks.artifact import PipelineError, without_credentials
+from flows.people import people
+from flows.verbs import Json, Labels, RecipePath, Set, err, load, need_services, out, set_environment
+from tasks.artifact import without_credentials
 from tasks.recipe import RecipeError
 from tasks.worker import start_early
-
-if TYPE_CHECKING:
-    from flows.lifecycle import LifecycleRecipe
 
 app = typer.Typer(
     help="The full RLHF lifecycle: collect preferences, train, gate, collect again.",
@@ -26,18 +23,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out, err = Console(), Console(stderr=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
-RecipePath = Annotated[Path, typer.Argument(help="A recipe (*.toml).", show_default=False)]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override one value: --set sft.learning_rate=1e-4", metavar="KEY=VALUE"),
-]
-Labels = Annotated[
-    Literal["simulated", "people"] | None,
-    typer.Option("--labels", help="Who ranks: simulated annotators, or people in Argilla (the run waits for them)."),
-]
+app.add_typer(people)
 
 
 def main() -> None:
@@ -75,10 +62,10 @@ def status(as_json: Json = False) -> None:
 @app.command()
 def run(recipe: RecipePath, set_: Set = None, labels: Labels = None, as_json: Json = False) -> None:
     """Run a whole lifecycle here: build what is missing, reuse the rest, wait for people where the recipe says so."""
-    _set_environment()
+    set_environment()
     if all(service.healthy for service in services.status().values()):  # else the workers would not know where they are
         start_early(services.home())
-    parsed = _recipe(recipe, set_, labels)
+    parsed = load(recipe, set_, labels)
     _start_services(quiet=True)
     os.environ.update(services.environment())
     with faults.prefect_answers():
@@ -96,8 +83,8 @@ def run(recipe: RecipePath, set_: Set = None, labels: Labels = None, as_json: Js
 @app.command()
 def plan(recipe: RecipePath, set_: Set = None, labels: Labels = None, as_json: Json = False) -> None:
     """What a run would build and what it would reuse; builds nothing."""
-    parsed = _recipe(recipe, set_, labels)
-    _need_services("mlflow")
+    parsed = load(recipe, set_, labels)
+    need_services("mlflow")
     from flows.lifecycle import build_lifecycle
     from flows.running import Planning
     from tasks.lineage import Record
@@ -127,7 +114,7 @@ def lineage(
     as_json: Json = False,
 ) -> None:
     """From a model to every artifact and judgement behind it; with --judgement ID the other way round."""
-    _need_services("mlflow")
+    need_services("mlflow")
     from flows.tree import ancestry, descent
 
     if (model is None) == (judgement is None):
@@ -182,23 +169,6 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _set_environment() -> None:
-    os.environ.update(services.environment())  # before Prefect is imported
-    sys.path.insert(0, os.getcwd())  # functions of the user's that a recipe names are found from here
-    for handler in ("CONSOLE", "DEBUG"):  # Prefect's log lines stay in its UI; the terminal shows the stages
-        os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")
-
-
-def _recipe(path: Path, overrides: list[str] | None, labels: str | None) -> "LifecycleRecipe":
-    """The checked recipe; nothing runs before it is right."""
-    _set_environment()
-    from flows.lifecycle import LifecycleRecipe
-    from tasks.recipe import load_recipe
-
-    extra = [f"label.source={labels}"] if labels else []
-    return load_recipe(LifecycleRecipe, path, [*(overrides or []), *extra])
-
-
 def _start_services(quiet: bool = False) -> dict[str, services.Service]:
     last: dict[str, str] = {}
 
@@ -212,15 +182,6 @@ def _start_services(quiet: bool = False) -> dict[str, services.Service]:
         return services.status()
     with err.status("services") as state:
         return services.up(progress)
-
-
-def _need_services(*names: str) -> None:
-    found = services.status()
-    for name in names:
-        if not found[name].healthy:
-            title, url = services.TITLES[name], without_credentials(found[name].url)
-            raise PipelineError(f"{title} at {url} does not answer; start it with `rlhf up`.")
-    os.environ.update(services.environment())
 
 
 def _show_services(found: dict[str, services.Service], as_json: bool) -> None:

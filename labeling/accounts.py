@@ -32,6 +32,16 @@ def users_by_id(client: httpx.Client) -> dict[str, str]:
     return {user["id"]: name for name, user in _users(client).items()}
 
 
+def annotators_and_workspaces(client: httpx.Client) -> dict[str, list[str]]:
+    """Username of every annotator -> names of the workspaces they see."""
+    seen: dict[str, list[str]] = {n: [] for n, user in sorted(_users(client).items()) if user["role"] == "annotator"}
+    for workspace in items(client, "/api/v1/me/workspaces"):
+        for user in items(client, f"/api/v1/workspaces/{workspace['id']}/users"):
+            if user["username"] in seen:
+                seen[user["username"]].append(workspace["name"])
+    return seen
+
+
 def create_annotators(
     client: httpx.Client, workspace: str, names: Sequence[str], passwords: Mapping[str, str]
 ) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.lifecycle_runs import RLHF, ROOT, TINY, built
+from tests.lifecycle_runs import RLHF, ROOT, TINY, built, rlhf
 
 FEW = ["--set", "data.max_rows=60", "--set", "name=people", "--set", "label.min_submitted=1", "--labels", "people"]
 
@@ -74,7 +74,13 @@ def test_people_rank_and_the_run_goes_on(services: dict[str, str], rlhf_home: Pa
     assert oct(os.stat(file).st_mode & 0o777) == "0o600"
     passwords = json.loads(file.read_text())[url]
     assert passwords["annotator-1"] in text, "the person at the terminal sees the accounts"
+    before = rlhf("labels", TINY, *FEW).document
+    assert before["done"] == 0 and not before["sufficient"] and before["missing"] and before["alpha"] is None
     ranked = rank_everything(sign_in(url, "annotator-1", passwords["annotator-1"]))
+    after = rlhf("labels", TINY, *FEW).document
+    assert after["sufficient"] and after["done"] == after["records"] == ranked
+    [one] = [person for person in after["people"] if person["answered"]]
+    assert one["name"] == "annotator-1" and one["answered"] == ranked
     out, _ = run.communicate(timeout=300)
     assert run.returncode == 0, errors.read_text()
     document = json.loads(out)
