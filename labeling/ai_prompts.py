@@ -135,10 +135,10 @@ def _ending(rubric: Rubric, count: int, mark: str) -> str:
     lines = "\n".join(
         f"{_rating_line(mark, criterion)} X 2, Y {rubric.scale}" for criterion in rubric.criteria or ("",)
     )
+    end = "a line per criterion" if rubric.criteria else "one line"
     return (
         f"{first}Rate each of the answers {letters} by the guidelines from 1 (worst) to {rubric.scale} (best). "
-        f"End with {'a line per criterion' if rubric.criteria else 'one line'} of this form (here with answers called X and Y):"
-        f"\n{lines}"
+        f"End with {end} of this form (here with answers called X and Y):\n{lines}"
     )
 
 

@@ -107,7 +107,7 @@ def questions(count: int) -> dict[str, list[dict[str, str]]]:
 
 def asked(endpoint: Endpoint, count: int = 1) -> dict[str, Reply]:
     replies: dict[str, Reply] = {}
-    ask(endpoint, questions(count), lambda name, reply: replies.__setitem__(name, reply))
+    ask(endpoint, questions(count), replies.__setitem__)
     return replies
 
 
@@ -214,7 +214,7 @@ def test_a_server_that_is_down_ends_the_run_and_what_was_answered_is_kept() -> N
 
     replies: dict[str, Reply] = {}
     with serving(brain) as server, pytest.raises(LabelingError, match=r"gives no answer \(HTTP 503.*is kept"):
-        ask(to(server, concurrency=1, attempts=2), questions(50), lambda n, r: replies.__setitem__(n, r))
+        ask(to(server, concurrency=1, attempts=2), questions(50), replies.__setitem__)
     assert sum(not reply.refused for reply in replies.values()) == 4
     assert len(server.requests) <= 4 + 2 * (endpoints.DOWN + 1)
     gone = Endpoint("http://127.0.0.1:9/v1", "m", backoff=0.01, attempts=2)
@@ -225,16 +225,20 @@ def test_a_server_that_is_down_ends_the_run_and_what_was_answered_is_kept() -> N
 def test_a_request_that_is_wrong_for_all_ends_the_run() -> None:
     with (
         serving(lambda body, number: (400, {"error": "unknown field temprature"})) as server,
-        pytest.raises(LabelingError, match="refuses every question.*temprature"),
+        pytest.raises(LabelingError, match=r"refuses every question.*temprature"),
     ):
         asked(to(server, concurrency=1), 100)
     assert len(server.requests) == endpoints.WRONG
-    with serving(lambda body, number: (404, {"error": "no such model"})) as server:
-        with pytest.raises(LabelingError, match="HTTP 404.*no such model.*check its url and model"):
-            asked(to(server), 20)
-    with serving(lambda body, number: (302, {}, {"Location": "http://127.0.0.1:9/steal"})) as server:
-        with pytest.raises(LabelingError, match="HTTP 302"):
-            asked(to(server))
+    with (
+        serving(lambda body, number: (404, {"error": "no such model"})) as server,
+        pytest.raises(LabelingError, match=r"HTTP 404.*no such model.*check its url and model"),
+    ):
+        asked(to(server), 20)
+    with (
+        serving(lambda body, number: (302, {}, {"Location": "http://127.0.0.1:9/steal"})) as server,
+        pytest.raises(LabelingError, match="HTTP 302"),
+    ):
+        asked(to(server))
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 500])

@@ -381,7 +381,7 @@ def test_a_judge_is_measured_on_llmbar(name: str) -> None:
         length = {completion.id: len(completion.text) for completion in each.completions}
         answers = []
         for question in questions_of(each, RUBRIC):
-            order = sorted(range(2), key=lambda k: -length[question.order[k]])  # noqa: B023
+            order = sorted(range(2), key=lambda k: -length[question.order[k]])
             expression = f" {'=' if len(set(length.values())) == 1 else '>'} ".join(LETTERS[k] for k in order)
             answers.append(read_answer(say(question, expression), question, RUBRIC))
         opinions.append(opinion(each, answers))
