@@ -9,7 +9,7 @@ import importlib
 import inspect
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -91,19 +91,39 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def load_recipe(model: type[M], path: Path, overrides: Sequence[str] = ()) -> M:
-    """The recipe in a TOML file, with `key.sub=value` overrides. Raises `RecipeError`, one sentence for all faults."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read ({error.strerror}); give the path of a recipe (*.toml).") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid TOML: {error}; mend that line.") from error
+    """The recipe in a TOML file, with `key.sub=value` overrides. Raises `RecipeError`, one sentence for all faults.
+
+    `extends = "other.toml"` (beside the file) starts from another recipe: tables are merged, everything else replaced.
+    """
+    values = _read(path)
     for override in overrides:
         _override(values, override)
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise RecipeError(f"{path}: {'; '.join(explain(model, error))}.") from error
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read ({error.strerror}); give the path of a recipe (*.toml).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}; mend that line.") from error
+    other = values.pop("extends", None)
+    if other is None:
+        return values
+    if not isinstance(other, str) or path.resolve() in seen:
+        raise RecipeError(f"{path}: 'extends' must name another recipe that does not extend this one; mend it.")
+    return _merged(_read(path.parent / other, (*seen, path.resolve())), values)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        name for name in below.keys() & above.keys() if isinstance(below[name], dict) and isinstance(above[name], dict)
+    }
+    return {**below, **above, **{name: _merged(below[name], above[name]) for name in both}}
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -90,6 +90,21 @@ def test_overrides_reach_tables_and_list_entries(tmp_path: Path) -> None:
     assert load(tmp_path, PETS, "policy.1.purr=4").policy[1] == Cat(name="tom", purr=4)
 
 
+def test_a_recipe_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "below.toml").write_text(PETS + '[inner]\nrate = 0.5\nkind = "b"\n')
+    recipe = load(tmp_path, 'extends = "below.toml"\n[inner]\nrate = 0.25\n[[policy]]\nmethod = "dog"\n')
+    assert recipe.inner == Inner(rate=0.25, kind="b"), "tables are merged"
+    assert recipe.policy == [Dog()], "lists are replaced"
+    assert recipe.name == load_recipe(Whole, tmp_path / "below.toml").name
+
+
+def test_a_recipe_that_extends_itself_or_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"none\.toml cannot be read"):
+        load(tmp_path, 'extends = "none.toml"\n')
+    with pytest.raises(RecipeError, match="'extends' must name another recipe"):
+        load(tmp_path, 'extends = "recipe.toml"\n')
+
+
 def test_identity_changes_with_values_and_with_the_code_they_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
