@@ -201,7 +201,7 @@ class EmbeddedSearchEngine(SearchEngine):
         """The records nearest (or farthest) by cosine to a vector or to another record; scores lie in 0..1."""
         if bool(value) == bool(record):
             raise ValueError("Must provide either vector value or record to compute the similarity search")
-        target = value or record.vector_value_by_vector_settings(vector_settings)
+        target = value if record is None else record.vector_value_by_vector_settings(vector_settings)
         if not target:
             raise ValueError("Cannot find a vector value to apply with provided info")
         if len(target) != vector_settings.dimensions:

@@ -1,6 +1,7 @@
-"""Argilla's job queue (RQ on Redis) inside the server process: webhooks and the re-computing of record statuses.
+"""Argilla's job queue (RQ on Redis) inside the server process: the re-computing of record statuses, and the hub's jobs.
 
-What is queued is lost when the process dies, so webhooks are hints and polling is the truth.
+What is queued is lost when the process dies: statuses are mended at the next start (`statuses`), and webhooks, which
+must not get lost, do not go this way (`webhooks`).
 """
 # pyright: reportMissingImports=false
 

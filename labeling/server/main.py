@@ -31,13 +31,15 @@ def main() -> int:
 
     jobs.install()
 
-    from labeling.server import engine, fulltext, tuning  # importing the engine registers it
+    from labeling.server import engine, fulltext, statuses, tuning, webhooks  # importing the engine registers it
 
     _migrate()
     fulltext.prepare(engine.database_file(), _say_left)
+    statuses.mend(engine.database_file())
     asyncio.run(_ensure_owner(*credentials.owner(home)))
     tuning.skip_unwanted_events()
     jobs.start()
+    webhooks.deliver_from(home)
 
     import uvicorn
     from argilla_server import app
