@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
+from labeling.choices import Block, choices
 from labeling.comparison import Comparison, Judgement, LabelingError, Ranks
-from labeling.plackett_luce import Block, Model, choices
+from labeling.plackett_luce import Model
 
 SPREAD = {2: 1.128, 3: 1.693, 4: 2.059, 5: 2.326, 6: 2.534, 7: 2.704, 8: 2.847}
 """Mean distance of the highest from the lowest of so many standard normals (Tippett 1925): the unit of a margin."""

@@ -16,20 +16,21 @@ Knows arrays only, nothing of comparisons and judgements.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import permutations
 from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.sparse import csr_matrix
-from scipy.special import ndtri
 
-Array = np.ndarray
+from labeling.choices import Array, Block, grid, subsets
 
-PRIOR_MEAN = np.array([1.5, -1.0])
-"""Of (sensitivity, ties) of an annotator nobody knows: most people mean what they say and tie now and then."""
-PRIOR_DEVIATION = np.array([1.0, 2.0])
+USUAL = np.array([1.5, -1.0])
+"""(sensitivity, ties) of a round nobody knows: most people mean what they say, and tie now and then."""
+ROUND_DEVIATION = np.array([0.75, 1.0])
+"""Of a round from what is usual: where most answer at random, a stranger is not believed either."""
+OWN_DEVIATION = np.array([1.0, 2.0])
+"""Of one annotator from their round."""
+CONTRARY = 0.05
+"""Share of annotators who answer the wrong way round."""
 EXPERT = np.array([5.0, -1.0])
 """(sensitivity, ties) of whoever said what is expected of gold comparisons; not fitted."""
 LIMIT = 12.0
@@ -45,46 +46,6 @@ RIVAL = 30.0
 
 
 @dataclass(frozen=True)
-class Block:
-    """Records of one number of completions, and their judgements as choices."""
-
-    size: int
-    """Completions per record."""
-    records: int
-    record: Array
-    """[judgements] -> record."""
-    annotator: Array
-    """[judgements] -> annotator."""
-    shares: Array
-    """[judgements, size]: a chosen set's members share one unit."""
-    tied: Array
-    """[judgements]: how many more completions were chosen than sets."""
-    choice_record: Array
-    """[choices] -> record."""
-    choice_annotator: Array
-    """[choices] -> annotator."""
-    choice_left: Array
-    """[choices] -> what was left to choose from, as the bits of a number."""
-
-    @cached_property
-    def cells(self) -> tuple[Array, Array]:
-        """(annotator, what was left) of all choices, each once."""
-        return np.divmod(self._cells[0], 1 << self.size)
-
-    @cached_property
-    def _cells(self) -> tuple[Array, Array]:
-        found, places = np.unique(self.choice_annotator * (1 << self.size) + self.choice_left, return_inverse=True)
-        return found, places
-
-    @cached_property
-    def counts(self) -> Any:
-        """[records, cells]: how often each was met."""
-        places = self._cells[1]
-        shape = (self.records, len(self._cells[0]))
-        return csr_matrix((np.ones(len(places), dtype=np.float32), (self.choice_record, places)), shape=shape)
-
-
-@dataclass(frozen=True)
 class Fit:
     """One solution."""
 
@@ -93,51 +54,6 @@ class Fit:
     evidence: float
     """Log of prior times likelihood, scores integrated out."""
     evaluations: int
-
-
-@lru_cache
-def choices(ranks: tuple[int | None, ...]) -> tuple[tuple[float, ...], int, tuple[int, ...]]:
-    """A ranking (None: not ranked) as choices: shares, ties and what was left each time, two or more."""
-    shares, tied, left = [0.0] * len(ranks), 0, []
-    remaining = [place for place, rank in enumerate(ranks) if rank is not None]
-    while len(remaining) > 1:
-        left.append(sum(1 << place for place in remaining))
-        best = min(ranks[place] for place in remaining)  # type: ignore[type-var]
-        chosen = [place for place in remaining if ranks[place] == best]
-        for place in chosen:
-            shares[place] += 1 / len(chosen)
-        tied += len(chosen) - 1
-        remaining = [place for place in remaining if ranks[place] != best]
-    return tuple(shares), tied, tuple(left)
-
-
-@lru_cache
-def grid(size: int, points: int) -> Array:
-    """Points [size, points] spread as independent standard normals less their mean are.
-
-    A recurrence sequence (Roberts 2018) through the inverse of the distribution. With every point comes its opposite,
-    and up to four completions every order of it, so that nobody is believed, and nothing preferred, by where it stands.
-    """
-    orders = [list(order) for order in permutations(range(size))] if size <= 4 else [list(range(size))]
-    count = max(1, round(points / len(orders) / 2))
-    ratio = 2.0
-    for _ in range(64):  # the root of x^size = x + 1 (dimension size - 1)
-        ratio = (1 + ratio) ** (1 / size)
-    uniform = (0.5 + np.outer(np.arange(1, count + 1), ratio ** -np.arange(1.0, size))) % 1
-    basis = np.array([[1.0] * k + [-k] + [0.0] * (size - k - 1) for k in range(1, size)])
-    scores = (basis / np.linalg.norm(basis, axis=1, keepdims=True)).T @ ndtri(uniform).T
-    return np.concatenate([sign * scores[order] for order in orders for sign in (1, -1)], axis=1)
-
-
-@lru_cache
-def subsets(size: int) -> tuple[Array, Array, Array]:
-    """Of all non-empty subsets: members [subsets, size] each divided by their number, that number less one, and which
-    subset [row] holds which [column]. Subset number b has the members of b + 1's bits."""
-    numbers = np.arange(1, 1 << size)
-    members = (numbers[:, None] >> np.arange(size)) & 1
-    count = members.sum(axis=1)
-    holds = (numbers[:, None] & numbers[None, :]) == numbers[None, :]
-    return members / count[:, None], count - 1.0, holds.astype(float)
 
 
 class Model:
@@ -151,7 +67,7 @@ class Model:
 
     def start(self) -> Array:
         """Everybody as nobody knows them."""
-        parameters = np.tile(PRIOR_MEAN, (self.annotators, 1))
+        parameters = np.tile(USUAL, (self.annotators, 1))
         parameters[np.setdiff1d(np.arange(self.annotators), self.fitted)] = EXPERT
         return parameters
 
@@ -202,12 +118,35 @@ class Model:
             probabilities[rows, left, right], probabilities[rows, right, left] = higher, 1 - higher
         return means, probabilities
 
+    def prior(self, parameters: Array) -> tuple[float, Array]:
+        """Log of the prior, less a constant, and its gradient.
+
+        Annotators are spread around their round, which is put where it is likeliest; a contrary one is as sensitive as
+        the others, with the other sign.
+        """
+        fitted = parameters[self.fitted]
+        round, trust, odds = USUAL, np.ones(len(fitted)), np.zeros(len(fitted))
+        weights = 1 / ROUND_DEVIATION**2 + len(fitted) / OWN_DEVIATION**2
+        for _ in range(100):
+            odds = np.clip(2 * fitted[:, 0] * round[0] / OWN_DEVIATION[0] ** 2, -500, 500)
+            trust = (1 - CONTRARY) / (1 - CONTRARY + CONTRARY * np.exp(-odds))
+            turned = fitted * np.stack([2 * trust - 1, np.ones(len(fitted))], axis=1)
+            before = round
+            round = (USUAL / ROUND_DEVIATION**2 + turned.sum(axis=0) / OWN_DEVIATION**2) / weights
+            if np.abs(round - before).max() < 1e-9:
+                break
+        away = fitted - round
+        flipped = np.log1p(-CONTRARY + CONTRARY * np.exp(-odds))
+        value = -0.5 * float(((away / OWN_DEVIATION) ** 2).sum() + (((round - USUAL) / ROUND_DEVIATION) ** 2).sum())
+        gradient = np.zeros_like(parameters)
+        gradient[self.fitted] = -away / OWN_DEVIATION**2
+        gradient[self.fitted, 0] -= (1 - trust) * 2 * round[0] / OWN_DEVIATION[0] ** 2
+        return value + float(flipped.sum()), gradient
+
     def climb(self, parameters: Array) -> tuple[float, Array]:
         """The evidence at these parameters and its gradient, which is that of the complete likelihood where the scores
         are expected to be (Fisher's identity)."""
-        away = (parameters - PRIOR_MEAN) / PRIOR_DEVIATION
-        evidence = -0.5 * float((away[self.fitted] ** 2).sum())
-        gradient = -away / PRIOR_DEVIATION
+        evidence, gradient = self.prior(parameters)
         for block in self.blocks:
             scores = grid(block.size, self.points).astype(np.float32)
             means = np.empty((block.records, block.size))

@@ -1,12 +1,13 @@
 """The preferences stage: judged rounds and imported pairs become the same rows."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.artifact import InputError, Work, read_jsonl, write_jsonl
-from tasks.preferences import PreferencesRecipe, build_preferences
+from tasks.preferences import BarRecipe, PreferencesRecipe, build_preferences
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -114,3 +115,76 @@ def test_imported_pairs_are_taken_as_the_data_stage_wrote_them(tmp_path: Path) -
     build_preferences(PreferencesRecipe(source="data", min_weight=0.5), {"data": tmp_path / "data"}, work)
     assert read_jsonl(work.out / "train.jsonl") == [row]
     assert work.metrics["pairs"] == 2
+
+
+def checked_round(folder: Path, right: int) -> dict[str, Path]:
+    """A round whose third annotator ranks the wrong way round, and orders `right` of 20 gold comparisons right."""
+    inputs = round_of(folder, {name: [(1, 2, 3), (1, 2, 3), (3, 2, 1)] for name in ("one", "two-v")})
+    comparisons = read_jsonl(inputs["judgements"] / "comparisons.jsonl")
+    judgements = read_jsonl(inputs["judgements"] / "judgements.jsonl")
+    for n in range(20):
+        ids = [f"gold{n}-0", f"gold{n}-1"]
+        expected = dict(zip(ids, (1, 2), strict=True))
+        texts = [{"id": name, "text": name} for name in ids]
+        gold = {"id": f"gold{n}", "prompt": HI, "completions": texts, "shown": ids[::-1]}
+        comparisons.append({**gold, "kind": "gold", "expected": expected})
+        for number in range(3):
+            turned = number == 2 and n >= right
+            ranks = {name: 3 - rank for name, rank in expected.items()} if turned else expected
+            told = judgements[0] | {"id": f"gold{n}/{number}", "record": f"gold{n}", "ranks": ranks}
+            judgements.append(told | {"annotator": f"annotator-{number}"})
+    write_jsonl(inputs["judgements"] / "comparisons.jsonl", comparisons)
+    write_jsonl(inputs["judgements"] / "judgements.jsonl", judgements)
+    return inputs
+
+
+def table(work: Work, name: str) -> list[dict[str, Any]]:
+    found = json.loads((work.out / "report" / f"{name}.json").read_text())
+    return [dict(zip(found["columns"], row, strict=True)) for row in found["data"]]
+
+
+@pytest.mark.parametrize("aggregation", ["majority", "reliability"])
+def test_annotators_below_the_bar_are_held_out_and_the_report_says_why(tmp_path: Path, aggregation: Any) -> None:
+    inputs = checked_round(tmp_path, right=5)
+    work = work_in(tmp_path / "work")
+    build_preferences(PreferencesRecipe(aggregation=aggregation), inputs, work)
+
+    rows = read_jsonl(work.out / "train.jsonl")
+    assert {row["prompt_id"] for row in rows} == {"one"}, "gold comparisons are not learnt from"
+    assert all(row["judgements"] == ["one/0", "one/1"] for row in rows)
+    assert (work.metrics["held_out"], work.metrics["held_out_judgements"]) == (1, 22)
+    annotators = table(work, "annotators")
+    assert [row["gold"] for row in annotators] == [1, 1, 0.25]
+    assert [bool(row["held_out"]) for row in annotators] == [False, False, True]
+    assert "orders as expected 25% of 20 gold pairs" in annotators[2]["held_out"]
+    assert (annotators[0]["sensitivity"] is not None) == (aggregation == "reliability")
+    assert annotators[2]["sensitivity"] is None
+    assert (work.out / "report" / "hardest.json").exists()
+
+
+def test_reliability_learns_without_a_bar_what_majority_cannot(tmp_path: Path) -> None:
+    inputs = checked_round(tmp_path, right=0)
+    weights = {}
+    for aggregation in ("majority", "reliability"):
+        work = work_in(tmp_path / aggregation)
+        recipe = PreferencesRecipe(aggregation=aggregation, bar=BarRecipe(gold_accuracy=0))
+        build_preferences(recipe, inputs, work)
+        assert work.metrics["held_out"] == 0
+        weights[aggregation] = {row["weight"] for row in read_jsonl(work.out / "train.jsonl")}
+    assert weights["majority"] == {1 / 3}
+    assert min(weights["reliability"]) > 0.7
+
+
+def test_nobody_above_the_bar_is_an_error(tmp_path: Path) -> None:
+    inputs = round_of(tmp_path, {f"{n}{end}": [(3, 2, 1)] for n in range(40) for end in ("", "v")})
+    with pytest.raises(InputError, match=r"Every annotator is below the bar .* lower preferences.bar"):
+        build_preferences(PreferencesRecipe(), inputs, work_in(tmp_path / "work"))
+
+
+def test_ranks_of_unknown_completions_are_refused(tmp_path: Path) -> None:
+    inputs = round_of(tmp_path, {"one": [(1, 2, 3)], "two-v": [(1, 2, 3)]})
+    rows = read_jsonl(inputs["judgements"] / "judgements.jsonl")
+    rows[0]["ranks"]["strange"] = 4
+    write_jsonl(inputs["judgements"] / "judgements.jsonl", rows)
+    with pytest.raises(InputError, match="ranks 'strange', which is no completion of one"):
+        build_preferences(PreferencesRecipe(), inputs, work_in(tmp_path / "work"))
