@@ -4,6 +4,9 @@ A candidate passes when it surely wins (the lower bound of its win rate), is not
 checks, and has not collapsed. Checks are compared by their means on the same prompts, not by intervals: a policy that
 pleases the judge while it states more wrong facts is refused even when the loss could be noise, because a wrong
 refusal costs another round and a wrong promotion reaches people. `check_tolerance` softens that.
+
+People may be asked too, blind, about the candidate that passes everything else and wins most (`shortlisted`): beside
+the automatic win rates, or instead of them.
 """
 
 import json
@@ -11,9 +14,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from tasks.artifact import PipelineError, Work
 from tasks.recipe import Part
@@ -40,6 +43,17 @@ class GateRecipe(Part):
     """The mean length must be at most this multiple of SFT's."""
     max_kl: float = Field(default=40.0, gt=0)
     """The most nats per completion that it may be from the SFT model."""
+    people: Literal["no", "beside", "instead"] = "no"
+    """Whether people compare it blind with the champion (SFT where there is none), and whether what they say is asked
+    for beside the automatic win rates or instead of them. The limits of the win rates hold for people's too."""
+    people_p: float = Field(default=0.05, gt=0, le=1)
+    """The p value of people's sign test must be at most this: the interval of a few votes is too narrow."""
+
+    @model_serializer(mode="wrap")
+    def _as_asked(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without people the part is what it was before they could be asked, and so are the keys made of it."""
+        values = handler(self)
+        return values if self.people != "no" else {k: v for k, v in values.items() if not k.startswith("people")}
 
 
 @dataclass(frozen=True)
@@ -55,8 +69,36 @@ class Decision:
     """For each candidate why it is refused; empty: it passes."""
 
 
-def decide(recipe: GateRecipe, evaluation: Mapping[str, Any]) -> Decision:
-    """Which candidate of an evaluation (the content of `evaluation.json`) becomes champion, if any."""
+def decide(recipe: GateRecipe, evaluation: Mapping[str, Any], people: Mapping[str, Any] | None = None) -> Decision:
+    """Which candidate of an evaluation (the content of `evaluation.json`) becomes champion, if any.
+
+    `people` is what they say of the shortlisted candidate against the champion, or against SFT where there is none (the
+    content of a blind comparison's `result.json`); where the recipe asks for it nobody passes without.
+    """
+    decision = _decide(recipe, evaluation)
+    if recipe.people == "no" or not decision.promoted:
+        return decision
+    best, champion = str(decision.best), "champion" in evaluation["models"]
+    other, limit = ("the champion", recipe.min_win_rate_vs_champion) if champion else ("SFT", recipe.min_win_rate)
+    refusals = list(_not_preferred(people or {}, other, limit, recipe.people_p))
+    rest = {
+        name: why or [f"people were asked about {best}, which wins more"] for name, why in decision.verdicts.items()
+    }
+    verdicts = {**rest, best: refusals}
+    if refusals:
+        return Decision(False, best, f"No candidate passed the gate ({best}: {refusals[0]}).", verdicts)
+    said = f"people prefer it to {other} in {_interval((people or {})['win_rate'])}"
+    return Decision(True, best, f"{decision.reason.removesuffix('.')}; {said}.", verdicts)
+
+
+def shortlisted(recipe: GateRecipe, evaluation: Mapping[str, Any]) -> str | None:
+    """The candidate that people are to compare: the best of those that pass without them; None when none does."""
+    decision = _decide(recipe, evaluation)
+    return decision.best if recipe.people != "no" and decision.promoted else None
+
+
+def _decide(recipe: GateRecipe, evaluation: Mapping[str, Any]) -> Decision:
+    """The decision without people."""
     models: Mapping[str, Any] = evaluation["models"]
     against_champion = "champion" in models
     candidates = {name: model for name, model in models.items() if name not in NOT_CANDIDATES}
@@ -81,13 +123,12 @@ def decide(recipe: GateRecipe, evaluation: Mapping[str, Any]) -> Decision:
 
 
 def decide_gate(recipe: GateRecipe, inputs: Mapping[str, Path], work: Work) -> None:
-    """Decide on the evaluation in `inputs["evaluation"]`: `decision.json` holds the fields of `Decision`."""
-    path = inputs["evaluation"] / "evaluation.json"
-    try:
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PipelineError(f"{path} cannot be read ({error}); evaluate again.") from error
-    decision = decide(recipe, evaluation)
+    """Decide on the evaluation in `inputs["evaluation"]`: `decision.json` holds the fields of `Decision`.
+
+    `inputs["blind"]`, where there is one, is the people's comparison of the shortlisted candidate.
+    """
+    people = _read(inputs["blind"] / "result.json", "compare") if "blind" in inputs else None
+    decision = decide(recipe, read_evaluation(inputs["evaluation"]), people)
     text = json.dumps(asdict(decision), indent=1, sort_keys=True, ensure_ascii=False)
     (work.out / "decision.json").write_text(text + "\n", encoding="utf-8")
     work.table(
@@ -100,12 +141,26 @@ def decide_gate(recipe: GateRecipe, inputs: Mapping[str, Path], work: Work) -> N
     work.log({"promoted": decision.promoted, "passed": sum(not reasons for reasons in decision.verdicts.values())})
 
 
+def read_evaluation(artifact: Path) -> dict[str, Any]:
+    """The figures of an evaluation artifact. Raises `PipelineError` when they cannot be read."""
+    return _read(artifact / "evaluation.json", "evaluate")
+
+
+def _read(path: Path, again: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path} cannot be read ({error}); {again} again.") from error
+
+
 def _refusals(
     recipe: GateRecipe, model: Mapping[str, Any], sft: Mapping[str, Any], against_champion: bool
 ) -> Iterator[str]:
     """Why a candidate is refused, the gravest first. A figure that is missing or not a number refuses too."""
-    yield from _not_winning(model, "win_rate_vs_sft", "SFT", recipe.min_win_rate)
-    if against_champion:
+    judged = recipe.people != "instead"
+    if judged:
+        yield from _not_winning(model, "win_rate_vs_sft", "SFT", recipe.min_win_rate)
+    if judged and against_champion:
         yield from _not_winning(model, "win_rate_vs_champion", "the champion", recipe.min_win_rate_vs_champion)
     for check in sorted({*model.get("checks", {}), *sft.get("checks", {})}):
         ours, theirs = _number(model, "checks", check, "mean"), _number(sft, "checks", check, "mean")
@@ -131,6 +186,18 @@ def _not_winning(model: Mapping[str, Any], key: str, other: str, limit: float) -
         yield f"its win rate against {other}, {mean:.3f}, has the lower bound {low:.3f}, not over {limit:g}"
 
 
+def _not_preferred(people: Mapping[str, Any], other: str, limit: float, p_limit: float) -> Iterator[str]:
+    """Why people's blind comparison refuses a candidate."""
+    mean, low = _number(people, "win_rate", "mean"), _number(people, "win_rate", "low")
+    p_value = _number(people, "sign_test", "p_value")
+    if math.isnan(mean) or math.isnan(low) or math.isnan(p_value):
+        yield f"people have not compared it with {other}"
+    elif low <= limit:
+        yield f"people prefer it to {other} in {mean:.3f}, with the lower bound {low:.3f}, not over {limit:g}"
+    elif p_value > p_limit:
+        yield f"people prefer it to {other} in {mean:.3f}, but the sign test's p is {p_value:.3g}, over {p_limit:g}"
+
+
 def _outside(
     what: str, value: float, low: float = -math.inf, high: float = math.inf, beside: float | None = None
 ) -> Iterator[str]:
@@ -153,9 +220,14 @@ def _number(values: Any, *path: str) -> float:
 
 
 def _praise(name: str, model: Mapping[str, Any], against_champion: bool) -> str:
-    rates = [("SFT", model["win_rate_vs_sft"]["judge"])]
+    found = [("SFT", model["win_rate_vs_sft"])]
     if against_champion:
-        rates.append(("the champion", model["win_rate_vs_champion"]["judge"]))
-    wins = " and ".join(f"{r['mean']:.3f} [{r['low']:.3f}, {r['high']:.3f}] against {other}" for other, r in rates)
+        found.append(("the champion", model["win_rate_vs_champion"]))
+    wins = " and ".join(f"{_interval(rates['judge'])} against {other}" for other, rates in found if rates)
+    said = f"it wins {wins}" if wins else "its win rate is unknown"
     checks = ", ".join(f"{check} {value['mean']:.3f}" for check, value in model["checks"].items())
-    return f"{name} passed the gate: it wins {wins}{f'; {checks}' if checks else ''}; KL {model['kl_to_sft']:.1f}."
+    return f"{name} passed the gate: {said}{f'; {checks}' if checks else ''}; KL {model['kl_to_sft']:.1f}."
+
+
+def _interval(rate: Mapping[str, float]) -> str:
+    return f"{rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
