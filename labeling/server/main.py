@@ -31,12 +31,21 @@ def main() -> int:
 
     jobs.install()
 
-    from labeling.server import engine, fulltext, statuses, tuning, webhooks  # importing the engine registers it
+    from labeling.server import (  # importing the engine registers it
+        answers,
+        engine,
+        fulltext,
+        privacy,
+        statuses,
+        tuning,
+        webhooks,
+    )
 
     _migrate()
     fulltext.prepare(engine.database_file(), _say_left)
     statuses.mend(engine.database_file())
     asyncio.run(_ensure_owner(*credentials.owner(home)))
+    answers.refuse_in_words()
     tuning.skip_unwanted_events()
     jobs.start()
     webhooks.deliver_from(home)
@@ -44,6 +53,7 @@ def main() -> int:
     import uvicorn
     from argilla_server import app
 
+    privacy.guard_records(app)
     print(f"Argilla on http://{HOST}:{arguments.port} after {time.monotonic() - started:.1f} s", flush=True)
     uvicorn.run(app, host=HOST, port=arguments.port, access_log=False, timeout_graceful_shutdown=3)
     return 0

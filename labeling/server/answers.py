@@ -1,0 +1,38 @@
+"""Malformed and doubled answers are refused in words, where the stock server stumbles (HTTP 500)."""
+# pyright: reportMissingImports=false
+
+from argilla_server.contexts import datasets
+from argilla_server.errors.future import NotUniqueError, UnprocessableEntityError
+from argilla_server.validators import responses, suggestions
+from argilla_server.validators.response_values import ResponseValueValidator
+from sqlalchemy.exc import IntegrityError
+
+
+def refuse_in_words() -> None:
+    """An answer of another question's form is refused with 422; one given twice at the same moment with 409, once."""
+    responses.ResponseValueValidator = suggestions.ResponseValueValidator = _Validator
+    datasets.create_response = _once(datasets.create_response)
+
+
+class _Validator(ResponseValueValidator):
+    @classmethod
+    def validate(cls, response_value, question_settings, record, response_status=None) -> None:
+        try:
+            super().validate(response_value, question_settings, record, response_status)
+        except (AttributeError, TypeError) as error:
+            kind = getattr(question_settings.type, "value", question_settings.type)
+            raise UnprocessableEntityError(f"the value given does not have the form of a {kind} question's") from error
+
+
+def _once(create):
+    async def create_once(db, search_engine, record, user, response_create):
+        record_id, user_id = record.id, user.id
+        try:
+            return await create(db, search_engine, record, user, response_create)
+        except IntegrityError as error:  # both looked before either had written
+            await db.rollback()
+            raise NotUniqueError(
+                f"Response already exists for record with id `{record_id}` and by user with id `{user_id}`"
+            ) from error
+
+    return create_once
