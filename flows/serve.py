@@ -69,7 +69,8 @@ def submit(recipe: "LifecycleRecipe") -> str:
             raise PipelineError(
                 f"Prefect has no deployment '{DEPLOYMENT}'; start `rlhf serve`, or deploy deployments/prefect.yaml."
             ) from error
-        parameters = {"recipe": recipe.model_dump(mode="json")}
+        # only what the recipe says itself: some values are refused where they have no effect, even their defaults
+        parameters = {"recipe": recipe.model_dump(mode="json", exclude_unset=True)}
         return str(client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id)
 
 

@@ -1,0 +1,170 @@
+"""Deployed runs: they suspend while people rank, hold no process meanwhile, and go on by themselves, exactly once."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows import services as local
+from flows.webhooks import secret_of, sign
+from tests.deployed_runs import Prefect, Process, deployed, ranked, submitted, swept, until
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment(services: dict[str, str]) -> Iterator[None]:
+    """This process and what it starts know the real services."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLHF_WORKERS", "2")
+        yield
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Iterator[Callable[[int], Process]]:
+    """Starts `python -m flows.serve` with this many seconds between sweeps; killed at the end."""
+    started: list[Process] = []
+
+    def serve(sweep_seconds: int = 3600) -> Process:
+        started.append(Process(tmp_path / "serve.log", "flows.serve", str(sweep_seconds)))
+        until(deployed, 60, (tmp_path / "serve.log").read_text())
+        return started[-1]
+
+    yield serve
+    for process in started:
+        process.kill()
+
+
+def parents(run: Prefect) -> list[Any]:
+    """The lifecycle's runs in MLflow that belong to a flow run."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(local.environment()["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("rlhf")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], f"tags.`rlhf.flow_run` = '{run.id}'"))
+
+
+def went_on_once(run: Prefect, suspensions: int) -> None:
+    """The run is complete, was suspended and started as often as it should, and is one run in MLflow."""
+    until(lambda: run.is_in("Completed"), 240, "the resumed run did not end")
+    history = run.history()
+    assert history.count("Suspended") == suspensions
+    assert history.count("Running") == suspensions + 1, history
+    assert history[-1] == "Completed"
+    assert "waiting-for-labels" not in run.run()["tags"]
+    [parent] = parents(run)
+    assert parent.info.status == "FINISHED"
+    assert "rlhf.waiting" not in parent.data.tags and "rlhf.artifact.gate" in parent.data.tags
+
+
+@pytest.mark.slow
+def test_a_deployed_run_suspends_and_the_scheduled_sweep_resumes_it(
+    serving: Callable[[int], Process], rlhf_home: Path
+) -> None:
+    server = serving(10)
+    run = submitted("swept")
+    until(lambda: run.is_in("Suspended"), 240, server.log.read_text())
+    assert run.run()["tags"] == ["waiting-for-labels"]
+    [parent] = parents(run)
+    assert parent.info.status == "SCHEDULED" and "records" in parent.data.tags["rlhf.waiting"]
+    [row] = swept()["waiting"]
+    assert not row["ready"] and not row["resumed"] and "lacks" in row["says"]
+
+    run.resume()  # by hand, too early: it counts and suspends again
+    until(lambda: run.history().count("Suspended") == 2, 60, server.log.read_text())
+    assert len(parents(run)) == 1
+
+    def processes() -> int:
+        return server.log.read_text().count("Beginning flow run 'swept'")
+
+    assert processes() == 2
+    assert ranked(rlhf_home, "swept", leave=1) > 10
+    [row] = swept()["waiting"]
+    assert not row["ready"] and "1 of" in row["says"]
+    ranked(rlhf_home, "swept")
+    went_on_once(run, suspensions=2)
+    assert processes() == 3
+
+
+@pytest.mark.slow
+def test_nothing_runs_while_people_rank_and_a_delivery_sets_the_run_going(
+    serving: Callable[[int], Process], rlhf_home: Path, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    server = serving(3600)
+    port = free_port()
+    receiver = Process(tmp_path / "webhooks.log", "flows.webhooks", str(port))
+    try:
+        until(lambda: health(port), 60, receiver.log.read_text())
+        run = submitted("delivered")
+        until(lambda: run.is_in("Suspended"), 240, server.log.read_text())
+        until(lambda: not server.runs(), 30, "the suspended run still holds processes")
+        ranked(rlhf_home, "delivered", leave=1)
+        time.sleep(3)
+        assert run.is_in("Suspended")
+        ranked(rlhf_home, "delivered")
+        until(lambda: not run.is_in("Suspended"), 60, receiver.log.read_text())
+        went_on_once(run, suspensions=1)
+    finally:
+        receiver.kill()
+
+
+def health(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def deliver(port: int, home: Path, number: int) -> int:
+    """A delivery as Argilla signs it; returns the answer's status."""
+    kept = json.loads((home / "credentials" / "webhooks.json").read_text())
+    [secret] = [secret for where, secret in kept.items() if f":{port}/" in where]
+    body, now = b'{"type": "record.completed"}', int(time.time())
+    headers = {"webhook-id": f"msg_{number}", "webhook-timestamp": str(now)}
+    headers["webhook-signature"] = sign(secret_of(secret), f"msg_{number}", now, body)
+    return httpx.post(f"http://127.0.0.1:{port}/argilla", content=body, headers=headers, trust_env=False).status_code
+
+
+def restart(*names: str) -> None:
+    """Kill services without warning and start them again with the same data."""
+    state = json.loads((local.home() / "services.json").read_text())
+    for name in names:
+        os.killpg(state[name]["pid"], signal.SIGKILL)
+    time.sleep(1)
+    local.up()
+
+
+@pytest.mark.slow
+def test_everything_restarted_meanwhile_and_ten_resumers_give_one_execution(
+    serving: Callable[[int], Process], rlhf_home: Path, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    server = serving(3600)
+    run = submitted("restarted")
+    until(lambda: run.is_in("Suspended"), 240, server.log.read_text())
+    server.kill()
+    ranked(rlhf_home, "restarted", leave=1)
+    restart("argilla", "prefect")
+    ranked(rlhf_home, "restarted")
+    port = free_port()
+    receiver = Process(tmp_path / "webhooks.log", "flows.webhooks", str(port))
+    try:
+        with ThreadPoolExecutor(10) as pool:
+            sweeps = [pool.submit(swept) for _ in range(4)]
+            until(lambda: health(port), 60, receiver.log.read_text())
+            deliveries = [pool.submit(deliver, port, rlhf_home, number) for number in range(6)]
+            assert {delivery.result() for delivery in deliveries} == {204}
+            rows = [row for sweep in sweeps for row in sweep.result()["waiting"]]
+        assert sum(row["resumed"] for row in rows) <= 1
+        until(lambda: run.is_in("Resuming", "Late"), 60, f"nobody resumed it: {rows}")
+        server = serving(3600)
+        went_on_once(run, suspensions=1)
+        assert run.history().count("Resuming") == 1
+        assert server.log.read_text().count("Beginning flow run 'restarted'") == 2, "one to wait, one to go on"
+    finally:
+        receiver.kill()
