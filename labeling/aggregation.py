@@ -13,7 +13,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
 
 from labeling.choices import Block, choices
 from labeling.comparison import Comparison, Judgement, LabelingError, Ranks
@@ -162,6 +161,8 @@ def _beliefs(comparison: Comparison, means: np.ndarray, higher: np.ndarray) -> d
 
 
 def _reliability(name: str, judgements: int, sensitivity: float, ties: float) -> Reliability:
+    from scipy.special import ndtri
+
     apart = np.sqrt(2) * ndtri(0.5 + (np.arange(1000) + 0.5) / 2000)  # distances of two standard normals
     logs = np.stack([sensitivity * apart / 2, -sensitivity * apart / 2, np.full(1000, ties)])
     right, wrong, tie = np.exp(logs - logs.max(axis=0))

@@ -6,8 +6,6 @@ from itertools import permutations
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from scipy.special import ndtri
 
 Array = np.ndarray
 
@@ -47,6 +45,8 @@ class Block:
     @cached_property
     def counts(self) -> Any:
         """[records, cells]: how often each was met."""
+        from scipy.sparse import csr_matrix
+
         places = self._cells[1]
         shape = (self.records, len(self._cells[0]))
         return csr_matrix((np.ones(len(places), dtype=np.float32), (self.choice_record, places)), shape=shape)
@@ -76,6 +76,8 @@ def grid(size: int, points: int) -> Array:
     exact. With every point comes its opposite, and up to four completions every order of it, so that nobody is
     believed, and nothing preferred, by where it stands.
     """
+    from scipy.special import ndtri
+
     orders = [list(order) for order in permutations(range(size))] if size <= 4 else [list(range(size))]
     count = max(1, round(points / len(orders) / 2))
     ratio = 2.0

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 
 from labeling.choices import Array, Block, grid, subsets
 
@@ -73,6 +72,7 @@ class Model:
 
     def fit(self, start: Array) -> Fit:
         """Climb the evidence from `start` (L-BFGS)."""
+        from scipy.optimize import minimize  # a quarter of a second that no other verb should wait for
 
         def downhill(fitted: Array) -> tuple[float, Array]:
             parameters = start.copy()
