@@ -1,5 +1,6 @@
 """Stages as Prefect tasks: asked of the store, run in worker processes, shown on the screen."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from prefect import task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
@@ -86,6 +88,7 @@ class Running:
             self._screen.drop(order.name)
             raise
         self._screen.end(order.name, artifact)
+        _show_texts(order.name, artifact)
         self.done.append((order.name, artifact))
         return artifact
 
@@ -93,6 +96,13 @@ class Running:
         self._screen.begin(order.name)
         listener = StageListener(self._screen, order.name, run_id, self._store.record)
         return self._workers.run(order, out, scratch, listener)
+
+
+def _show_texts(stage: str, artifact: Artifact) -> None:
+    """What a stage wrote for people to read, as artifacts of its task run in Prefect."""
+    for text in sorted((artifact.path / "report").glob("*.md")):
+        key = re.sub(r"[^a-z0-9]+", "-", f"rlhf-{stage}-{text.stem}".lower())
+        create_markdown_artifact(key=key, markdown=text.read_text(encoding="utf-8"))
 
 
 class Planning:

@@ -93,6 +93,12 @@ class Work:
         path.parent.mkdir(exist_ok=True)
         figure.savefig(path, dpi=110, bbox_inches="tight")
 
+    def text(self, name: str, markdown: str) -> None:
+        """Keep Markdown as `report/NAME.md`, where MLflow and Prefect show it. What it quotes must be escaped."""
+        path = self.out / "report" / f"{name}.md"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(markdown, encoding="utf-8")
+
     def table(self, name: str, rows: list[Row]) -> None:
         """Keep rows (all with the same keys) as `report/NAME.json` in the form MLflow shows as a table."""
         columns = list(rows[0]) if rows else []

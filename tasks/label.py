@@ -17,7 +17,10 @@ from labeling.accounts import users_by_id
 from labeling.agreement import agreement
 from labeling.argilla import progress_of
 from labeling.comparison import Comparison, Judgement
-from labeling.report import annotator_rows, judgement_rows
+from labeling.findings import asked_of_people
+from labeling.reliability import annotator_quality
+from labeling.report import annotator_rows, judgement_rows, round_report
+from labeling.report_figures import annotator_heatmap
 from labeling.rounds import Standing, advance, open_round, read_sheets, standing
 from labeling.sheets import Plan
 from labeling.simulated import SimulatedAnnotator, answer_round
@@ -141,16 +144,22 @@ def _invitation(plan: Plan, passwords: Mapping[str, str]) -> str:
 
 
 def _report(comparisons: Sequence[Comparison], judgements: Sequence[Judgement], work: Work) -> None:
-    submitted = [judgement.ranks for judgement in judgements if judgement.ranks is not None]
+    people = asked_of_people(comparisons, judgements)
+    submitted = [judgement.ranks for judgement in people if judgement.ranks is not None]
     work.log(
         {
-            "records": len(comparisons),
+            "records": sum(comparison.kind == "asked" for comparison in comparisons),
             "judgements": len(submitted),
-            "discarded": len(judgements) - len(submitted),
+            "discarded": len(people) - len(submitted),
+            "checks": len(judgements) - len(people),
             "annotators": len({judgement.annotator for judgement in judgements}),
             "judgements_with_ties": sum(len(set(ranks.values())) < len(ranks) for ranks in submitted),
-            **agreement(judgements, seed=work.seed).figures(),
+            **agreement(people, seed=work.seed).figures(),
         }
     )
+    quality = [each.row() for each in annotator_quality(comparisons, judgements)]
+    work.text("round", round_report(comparisons, judgements, quality_rows=quality, seed=work.seed))
+    work.figure("annotators", annotator_heatmap(people))
     work.table("judgements", judgement_rows(comparisons, judgements))
-    work.table("annotators", annotator_rows(judgements))
+    work.table("annotators", annotator_rows(people))
+    work.table("quality", quality)

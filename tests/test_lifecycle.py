@@ -102,7 +102,9 @@ def test_prefect_shows_the_run_its_stages_and_the_summary(first: dict[str, Any],
     tasks = httpx.post(f"{api}/task_runs/filter", json=chosen).json()
     assert {task["name"] for task in tasks} == EVERY
     assert {task["state_type"] for task in tasks} == {"COMPLETED"}
-    [artifact] = httpx.post(f"{api}/artifacts/filter", json=chosen).json()
+    artifacts = {each["key"]: each for each in httpx.post(f"{api}/artifacts/filter", json=chosen).json()}
+    artifact = artifacts["rlhf-summary"]
+    assert "What to do next" in artifacts["rlhf-label-round"]["data"]
     assert artifact["type"] == "markdown" and "| model |" in artifact["data"]
 
 
