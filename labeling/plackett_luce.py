@@ -164,7 +164,7 @@ class Model:
     def _posteriors(self, block: Block, parameters: Array, chunk: int) -> Any:
         """Yield (records, their posterior over the points [records, points], log-likelihood of their judgements)."""
         scores = grid(block.size, self.points)
-        normalisers = self._normalisers(block, parameters).astype(np.float32)
+        normalisers = self._normalisers(block, parameters)
         drift = np.zeros((block.records, block.size))
         np.add.at(drift, block.record, parameters[block.annotator, :1] * block.shares)
         ties = np.bincount(block.record, parameters[block.annotator, 1] * block.tied, minlength=block.records)
@@ -183,7 +183,7 @@ class Model:
         means, extra, holds = subsets(block.size)
         score = means @ grid(block.size, self.points)
         owners, left = block.cells
-        result = np.empty((len(owners), score.shape[1]))
+        result = np.empty((len(owners), score.shape[1]), dtype=np.float32)
         for owner in np.unique(owners):
             mine = owners == owner
             logs = parameters[owner, 0] * score + parameters[owner, 1] * extra[:, None]

@@ -298,6 +298,12 @@ def test_what_says_nothing_is_not_heard() -> None:
     assert nothing.beliefs == {} and nothing.annotators == []
 
 
+def test_one_ranked_completion_is_no_order() -> None:
+    truth = worth(2, 3)
+    found = to_preferences(comparisons_of(truth), [said("r0", "x", {"r0-0": 1}), said("r1", "x", {})], "reliability")
+    assert (found.preferences, found.undecided, found.unjudged, found.discarded) == ([], 3, 1, 1)
+
+
 def test_the_same_judgements_give_the_same_beliefs() -> None:
     truth = worth(60, 3)
     judgements = judged(truth, someone("a"), someone("b", 1.0))
