@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from labeling.bootstrap import NOTHING, Estimate, Floats, Ints, Resampling, divided
 from labeling.tables import MISSING, Table, table_of
@@ -16,12 +17,12 @@ AT_ONCE = 4_000_000
 """Cells of coincidence matrices worked on at once."""
 
 
-def krippendorff_alpha(ratings: Floats, metric: Metric) -> float:
+def krippendorff_alpha(ratings: NDArray, metric: Metric) -> float:
     """Krippendorff's alpha of ratings [annotators, units]; NaN marks what was not rated."""
     return alpha_estimate(ratings, np.zeros(ratings.shape[1], dtype=int), metric, samples=0).value
 
 
-def alpha_estimate(ratings: Floats, records: Ints, metric: Metric, *, samples: int = 1000, seed: int = 0) -> Estimate:
+def alpha_estimate(ratings: NDArray, records: Ints, metric: Metric, *, samples: int = 1000, seed: int = 0) -> Estimate:
     """Alpha of ratings [annotators, units] with an interval from resampling `records` [units]: whose each unit is."""
     codes, scale = coded(ratings)
     names, owners = np.unique(records, return_inverse=True)
@@ -30,7 +31,7 @@ def alpha_estimate(ratings: Floats, records: Ints, metric: Metric, *, samples: i
     return table_alpha([table], scale, resampling, metric)
 
 
-def coded(ratings: Floats) -> tuple[Ints, Floats]:
+def coded(ratings: NDArray) -> tuple[Ints, Floats]:
     """Ratings as places on the scale of all values there are, and that scale, sorted; NaN becomes `MISSING`."""
     known = ~np.isnan(ratings)
     scale, places = np.unique(ratings[known], return_inverse=True)

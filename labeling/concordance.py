@@ -23,7 +23,7 @@ def midranks(ranks: Ranks) -> dict[str, float]:
     return dict(zip(ranks, midranked(np.array([list(ranks.values())], dtype=float))[0].tolist(), strict=True))
 
 
-def kendalls_w(ranks: Floats) -> float:
+def kendalls_w(ranks: NDArray) -> float:
     """Kendall's coefficient of concordance of mid-ranks [annotators, items], corrected for ties.
 
     `W = (12 S) / (m^2 (n^3 - n) - m sum T)` with S the squared deviations of the rank sums and T = sum(t^3 - t) over
@@ -33,13 +33,13 @@ def kendalls_w(ranks: Floats) -> float:
     return float(_concordances(np.zeros(len(ranks), dtype=int), ranks)[0]) if len(ranks) else math.nan
 
 
-def pairwise_agreement(ranks: Floats) -> tuple[float, int]:
+def pairwise_agreement(ranks: NDArray) -> tuple[float, int]:
     """How many (two annotators, two items) of ranks [annotators, items] are ordered alike, and how many there are."""
     alike, pairs = _alike(_orders(ranks))
     return float(alike), pairs
 
 
-def tie_discounted_agreement(ranks: Floats) -> float:
+def tie_discounted_agreement(ranks: NDArray) -> float:
     """Pairwise agreement of ranks [annotators, items] in which a tie against a preference counts half.
 
     `1 - |o_1 - o_2| / 2`, averaged over (two annotators, two items), with o = -1 better, 0 tie, 1 worse: 1 for the same

@@ -1,10 +1,9 @@
 """Cohen's kappa of two annotators (weighted too) and of each two of many, and Fleiss' kappa of any number."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy import sparse
 
 from labeling.bootstrap import NOTHING, Estimate, Floats, Ints, Resampling, divided
@@ -12,12 +11,14 @@ from labeling.comparison import LabelingError
 from labeling.tables import MISSING, Table, table_of
 
 Weights = Literal["linear", "quadratic"]
+Labels = Iterable[Any]
+"""One annotator's labels, one per unit: numbers, texts or truth values; NaN and None are missing."""
 AT_ONCE = 20_000_000
 """Sums of draws worked on at once."""
 
 
 def cohen_kappa(
-    left: ArrayLike, right: ArrayLike, weights: Weights | None = None, *, categories: ArrayLike | None = None
+    left: Labels, right: Labels, weights: Weights | None = None, *, categories: Labels | None = None
 ) -> float:
     """Cohen's kappa of two annotators' labels of the same units, in [-1, 1]; NaN when both give one label only.
 
@@ -31,7 +32,7 @@ def cohen_kappa(
     return light_kappa([table], len(scale), Resampling(1, samples=0, seed=0), weights).value
 
 
-def fleiss_kappa(labels: Iterable[ArrayLike]) -> float:
+def fleiss_kappa(labels: Iterable[Labels]) -> float:
     """Fleiss' kappa of labels [annotators, units]: `(P - P_e) / (1 - P_e)`; NaN when there is one label only.
 
     P is the mean over units of the share of annotator pairs that agree, P_e the sum of the squared shares of the
@@ -92,15 +93,15 @@ def fleiss_estimate(tables: Sequence[Table], categories: int, resampling: Resamp
     return resampling.estimate(divided(agreeing * units - chance, np.where(varied, units**2 - chance, 0.0)))
 
 
-def labels_coded(labels: Iterable[ArrayLike], categories: ArrayLike | None = None) -> tuple[Ints, list]:
+def labels_coded(labels: Iterable[Labels], categories: Labels | None = None) -> tuple[Ints, list]:
     """Labels [annotators, units] of any kind as places on the scale, and the scale; NaN and None become `MISSING`."""
-    rows = [list(np.asarray(row, dtype=object)) for row in labels]
+    rows = [list(row) for row in labels]
     if len({len(row) for row in rows}) > 1:
         raise LabelingError(
             "The annotators have unequal numbers of labels; give one per unit, None where it is missing."
         )
     given = {label for row in rows for label in row if not _missing(label)}
-    scale = sorted(given) if categories is None else list(np.asarray(categories, dtype=object))
+    scale = sorted(given) if categories is None else list(categories)
     if strange := given - set(scale):
         raise LabelingError(f"Label {sorted(strange, key=str)[0]!r} is not among the categories; add it to them.")
     places = {label: place for place, label in enumerate(scale)}

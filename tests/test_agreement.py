@@ -1,8 +1,6 @@
 """Agreement statistics against published and hand-computed values."""
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from hypothesis import strategies as st
 from labeling.agreement import (
     agreement,
     agreement_by_annotator,
+    agreement_without,
     alpha_estimate,
     disagreement,
     kendalls_w,
@@ -19,9 +18,10 @@ from labeling.agreement import (
     midranks,
     pairwise_agreement,
 )
+from labeling.bootstrap import GROUPS, Resampling
 from labeling.comparison import Judgement
+from labeling.ratings import flag_agreement, label_agreement, rating_agreement
 
-SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 N = math.nan
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section E: four observers, twelve units.
@@ -152,47 +152,85 @@ def test_figures_do_not_depend_on_the_order_of_annotators(values: list[int], ord
         assert figure(ratings) == pytest.approx(figure(ratings[order]), nan_ok=True)
 
 
-def test_pandalm_labels() -> None:
-    """The three annotators of 200 pairs; alpha by the definition, pair by pair, without any matrix."""
-    path = SHARED / "pandalm" / "testset-v1-first200.json"
-    if not path.exists():
-        pytest.skip("shared/data/pandalm is not here")
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    ratings = np.array([[row[f"annotator{number}"] for row in rows] for number in (1, 2, 3)], dtype=float)
-
-    found = alpha_estimate(ratings, np.arange(len(rows)), "nominal")
-
-    within = np.mean([ratings[i] != ratings[j] for i in range(3) for j in range(3) if i != j])
-    flat = ratings.ravel()
-    between = (flat[:, None] != flat).sum() / (flat.size * (flat.size - 1))
-    assert found.value == pytest.approx(1 - within / between)
-    assert found.low < found.value < found.high
+def test_a_later_answer_of_the_same_annotator_takes_the_place_of_the_first() -> None:
+    twice = [judgement("r", "x", 1, 2), judgement("r", "y", 1, 2), judgement("r", "x", 2, 1)]
+    assert disagreement(twice) == {"r": 1}
 
 
-def test_squality_rankings() -> None:
-    """Three reviewers rank the same summaries; W per question against the textbook formula without ties."""
-    path = SHARED / "squality" / "human-eval-first5.jsonl"
-    if not path.exists():
-        pytest.skip("shared/data/squality is not here")
-    round, expected = [], []
-    for line in path.open(encoding="utf-8"):
-        passage = json.loads(line)
-        for number, question in passage["questions"].items():
-            systems = sorted(question)
-            ranks: dict[str, list[int]] = {}
-            for system in systems:
-                for review in question[system]["reviews"]:
-                    ranks.setdefault(review["worker_id"], []).append(review["overall-rank"])
-            record = f"{passage['passage-id']}-{number}"
-            round += [judgement(record, worker, *given) for worker, given in ranks.items()]
-            table = np.array(list(ranks.values()))
-            if all(len(set(row)) == len(row) for row in table):
-                sums = table.sum(axis=0)
-                m, n = table.shape
-                expected.append((record, 12 * ((sums - sums.mean()) ** 2).sum() / (m**2 * (n**3 - n))))
-    by_record = {record: [j for j in round if j.record == record] for record, _ in expected}
-    for record, value in expected:
-        assert agreement(by_record[record]).kendalls_w.value == pytest.approx(value)
-    found = agreement(round)
-    assert found.records == 25
-    assert found.alpha.low < found.alpha.value < found.alpha.high
+def test_who_cannot_judge_has_no_vote() -> None:
+    lost = Judgement("j", "r", "y", "submitted", {"c0": 2, "c1": 1}, "v", "t", "t", flags=("cannot_judge",))
+    assert agreement([judgement("r", "x", 1, 2), lost]).records == 0
+
+
+def test_unranked_completions_are_missing() -> None:
+    partial = Judgement("j", "r", "y", "submitted", {"c0": 1, "c2": 2}, "v", "t", "t")
+    other = Judgement("k", "r", "z", "submitted", {"c1": 1}, "v", "t", "t")
+    found = agreement([judgement("r", "x", 1, 2, 3), partial, other])
+    assert found.pairwise.value == 1, "only c0 against c2 was ordered by two"
+    assert math.isnan(found.kendalls_w.value), "nobody but x ranked all"
+    # Mid-ranks 1, 2, 3 and 1, -, 2: units (1, 1), (2), (3, 2).
+    units = np.array([[1, 2, 3], [1, N, 2]])
+    assert found.alpha.value == pytest.approx(krippendorff_alpha(units, "ordinal"))
+
+
+def test_kappas_do_not_change_when_completions_are_renamed() -> None:
+    rng = np.random.default_rng(3)
+    round, renamed = [], []
+    for record in range(30):
+        names = rng.permutation(3)
+        for annotator in "xyz":
+            ranks = rng.integers(1, 4, size=3).tolist()
+            round.append(judgement(f"r{record}", annotator, *ranks))
+            renamed.append(judgement(f"r{record}", annotator, *(ranks[name] for name in names)))
+    one, other = agreement(round), agreement(renamed)
+    assert one.figures() == pytest.approx(other.figures())
+    # One tie in every second answer of x, none of y: chance is t_1 t_2 + (1 - t_1) (1 - t_2) / 2.
+    pairs = [judgement("a", "x", 1, 1), judgement("a", "y", 1, 2), judgement("b", "x", 1, 2), judgement("b", "y", 1, 2)]
+    assert agreement(pairs).cohen_kappa.value == pytest.approx((0.5 - 0.25) / (1 - 0.25))
+
+
+def test_agreement_without_an_annotator_is_the_others() -> None:
+    round = [judgement("r", "x", 1, 2, 3), judgement("r", "y", 1, 2, 3), judgement("r", "z", 3, 2, 1)]
+    assert agreement_without(round) == {"x": 0, "y": 0, "z": 1}
+    assert agreement_without(round[:2]) == {}
+
+
+def test_records_beyond_the_number_of_groups_give_the_same_interval() -> None:
+    """The share of records with a property: its standard error is known, sqrt(p (1 - p) / n)."""
+    rng = np.random.default_rng(4)
+    records = 3 * GROUPS + 17
+    hits = (rng.random(records) < 0.2).astype(float)
+    resampling = Resampling(records, samples=2000, seed=1)
+    everything = np.arange(records)
+    found = resampling.ratio(resampling.sums(everything, hits), resampling.sums(everything))
+    assert found.value == pytest.approx(hits.mean())
+    width = 2 * 1.96 * math.sqrt(found.value * (1 - found.value) / records)
+    assert found.high - found.low == pytest.approx(width, rel=0.08)
+
+
+def test_interval_holds_the_truth_as_often_as_it_says() -> None:
+    """Two annotators who agree on 70 % of records: 95 % intervals miss that in about one round of twenty."""
+    rng = np.random.default_rng(7)
+    held = 0
+    for seed in range(200):
+        alike = rng.random(150) < 0.7
+        ones = [judgement(f"r{number}", "x", 1, 2) for number in range(150)]
+        others = [judgement(f"r{number}", "y", *((1, 2) if same else (2, 1))) for number, same in enumerate(alike)]
+        found = agreement(ones + others, samples=400, seed=seed).pairwise
+        held += found.low <= 0.7 <= found.high
+    assert 0.89 <= held / 200 <= 0.99
+
+
+def test_ratings_flags_and_labels_at_their_ends() -> None:
+    def rated(annotator: str, **given: int) -> Judgement:
+        return Judgement(annotator, "r", annotator, "submitted", None, "v", "t", "t", ratings={"helpful": given})
+
+    [found] = rating_agreement([rated("x", a=1, b=5), rated("y", a=1, b=5)]).values()
+    assert found.alpha.value == found.alpha_interval.value == found.exact.value == found.order.pairwise.value == 1
+    assert found.kappa_quadratic.value == 1
+    [single] = rating_agreement([rated("x", a=3), rated("y", a=4)]).values()
+    assert single.exact.value == 0 and math.isnan(single.order.pairwise.value), "one completion has no order"
+    assert rating_agreement([rated("x", a=3)]) == {} and flag_agreement([rated("x", a=3)]) == {}
+    assert label_agreement([]).figures() == {}
+    assert label_agreement([("r", "x", "yes"), ("r", "y", None)]).records == 0
+    assert label_agreement([("r", "x", "yes"), ("r", "y", "yes")]).exact.value == 1
