@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from tests.lifecycle_runs import ROOT, TINY
 FEWER = ["data.max_rows=60", "label.source=people", "label.min_submitted=1", 'policy=[{method="dpo", epochs=1}]']
 
 
-def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """What the condition gives once it gives something."""
+def until(condition: Callable[[], Any], seconds: float, what: str | Path) -> Any:
+    """What the condition gives once it gives something; else the test fails with `what`, or with that log."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, what if isinstance(what, str) else what.read_text()
         time.sleep(0.3)
     return found
 
@@ -45,8 +46,12 @@ class Process:
 
     def runs(self) -> list[int]:
         """Processes of flow runs that it started and that still live."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        found: list[int] = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if child.status() != psutil.STATUS_ZOMBIE and "PREFECT__FLOW_RUN_ID" in child.environ():
+                    found.append(child.pid)
+        return found
 
     def kill(self) -> None:
         """As the kernel does when memory runs out: at once, with all that it started."""

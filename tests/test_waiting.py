@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ import pytest
 from flows import services as local
 from flows.webhooks import secret_of, sign
 from tests.deployed_runs import Prefect, Process, deployed, ranked, submitted, swept, until
+from tests.lifecycle_runs import ROOT
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +35,7 @@ def serving(tmp_path: Path) -> Iterator[Callable[[int], Process]]:
 
     def serve(sweep_seconds: int = 3600) -> Process:
         started.append(Process(tmp_path / "serve.log", "flows.serve", str(sweep_seconds)))
-        until(deployed, 60, (tmp_path / "serve.log").read_text())
+        until(deployed, 60, tmp_path / "serve.log")
         return started[-1]
 
     yield serve
@@ -63,13 +66,22 @@ def went_on_once(run: Prefect, suspensions: int) -> None:
     assert "rlhf.waiting" not in parent.data.tags and "rlhf.artifact.gate" in parent.data.tags
 
 
+def restart(*names: str) -> None:
+    """Kill services without warning and start them again with the same data."""
+    state = json.loads((local.home() / "services.json").read_text())
+    for name in names:
+        os.killpg(state[name]["pid"], signal.SIGKILL)
+    time.sleep(1)
+    local.up()
+
+
 @pytest.mark.slow
 def test_a_deployed_run_suspends_and_the_scheduled_sweep_resumes_it(
     serving: Callable[[int], Process], rlhf_home: Path
 ) -> None:
     server = serving(10)
     run = submitted("swept")
-    until(lambda: run.is_in("Suspended"), 240, server.log.read_text())
+    until(lambda: run.is_in("Suspended"), 240, server.log)
     assert run.run()["tags"] == ["waiting-for-labels"]
     [parent] = parents(run)
     assert parent.info.status == "SCHEDULED" and "records" in parent.data.tags["rlhf.waiting"]
@@ -77,7 +89,7 @@ def test_a_deployed_run_suspends_and_the_scheduled_sweep_resumes_it(
     assert not row["ready"] and not row["resumed"] and "lacks" in row["says"]
 
     run.resume()  # by hand, too early: it counts and suspends again
-    until(lambda: run.history().count("Suspended") == 2, 60, server.log.read_text())
+    until(lambda: run.history().count("Suspended") == 2, 60, server.log)
     assert len(parents(run)) == 1
 
     def processes() -> int:
@@ -87,28 +99,44 @@ def test_a_deployed_run_suspends_and_the_scheduled_sweep_resumes_it(
     assert ranked(rlhf_home, "swept", leave=1) > 10
     [row] = swept()["waiting"]
     assert not row["ready"] and "1 of" in row["says"]
+    restart("prefect")  # under a process that serves
     ranked(rlhf_home, "swept")
     went_on_once(run, suspensions=2)
     assert processes() == 3
 
 
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Process]:
+    """A worker of the process pool that `deployments/prefect.yaml` deploys to."""
+    settings = {**local.environment(), "RLHF_PROJECT": str(ROOT)}
+    pool = ["work-pool", "create", "rlhf", "--type", "process", "--overwrite"]
+    deploy = ["--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        for command in (pool, deploy):
+            subprocess.run([sys.executable, "-m", "prefect", *command], check=True, cwd=ROOT, capture_output=True)
+        process = Process(tmp_path / "worker.log", "prefect", "worker", "start", "--pool", "rlhf")
+    yield process
+    process.kill()
+
+
 @pytest.mark.slow
 def test_nothing_runs_while_people_rank_and_a_delivery_sets_the_run_going(
-    serving: Callable[[int], Process], rlhf_home: Path, tmp_path: Path, free_port: Callable[[], int]
+    worker: Process, rlhf_home: Path, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
-    server = serving(3600)
     port = free_port()
     receiver = Process(tmp_path / "webhooks.log", "flows.webhooks", str(port))
     try:
-        until(lambda: health(port), 60, receiver.log.read_text())
+        until(lambda: health(port), 60, receiver.log)
         run = submitted("delivered")
-        until(lambda: run.is_in("Suspended"), 240, server.log.read_text())
-        until(lambda: not server.runs(), 30, "the suspended run still holds processes")
+        until(lambda: run.is_in("Suspended"), 240, worker.log)
+        until(lambda: not worker.runs(), 30, "the suspended run still holds processes")
         ranked(rlhf_home, "delivered", leave=1)
         time.sleep(3)
         assert run.is_in("Suspended")
         ranked(rlhf_home, "delivered")
-        until(lambda: not run.is_in("Suspended"), 60, receiver.log.read_text())
+        until(lambda: not run.is_in("Suspended"), 60, receiver.log)
         went_on_once(run, suspensions=1)
     finally:
         receiver.kill()
@@ -131,22 +159,13 @@ def deliver(port: int, home: Path, number: int) -> int:
     return httpx.post(f"http://127.0.0.1:{port}/argilla", content=body, headers=headers, trust_env=False).status_code
 
 
-def restart(*names: str) -> None:
-    """Kill services without warning and start them again with the same data."""
-    state = json.loads((local.home() / "services.json").read_text())
-    for name in names:
-        os.killpg(state[name]["pid"], signal.SIGKILL)
-    time.sleep(1)
-    local.up()
-
-
 @pytest.mark.slow
 def test_everything_restarted_meanwhile_and_ten_resumers_give_one_execution(
     serving: Callable[[int], Process], rlhf_home: Path, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     server = serving(3600)
     run = submitted("restarted")
-    until(lambda: run.is_in("Suspended"), 240, server.log.read_text())
+    until(lambda: run.is_in("Suspended"), 240, server.log)
     server.kill()
     ranked(rlhf_home, "restarted", leave=1)
     restart("argilla", "prefect")
@@ -156,7 +175,7 @@ def test_everything_restarted_meanwhile_and_ten_resumers_give_one_execution(
     try:
         with ThreadPoolExecutor(10) as pool:
             sweeps = [pool.submit(swept) for _ in range(4)]
-            until(lambda: health(port), 60, receiver.log.read_text())
+            until(lambda: health(port), 60, receiver.log)
             deliveries = [pool.submit(deliver, port, rlhf_home, number) for number in range(6)]
             assert {delivery.result() for delivery in deliveries} == {204}
             rows = [row for sweep in sweeps for row in sweep.result()["waiting"]]
