@@ -6,7 +6,7 @@
 import os
 import sys
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows import faults, services
 from tasks.artifact import PipelineError
@@ -69,9 +69,12 @@ def submit(recipe: "LifecycleRecipe") -> str:
             raise PipelineError(
                 f"Prefect has no deployment '{DEPLOYMENT}'; start `rlhf serve`, or deploy deployments/prefect.yaml."
             ) from error
-        # only what the recipe says itself: some values are refused where they have no effect, even their defaults
-        parameters = {"recipe": recipe.model_dump(mode="json", exclude_unset=True)}
-        return str(client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id)
+        return str(client.create_flow_run_from_deployment(deployment.id, parameters=parameters_of(recipe)).id)
+
+
+def parameters_of(recipe: "LifecycleRecipe") -> dict[str, Any]:
+    """The flow's parameters: what the recipe says itself, for some values are refused where they have no effect."""
+    return {"recipe": recipe.model_dump(mode="json", exclude_unset=True)}
 
 
 if __name__ == "__main__":

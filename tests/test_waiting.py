@@ -1,5 +1,6 @@
 """Deployed runs: they suspend while people rank, hold no process meanwhile, and go on by themselves, exactly once."""
 
+import importlib
 import json
 import os
 import signal
@@ -8,28 +9,84 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
+from prefect import Flow
 
 from flows import services as local
+from flows import waiting
+from flows.lifecycle import LifecycleRecipe
+from flows.serve import parameters_of
 from flows.webhooks import secret_of, sign
+from tasks.artifact import Artifact, PipelineError
+from tasks.label import collect_judgements
+from tasks.label_recipe import LabelRecipe
+from tasks.recipe import load_recipe
+from tasks.store import Order, Stage
 from tests.deployed_runs import Prefect, Process, deployed, ranked, submitted, swept, until
-from tests.lifecycle_runs import ROOT
+from tests.lifecycle_runs import ROOT, TINY
 
 
-@pytest.fixture(scope="module", autouse=True)
-def environment(services: dict[str, str]) -> Iterator[None]:
-    """This process and what it starts know the real services."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RLHF_WORKERS", "2")
-        yield
+def completions(folder: Path) -> Order:
+    """The order of a round of one prompt."""
+    both = [{"id": f"c{number}", "text": text} for number, text in enumerate(("Aisle four.", "Aisle two."))]
+    row = {"id": "p1", "prompt": [{"role": "user", "content": "Where is the bread?"}], "completions": both}
+    (folder / "completions.jsonl").write_text(json.dumps(row) + "\n")
+    artifact = Artifact(key="k", stage="sample", digest="d", path=folder, run_id="r", metrics={})
+    return Order(Stage("label", collect_judgements), LabelRecipe(), {"completions": artifact}, seed=0)
+
+
+def test_only_a_deployed_run_that_waits_for_people_suspends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = completions(tmp_path)
+    assert not waiting.must_suspend(order), "started by hand it waits with a table"
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a-deployment")
+    assert waiting.must_suspend(order)
+    simulated = LabelRecipe(source="simulated", utility="tasks.data.shop:utility")
+    assert not waiting.must_suspend(replace(order, part=simulated))
+
+
+def test_an_argilla_that_is_away_is_told_from_one_that_refuses(
+    argilla: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], int]
+) -> None:
+    order = completions(tmp_path)
+    monkeypatch.setenv("ARGILLA_API_KEY", "not the owner's")
+    monkeypatch.setenv("ARGILLA_API_URL", argilla["ARGILLA_API_URL"])
+    with pytest.raises(PipelineError) as refusal:
+        waiting.count(order)
+    assert not waiting.is_away(refusal.value)
+    monkeypatch.setenv("ARGILLA_API_URL", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(PipelineError) as absence:
+        waiting.count(order)
+    assert waiting.is_away(absence.value)
+
+
+@pytest.mark.parametrize(
+    "path", [TINY, *sorted((ROOT / "deployments" / "recipes").glob("*.toml"))], ids=lambda p: p.stem
+)
+def test_a_submitted_recipe_is_the_recipe(path: Path) -> None:
+    recipe = load_recipe(LifecycleRecipe, path)
+    again = LifecycleRecipe.model_validate(json.loads(json.dumps(parameters_of(recipe)))["recipe"])
+    assert again == recipe
+
+
+def test_the_deployments_name_flows_that_are_there() -> None:
+    file = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())
+    for each in file["deployments"]:
+        module, name = each["entrypoint"].rsplit(".", 1)
+        assert isinstance(getattr(importlib.import_module(module), name), Flow)
+
+
+def test_a_sweep_with_nobody_waiting_does_nothing(services: dict[str, str]) -> None:
+    assert swept() == {"waiting": []}
 
 
 @pytest.fixture
-def serving(tmp_path: Path) -> Iterator[Callable[[int], Process]]:
+def serving(services: dict[str, str], tmp_path: Path) -> Iterator[Callable[[int], Process]]:
     """Starts `python -m flows.serve` with this many seconds between sweeps; killed at the end."""
     started: list[Process] = []
 
@@ -106,7 +163,7 @@ def test_a_deployed_run_suspends_and_the_scheduled_sweep_resumes_it(
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Process]:
+def worker(services: dict[str, str], tmp_path: Path) -> Iterator[Process]:
     """A worker of the process pool that `deployments/prefect.yaml` deploys to."""
     settings = {**local.environment(), "RLHF_PROJECT": str(ROOT)}
     pool = ["work-pool", "create", "rlhf", "--type", "process", "--overwrite"]
