@@ -1,5 +1,7 @@
-"""Malformed and doubled answers are refused in words, where the stock server stumbles (HTTP 500)."""
+"""Answers one after the other; malformed and doubled ones are refused in words, where the stock server stumbles."""
 # pyright: reportMissingImports=false
+
+import asyncio
 
 from argilla_server.contexts import datasets
 from argilla_server.errors.future import NotUniqueError, UnprocessableEntityError
@@ -7,11 +9,18 @@ from argilla_server.validators import responses, suggestions
 from argilla_server.validators.response_values import ResponseValueValidator
 from sqlalchemy.exc import IntegrityError
 
+_turn = asyncio.Lock()
+"""Held while an answer is written. SQLite lets one write at a time, and makes the others ask again and again: some of
+them for seconds. In a queue everybody waits equally long."""
 
-def refuse_in_words() -> None:
-    """An answer of another question's form is refused with 422; one given twice at the same moment with 409, once."""
+
+def install() -> None:
+    """Answers take turns. One of another question's form is refused with 422, one given twice at once with 409."""
     responses.ResponseValueValidator = suggestions.ResponseValueValidator = _Validator
-    datasets.create_response = _once(datasets.create_response)
+    datasets.create_response = _in_turn(_once(datasets.create_response))
+    datasets.update_response = _in_turn(datasets.update_response)
+    datasets.upsert_response = _in_turn(datasets.upsert_response)
+    datasets.delete_response = _in_turn(datasets.delete_response)
 
 
 class _Validator(ResponseValueValidator):
@@ -22,6 +31,14 @@ class _Validator(ResponseValueValidator):
         except (AttributeError, TypeError) as error:
             kind = getattr(question_settings.type, "value", question_settings.type)
             raise UnprocessableEntityError(f"the value given does not have the form of a {kind} question's") from error
+
+
+def _in_turn(write):
+    async def write_in_turn(*args, **options):
+        async with _turn:
+            return await write(*args, **options)
+
+    return write_in_turn
 
 
 def _once(create):

@@ -38,7 +38,6 @@ from sqlalchemy import (
     case,
     cast,
     column,
-    event,
     func,
     literal,
     literal_column,
@@ -59,15 +58,6 @@ _MATCH = """
     FROM embedded_text CROSS JOIN embedded_rows ON embedded_rows.number = embedded_text.rowid
     WHERE embedded_text MATCH :match
 """
-
-
-@event.listens_for(async_engine.sync_engine, "connect")
-def _prepare_connection(connection, _record) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.execute("PRAGMA cache_size=-65536")  # 64 MiB: counts over 100,000 records touch many pages
-    cursor.close()
 
 
 def database_file() -> Path:

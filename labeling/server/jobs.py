@@ -8,6 +8,8 @@ must not get lost, do not go this way (`webhooks`).
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import fakeredis
 import redis
@@ -18,13 +20,14 @@ from rq.timeouts import TimerDeathPenalty
 _log = logging.getLogger("argilla")
 
 
-def install() -> None:
-    """Give Argilla a Redis that lives in this process. Must run before anything of argilla_server is imported."""
+@contextmanager
+def redis_in_process() -> Iterator[None]:
+    """While argilla_server is imported: give it a Redis that lives in this process."""
     server = fakeredis.FakeServer()
     original = redis.from_url
     redis.from_url = lambda *args, **kwargs: fakeredis.FakeRedis(server=server)
     try:
-        import argilla_server.jobs.queues  # noqa: F401  it binds its connection at import
+        yield
     finally:
         redis.from_url = original
 

@@ -27,35 +27,34 @@ def main() -> int:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     _configure(home, arguments.port)
 
-    from labeling.server import jobs
+    from labeling.server import connections, fulltext, jobs, statuses
 
-    jobs.install()
+    with jobs.redis_in_process(), connections.without_limit():
+        import argilla_server
 
-    from labeling.server import (  # importing the engine registers it
+    from labeling.server import (
         answers,
-        engine,
-        fulltext,
+        engine,  # noqa: F401  importing it registers it
         privacy,
-        statuses,
         tuning,
         webhooks,
     )
 
+    database = connections.prepare()
     _migrate()
-    fulltext.prepare(engine.database_file(), _say_left)
-    statuses.mend(engine.database_file())
+    fulltext.prepare(database, _say_left)
+    statuses.mend(database)
     asyncio.run(_ensure_owner(*credentials.owner(home)))
-    answers.refuse_in_words()
+    answers.install()
+    privacy.guard_records(argilla_server.app)
     tuning.skip_unwanted_events()
     jobs.start()
     webhooks.deliver_from(home)
 
     import uvicorn
-    from argilla_server import app
 
-    privacy.guard_records(app)
     print(f"Argilla on http://{HOST}:{arguments.port} after {time.monotonic() - started:.1f} s", flush=True)
-    uvicorn.run(app, host=HOST, port=arguments.port, access_log=False, timeout_graceful_shutdown=3)
+    uvicorn.run(argilla_server.app, host=HOST, port=arguments.port, access_log=False, timeout_graceful_shutdown=3)
     return 0
 
 
