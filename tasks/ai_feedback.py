@@ -13,11 +13,11 @@ from pydantic import Field
 from labeling.ai_feedback import Opinion, form_opinion
 from labeling.ai_prompts import Answer, Question, Rubric, questions_of
 from labeling.ai_validation import position_of
-from labeling.comparison import Comparison, comparison_from
+from labeling.comparison import Comparison
 from labeling.endpoint import Usage
 from labeling.question import MAX_GUIDELINES, MAX_SCALE, guidelines_version
 from tasks.ai_answers import Said, answer_by_endpoint, judge_identity, letters_mean, usage_of
-from tasks.ai_recipe import AiRecipe, EndpointJudge, Judge, validation_files
+from tasks.ai_recipe import AiRecipe, EndpointJudge, Judge, earlier_comparisons, validation_files
 from tasks.artifact import Work, read_jsonl, write_jsonl
 from tasks.label_recipe import LabelRecipe
 from tasks.recipe import Part
@@ -91,12 +91,6 @@ def judge_comparisons(recipe: JudgingRecipe, inputs: Mapping[str, Path], work: W
         opinions += formed
         write_jsonl(work.out / f"{name}.jsonl", [opinion.row() for opinion in formed])
     _report(recipe, opinions, said, paid, work)
-
-
-def earlier_comparisons(folder: Path | None) -> list[Comparison]:
-    """The comparisons of an earlier round that people judged to learn from, or whose answer is known."""
-    rows = read_jsonl(folder / "comparisons.jsonl") if folder else []
-    return [comparison for comparison in map(comparison_from, rows) if comparison.kind != "repeat"]
 
 
 def _ask(

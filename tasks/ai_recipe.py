@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from labeling.comparison import Comparison, comparison_from
 from labeling.endpoint import url_fault
-from tasks.artifact import InputError
+from tasks.artifact import InputError, read_jsonl
 from tasks.recipe import Part
 
 ShortName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$")]
@@ -157,6 +158,12 @@ def ai_faults(recipe: AiRecipe, gold: bool) -> Iterator[str]:
 def validation_files(folder: Path | None) -> list[Path]:
     """The files of an earlier round that are read."""
     return [folder / "comparisons.jsonl", folder / "judgements.jsonl"] if folder else []
+
+
+def earlier_comparisons(folder: Path | None) -> list[Comparison]:
+    """The comparisons of an earlier round that people judged to learn from, or whose answer is known."""
+    rows = read_jsonl(folder / "comparisons.jsonl") if folder else []
+    return [comparison for comparison in map(comparison_from, rows) if comparison.kind != "repeat"]
 
 
 def _model_files(folder: Path) -> list[Path]:

@@ -9,8 +9,7 @@ from labeling.ai_feedback import Opinion, Routed, opinion_from, route, suggestio
 from labeling.ai_validation import Validation, validated, validation_report
 from labeling.comparison import Comparison, Judgement, judgement_from
 from labeling.sheets import Plan
-from tasks.ai_feedback import earlier_comparisons
-from tasks.ai_recipe import AiRecipe
+from tasks.ai_recipe import AiRecipe, earlier_comparisons
 from tasks.artifact import PipelineError, Work, read_jsonl
 
 
