@@ -42,12 +42,12 @@ class PreferencesRecipe(Part):
 
     source: Literal["judgements", "data"] = "judgements"
     """Annotators' ranks, or the pairs of the preference file that the data stage imported."""
-    aggregation: Method = "majority"
+    aggregation: Method = "reliability"
     """Each vote counts for what its annotator's are worth, as learnt from all votes, or `majority`: all count alike."""
     bar: BarRecipe = BarRecipe()
     """Annotators below it are held out: their judgements are kept, and no pair is made of them."""
     min_weight: float = Field(default=0.0, ge=0, le=1)
-    """Pairs whose annotators agree less than this are left out; see `labeling/rankings.py` for the weight."""
+    """Pairs of less weight are left out; see `labeling/rankings.py` for what a weight is."""
 
 
 def build_preferences(recipe: PreferencesRecipe, inputs: Mapping[str, Path], work: Work) -> None:

@@ -53,7 +53,7 @@ def test_judged_round_becomes_weighted_rows(tmp_path: Path) -> None:
         {"one": [(1, 2, 3), (1, 2, 2), None], "two-v": [(2, 1, 3), (2, 1, 3)], "three": [(1, 1, 1), (1, 1, 1)]},
     )
     work = work_in(tmp_path / "work")
-    build_preferences(PreferencesRecipe(), inputs, work)
+    build_preferences(PreferencesRecipe(aggregation="majority"), inputs, work)
 
     train, validation = (read_jsonl(work.out / f"{split}.jsonl") for split in ("train", "validation"))
     assert [(row["chosen_id"], row["rejected_id"], row["weight"]) for row in train] == [
@@ -85,7 +85,7 @@ def test_judged_round_becomes_weighted_rows(tmp_path: Path) -> None:
 def test_pairs_below_the_least_weight_are_left_out(tmp_path: Path) -> None:
     inputs = round_of(tmp_path, {"one": [(1, 2, 3), (1, 2, 2)], "two-v": [(2, 1, 3), (2, 1, 3)]})
     work = work_in(tmp_path / "work")
-    build_preferences(PreferencesRecipe(min_weight=0.6), inputs, work)
+    build_preferences(PreferencesRecipe(aggregation="majority", min_weight=0.6), inputs, work)
     assert work.metrics["pairs_train"] == 2
 
 
