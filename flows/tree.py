@@ -57,7 +57,9 @@ def ancestry(model: str) -> tuple[Found, Tree]:
             return node
         seen.add(key)
         below = branch.add(escape(line))
-        if found["stage"] == "label":
+        if found["erased"]:
+            below.add("erased: it held judgements of somebody who was erased since")
+        elif found["stage"] == "label":
             node["judgements"] = [row["id"] for row in _rows(store, key, "judgements.jsonl")]
             below.add(f"{len(node['judgements'])} judgements, the first: {', '.join(node['judgements'][:2])}")
         node["inputs"] = [walk(parent, name, below) for name, parent in sorted(found["inputs"].items())]
@@ -70,7 +72,7 @@ def descent(judgement: str) -> tuple[Found, Tree]:
     """The pairs, artifacts and registered models that one judgement shaped."""
     record = Record()
     store, records = Store(services.home(), record), record.artifacts()
-    labels = [key for key, found in records.items() if found["stage"] == "label"]
+    labels = [key for key, found in records.items() if found["stage"] == "label" and not found["erased"]]
     source = next(
         (key for key in labels if any(r["id"] == judgement for r in _rows(store, key, "judgements.jsonl"))), None
     )
@@ -91,7 +93,7 @@ def descent(judgement: str) -> tuple[Found, Tree]:
         for version in (v for v in versions if v.key == key):
             document["models"].append({"name": version.name, "version": version.version})
             below.add(f"[bold green]{escape(version.name)} version {version.version}[/]")
-        if stage == "preferences":
+        if stage == "preferences" and not records[key]["erased"]:
             pairs, trained = _pairs_with(judgement, store, key)
             document["pairs"] += pairs
             below.add(f"{len(pairs)} pairs hold it, {trained} of them to train on")

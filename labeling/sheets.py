@@ -47,6 +47,8 @@ class Plan:
     """Records a person gets at most (gold comparisons and repeats come on top)."""
     groups: tuple[Group, ...] = ()
     enough: Enough = field(default_factory=Enough)
+    erased: Mapping[str, int] = field(default_factory=dict)
+    """Record -> votes it had from people who were erased since: it needs as many less."""
 
     @property
     def overlap(self) -> int:
@@ -77,10 +79,10 @@ def share_out(plan: Plan, given: Issued) -> dict[str, list[str]]:
     fresh: dict[str, list[str]] = {name: [] for name in plan.people}
     for comparison in sorted(plan.asked, key=lambda each: _draw(plan, each.id)):
         having = holders.get(comparison.id, set())
-        needed = plan.overlap - len(having)
+        needed = plan.overlap - len(having) - plan.erased.get(comparison.id, 0)
         eligible = [name for name in _eligible(plan, comparison.stratum) if name not in having]
         free = [name for name in eligible if load[name] < _quota(plan, name)]
-        if len(free) < needed:
+        if len(free) < needed and not plan.erased:  # a round that lost somebody goes on with those who are left
             raise LabelingError(
                 f"Quotas and groups leave {len(free) + len(having)} people for a record of stratum "
                 f"'{comparison.stratum}', {plan.overlap} are needed; raise quotas, add people or lower the overlap."
@@ -124,6 +126,7 @@ def done(plan: Plan, judgements: Sequence[Judgement], issued: Issued) -> list[st
     if plan.sharing == "shared":
         votes, answered = _votes(judgements), Counter(judgement.record for judgement in judgements)
         everybody = len(plan.people)
+        votes.update(plan.erased)
         return [c.id for c in plan.asked if votes[c.id] >= plan.overlap or answered[c.id] >= everybody]
     return [record for record, name in _settle(plan, judgements, issued) if name is None]
 
@@ -133,11 +136,13 @@ def _settle(plan: Plan, judgements: Sequence[Judgement], issued: Issued) -> Iter
     holders = _people_of(issued)
     answered = {(judgement.annotator, judgement.record) for judgement in judgements}
     load = _load(plan, issued)
-    votes = _votes(judgements)
+    votes = _votes(judgements) + Counter(plan.erased)
     shares = disagreement(judgement for judgement in judgements if CANNOT_JUDGE not in judgement.flags)
     for comparison in plan.asked:
         having = holders.get(comparison.id, set())
-        if not having or any((name, comparison.id) not in answered for name in having):
+        if any((name, comparison.id) not in answered for name in having):
+            continue
+        if not having and comparison.id not in plan.erased:
             continue
         disputed = shares.get(comparison.id, 0.0) > plan.disagreement
         free = _candidates(plan, comparison.stratum, votes[comparison.id], disputed, having)

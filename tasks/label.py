@@ -101,7 +101,8 @@ def _simulate(
     utility = resolve(recipe.utility)
     sampled = {row["id"]: row for row in rows}
     asked = {each.id: sampled.get(each.source or each.id) or _gold_row(each) for each in plan.comparisons}
-    annotators = {each.name: SimulatedAnnotator(**each.model_dump(), seed=work.seed) for each in recipe.simulated}
+    crowd = [each for each in recipe.simulated if each.name in plan.people]
+    annotators = {each.name: SimulatedAnnotator(**each.model_dump(), seed=work.seed) for each in crowd}
     before, total = 0, 0
     jobs: list[tuple[str, SimulatedAnnotator, str]] = []
     for sheet in read_sheets(client, plan):

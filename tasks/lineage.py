@@ -6,6 +6,7 @@ Lineage is walked from MLflow alone: each artifact's run is tagged with its key 
 import json
 import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "rlhf"
 KEY, STAGE, DIGEST, INPUT = "rlhf.key", "rlhf.stage", "rlhf.digest", "rlhf.input."
+TEXTS = {".csv", ".html", ".json", ".jsonl", ".md", ".toml", ".txt"}
+ERASED, ANNOTATORS = "rlhf.erased", "rlhf.annotators"
+"""On the run of an artifact that held judgements of somebody who was erased: of whom, and whose it held besides."""
 CURVES = "report/curves.jsonl"
 
 
@@ -180,13 +184,15 @@ class Record:
         """Whether the artifact's run is complete in MLflow."""
         with answering():
             run = self._get(artifact.run_id)
-        return run is not None and run.data.tags.get(DIGEST) == artifact.digest
+        return run is not None and run.data.tags.get(DIGEST) == artifact.digest and ERASED not in run.data.tags
 
     def fetch(self, key: str, target: Path) -> bool:
         """Put an artifact's files into `target` from MLflow, by hard links where they are on this machine."""
         with answering():
             runs = self._search(f"tags.`{KEY}` = '{key}' AND tags.`{DIGEST}` != ''")
             for run in runs:
+                if ERASED in run.data.tags:
+                    continue
                 folder = _local(run.info.artifact_uri)
                 if folder is None:
                     target.mkdir(parents=True, exist_ok=True)
@@ -200,20 +206,78 @@ class Record:
         return False
 
     def artifacts(self) -> dict[str, dict[str, Any]]:
-        """All recorded artifacts by key: `{"stage", "name", "run_id", "digest", "inputs": {name: key}}`."""
+        """All recorded artifacts by key: `{"stage", "name", "run_id", "digest", "inputs": {name: key}, "erased"}`.
+
+        `erased` says whether its files are gone because they held judgements of an erased person; one that was built
+        again since is told.
+        """
         with answering():
             runs = self._search(f"tags.`{DIGEST}` != ''")
         found: dict[str, dict[str, Any]] = {}
         for run in runs:
             tags = run.data.tags
+            if ERASED in tags and tags[KEY] in found:
+                continue
             found[tags[KEY]] = {
                 "stage": tags[STAGE],
                 "name": run.info.run_name,
                 "run_id": run.info.run_id,
                 "digest": tags[DIGEST],
                 "inputs": {k.removeprefix(INPUT): v for k, v in tags.items() if k.startswith(INPUT)},
+                "erased": ERASED in tags,
             }
         return found
+
+    def erased(self) -> dict[tuple[str, str], "Run"]:
+        """The runs of erased artifacts by (key, digest)."""
+        with answering():
+            runs = self._search(f"tags.`{ERASED}` != ''")
+        return {(run.data.tags[KEY], run.data.tags.get(DIGEST, "")): run for run in runs if KEY in run.data.tags}
+
+    def erase(self, run_id: str, whose: str, annotators: Sequence[str]) -> None:
+        """Delete an artifact's files here and in MLflow, and say on its run whose judgements they held.
+
+        The mark comes first: what is marked is not served, wherever a copy of it lies.
+        """
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        with answering():
+            run = self.client.get_run(run_id)
+            everybody = sorted({*annotators, *run.data.tags.get(ANNOTATORS, "").split(",")} - {""})
+            erased = sorted({whose, *run.data.tags.get(ERASED, "").split(",")} - {""})
+            self.client.set_tag(run_id, ANNOTATORS, ",".join(everybody)[:8000])
+            self.client.set_tag(run_id, ERASED, ",".join(erased)[:8000])
+            if "mlflow.loggedArtifacts" in run.data.tags:
+                self.client.set_tag(run_id, "mlflow.loggedArtifacts", "[]")
+            folder = _local(run.info.artifact_uri)
+            if folder is None:
+                get_artifact_repository(str(run.info.artifact_uri)).delete_artifacts()
+            elif folder.exists():
+                shutil.rmtree(folder)
+
+    def runs(self) -> list["Run"]:
+        """Every run of the experiment, those of lifecycles too."""
+        with answering():
+            return self._search("")
+
+    def texts(self, run: "Run") -> Iterator[tuple[str, bytes]]:
+        """The text files of a run as (path, content); weights and pictures are not read."""
+        folder = _local(run.info.artifact_uri)
+        if folder is not None:
+            yield from text_files(folder)
+            return
+        from mlflow.artifacts import download_artifacts
+
+        waiting: list[str | None] = [None]
+        while waiting:
+            with answering():
+                found = self.client.list_artifacts(run.info.run_id, waiting.pop())
+            waiting += [each.path for each in found if each.is_dir]
+            for each in found:
+                if not each.is_dir and Path(each.path).suffix in TEXTS:
+                    with answering(), tempfile.TemporaryDirectory() as place:
+                        path = download_artifacts(run_id=run.info.run_id, artifact_path=each.path, dst_path=place)
+                        yield each.path, Path(path).read_bytes()
 
     def _search(self, query: str) -> list["Run"]:
         runs: list[Run] = []
@@ -278,6 +342,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten({str(index): item for index, item in enumerate(value)}, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
+
+
+def text_files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """The text files in a folder as (path, content)."""
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in TEXTS and file.is_file():
+            yield str(file.relative_to(folder)), file.read_bytes()
 
 
 def _curves(path: Path) -> Iterator[dict[str, Any]]:

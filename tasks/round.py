@@ -20,6 +20,7 @@ from labeling.sufficiency import Enough
 from tasks.artifact import InputError, PipelineError, Row, read_jsonl
 from tasks.label_recipe import EnoughRecipe, LabelRecipe
 from tasks.recipe import identity, stable_hash
+from tasks.tombstones import erased_votes, not_erased, read_tombstones
 
 
 def plan_of(recipe: LabelRecipe, rows: Sequence[Row], seed: int) -> Plan:
@@ -35,9 +36,14 @@ def plan_of(recipe: LabelRecipe, rows: Sequence[Row], seed: int) -> Plan:
     question = [recipe.criteria, recipe.scale, recipe.flags, recipe.rationale, recipe.min_submitted, recipe.sharing]
     if recipe.source == "simulated":  # people are who they are; other simulated annotators answer otherwise
         question.append(identity(recipe.model_copy(update={"enough": EnoughRecipe(), "guidelines": "."})))
+    name = f"{recipe.round}-{stable_hash([content, question])[:8]}"
+    stones = read_tombstones()
+    people = not_erased(recipe.annotators, stones)
+    if not people:
+        raise InputError("Everybody whom the recipe lets rank was erased; name other annotators in label.people.")
     return Plan(
         round=Round(
-            name=f"{recipe.round}-{stable_hash([content, question])[:8]}",
+            name=name,
             workspace=recipe.workspace,
             guidelines=recipe.guidelines,
             options=options,
@@ -49,14 +55,15 @@ def plan_of(recipe: LabelRecipe, rows: Sequence[Row], seed: int) -> Plan:
             rationale=recipe.rationale,
         ),
         comparisons=comparisons,
-        people=recipe.annotators,
+        people=people,
         sharing=recipe.sharing,
         most=recipe.max_submitted or recipe.min_submitted,
         disagreement=recipe.disagreement,
-        adjudicators=recipe.adjudicators,
+        adjudicators=not_erased(recipe.adjudicators, stones),
         quotas=recipe.quotas,
-        groups=tuple(Group(group.people, group.strata) for group in recipe.groups),
+        groups=tuple(Group(not_erased(group.people, stones), group.strata) for group in recipe.groups),
         enough=Enough(**recipe.enough.model_dump()),
+        erased=erased_votes(name, stones),
     )
 
 
@@ -113,7 +120,8 @@ def round_standing(recipe: LabelRecipe, completions: Path, seed: int) -> Standin
 
 def passwords(client: httpx.Client, recipe: LabelRecipe) -> dict[str, str]:
     """Passwords of the annotators by name, as far as they are known: made and kept before the accounts are."""
-    return known_passwords(client, recipe.workspace, (*recipe.annotators, *recipe.adjudicators))
+    names = not_erased((*recipe.annotators, *recipe.adjudicators), read_tombstones())
+    return known_passwords(client, recipe.workspace, names)
 
 
 def known_passwords(client: httpx.Client, workspace: str, names: Sequence[str]) -> dict[str, str]:

@@ -98,11 +98,28 @@ class Store:
     def find(self, key: str) -> Artifact | None:
         """The whole artifact of a key, from here or else from MLflow; None when it must be built."""
         path = self.home / "store" / key
-        artifact = _load(path)
+        artifact = self._allowed(_load(path))
         if artifact is not None:
             return artifact
         with self._lock(key):
-            return _load(path) or self._fetch(key, path)
+            return self._allowed(_load(path)) or self._fetch(key, path)
+
+    def erase(self, key: str) -> None:
+        """Delete an artifact's files here, and what was left of building it."""
+        for folder in (self.home / "store" / key, *(self.home / "building").glob(f"{key}*")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @cached_property
+    def _erased(self) -> set[tuple[str, str]]:
+        """(key, digest) of what may not be served, wherever it was erased."""
+        return set(self.record.erased())
+
+    def _allowed(self, artifact: Artifact | None) -> Artifact | None:
+        """The artifact, unless it holds judgements of somebody who was erased: then its files go here too."""
+        if artifact is None or (artifact.key, artifact.digest) not in self._erased:
+            return artifact
+        shutil.rmtree(artifact.path, ignore_errors=True)
+        return None
 
     def _fetch(self, key: str, path: Path) -> Artifact | None:
         staging = self.home / "building" / f"{key}.fetched"
@@ -120,7 +137,8 @@ class Store:
         found = self.find(key)
         if found is None:
             with self._lock(key):
-                found = _load(self.home / "store" / key)  # another process may have built it while we waited
+                # another process may have built it while we waited
+                found = self._allowed(_load(self.home / "store" / key))
                 if found is None:
                     return self._build(order, key, run, parent_run, started)
         return replace(self._recorded(found, parent_run), reused=True, seconds=time.monotonic() - started)
