@@ -66,9 +66,9 @@ def _nominal(tables: Sequence[Table], categories: int, resampling: Resampling) -
             same = (table.codes[left] == table.codes[right]) & (table.codes[left] != MISSING)
             shares = (same * (2 / np.maximum(raters[left] - 1, 1))).sum(axis=1)
             alike += resampling.sums(table.owner[left], shares)
-        rows, columns = np.nonzero((raters > 1) & (table.codes != MISSING))
-        cells = resampling.group[table.owner[rows]] * categories + table.codes[rows, columns]
-        marginals += np.bincount(cells, minlength=marginals.size)
+        for rows, columns in table.pairable(raters):
+            cells = resampling.group[table.owner[rows]] * categories + table.codes[rows, columns]
+            marginals += np.bincount(cells, minlength=marginals.size)
     counts = resampling.totals(marginals.reshape(-1, categories))
     total = counts.sum(axis=1)
     observed = total - resampling.totals(alike)[:, 0]

@@ -106,8 +106,11 @@ def _asked(by_id: Mapping[str, Comparison], judgements: Iterable[Judgement]) -> 
                 f"Judgement {judgement.id} is of record '{judgement.record}', which is not in the round; "
                 "give the comparisons it belongs to."
             )
-        comparison = by_id[judgement.record]
-        if comparison.kind == "asked" and judgement.ranks and judgement.ranks.keys() == set(comparison.shown):
+        comparison, ranks = by_id[judgement.record], judgement.ranks
+        whole = (
+            ranks is not None and len(ranks) == len(comparison.shown) and all(map(ranks.__contains__, comparison.shown))
+        )
+        if whole and comparison.kind == "asked":
             asked.append(judgement)
     return rankings(asked, fewest=1)
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import sparse
 
-from labeling.bootstrap import NOTHING, Estimate, Floats, Ints, Resampling, divided
+from labeling.bootstrap import MOST_SUMS, NOTHING, Estimate, Floats, Ints, Resampling, divided
 from labeling.comparison import LabelingError
 from labeling.tables import MISSING, Table, table_of
 
@@ -78,13 +78,13 @@ def fleiss_estimate(tables: Sequence[Table], categories: int, resampling: Resamp
     shares = np.zeros(resampling.groups * categories)
     for table in tables:
         raters = table.raters()
-        pairs = np.maximum(raters * (raters - 1) / 2, 1)
         for left, right in table.dyads():
             same = (table.codes[left] == table.codes[right]) & (table.codes[left] != MISSING)
-            alike += resampling.sums(table.owner[left], (same / pairs[left]).sum(axis=1))
-        rows, columns = np.nonzero((raters > 1) & (table.codes != MISSING))
-        cells = resampling.group[table.owner[rows]] * categories + table.codes[rows, columns]
-        shares += np.bincount(cells, 1 / raters[rows, columns], minlength=shares.size)
+            pairs = np.maximum(raters[left] * (raters[left] - 1) / 2, 1)
+            alike += resampling.sums(table.owner[left], (same / pairs).sum(axis=1))
+        for rows, columns in table.pairable(raters):
+            cells = resampling.group[table.owner[rows]] * categories + table.codes[rows, columns]
+            shares += np.bincount(cells, 1 / raters[rows, columns], minlength=shares.size)
     agreeing = resampling.totals(alike)[:, 0]
     given = resampling.totals(shares.reshape(-1, categories))
     units = given.sum(axis=1)
@@ -111,27 +111,35 @@ def labels_coded(labels: Iterable[Labels], categories: Labels | None = None) -> 
 
 def _couples(
     tables: Sequence[Table], categories: int, resampling: Resampling, weights: Weights | None
-) -> tuple[int, sparse.csr_array]:
+) -> tuple[int, Floats | sparse.csr_array]:
     """How many pairs of annotators there are, and sums per group [groups, pairs x (2 categories + 1)].
 
-    The sums are what the one gave, what the other gave, and how far apart they were.
+    The sums are what the one gave, what the other gave, and how far apart they were; sparse where there are so many
+    pairs of annotators that most groups know few of them.
     """
     distances = _distances(categories, weights)
     keys = [_key(table, left, right) for table in tables for left, right in table.dyads()]
     couples = np.unique(np.concatenate(keys)) if keys else np.zeros(0, dtype=np.int64)
     columns = 2 * categories + 1
-    sums = sparse.csr_array((resampling.groups, couples.size * columns))
+    shape = (resampling.groups, couples.size * columns)
+    dense = shape[0] * shape[1] <= MOST_SUMS
+    sums = np.zeros(shape[0] * shape[1]) if dense else sparse.csr_array(shape)
     for table in tables:
         for left, right in table.dyads():
-            key = _key(table, left, right)
-            rows, cells = np.nonzero((table.codes[left] != MISSING) & (table.codes[right] != MISSING))
-            one, other = table.codes[left[rows], cells], table.codes[right[rows], cells]
-            base = np.searchsorted(couples, key)[rows] * columns
-            place = np.concatenate([base + one, base + categories + other, base + columns - 1])
-            value = np.concatenate([np.ones(2 * rows.size), distances[one, other]])
-            group = np.tile(resampling.group[table.owner[left[rows]]], 3)
-            sums = sums + sparse.coo_array((value, (group, place)), shape=sums.shape).tocsr()
-    return int(couples.size), sums
+            one, other = table.codes[left], table.codes[right]
+            known = (one != MISSING) & (other != MISSING)
+            base = np.searchsorted(couples, _key(table, left, right)) * columns
+            group = resampling.group[table.owner[left]]
+            each, apart = known.sum(axis=1), (known * distances[one, other]).sum(axis=1)
+            place = np.concatenate([(base[:, None] + one)[known], (base[:, None] + categories + other)[known]])
+            place = np.concatenate([place, base + columns - 1])
+            value = np.concatenate([np.ones(2 * each.sum()), apart])
+            group = np.concatenate([np.tile(np.repeat(group, each), 2), group])
+            if dense:
+                sums += np.bincount(group * shape[1] + place, value, minlength=sums.size)
+            else:
+                sums = sums + sparse.coo_array((value, (group, place)), shape=shape).tocsr()
+    return int(couples.size), sums.reshape(shape) if dense else sums
 
 
 def _distances(categories: int, weights: Weights | None) -> Floats:

@@ -84,8 +84,15 @@ class Table:
         if not self.item.size:
             return np.zeros(self.codes.shape, dtype=int)
         starts = np.flatnonzero(np.diff(self.item, prepend=self.item[0] - 1))
-        given = np.add.reduceat((self.codes != MISSING).astype(np.int32), starts, axis=0)
+        given = np.add.reduceat((self.codes != MISSING), starts, axis=0, dtype=np.int32)
         return np.repeat(given, np.diff(starts, append=self.item.size), axis=0)
+
+    def pairable(self, raters: Ints) -> Iterator[tuple[Ints, Ints]]:
+        """The cells whose unit two or more gave a category to, in portions of rows and columns; `raters` as above."""
+        for start in range(0, self.item.size, AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            rows, columns = np.nonzero((raters[part] > 1) & (self.codes[part] != MISSING))
+            yield rows + start, columns
 
     def of_rater(self, rater: int) -> "Table":
         """One annotator against each other: every two rows that this one is part of are an item of their own."""

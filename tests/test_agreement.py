@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labeling import kappa
 from labeling.agreement import (
     agreement,
     agreement_by_annotator,
@@ -234,3 +235,17 @@ def test_ratings_flags_and_labels_at_their_ends() -> None:
     assert label_agreement([]).figures() == {}
     assert label_agreement([("r", "x", "yes"), ("r", "y", None)]).records == 0
     assert label_agreement([("r", "x", "yes"), ("r", "y", "yes")]).exact.value == 1
+
+
+def test_a_crowd_of_annotators_gives_the_same_kappa(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of many pairs of annotators are kept sparse."""
+    rng = np.random.default_rng(8)
+    crowd = [
+        judgement(f"r{record}", f"a{annotator}", *rng.integers(1, 4, size=3).tolist())
+        for record in range(60)
+        for annotator in rng.permutation(12)[:3]
+    ]
+    dense = agreement(crowd, samples=50).cohen_kappa
+    monkeypatch.setattr(kappa, "MOST_SUMS", 0)
+    sparse = agreement(crowd, samples=50).cohen_kappa
+    assert [*sparse.parts().values()] == pytest.approx([*dense.parts().values()])
