@@ -40,7 +40,7 @@ class Process:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "RLHF_WORKERS": "1"},
                 start_new_session=True,
             )
 

@@ -136,7 +136,7 @@ def restart(*names: str) -> None:
 def test_a_deployed_run_suspends_and_the_scheduled_sweep_resumes_it(
     serving: Callable[[int], Process], rlhf_home: Path
 ) -> None:
-    server = serving(10)
+    server = serving(30)
     run = submitted("swept")
     until(lambda: run.is_in("Suspended"), 240, server.log)
     assert run.run()["tags"] == ["waiting-for-labels"]
