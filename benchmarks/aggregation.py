@@ -185,7 +185,8 @@ def reward(seeds: int, folder: Path | None) -> Iterator[tuple[str, dict[str, Any
                     outcome = to_preferences(domain.comparisons("train", seed), judgements, method)
                     scores = domain.reward_model(outcome.preferences, seed)
                     _add(hits[method], _scored(scores, domain.utilities("validation")))
-            found = {"seeds": seeds, **_compared(hits)}
+            compared = _compared(hits)
+            found = {"seeds": seeds, **{name: compared[name] for name in ("pairs", "records", *METHODS, "gain")}}
             rows.append([mix, *_cells(found)])
             show("reward model's accuracy on held-out pairs", ["annotators", *METHODS, "gain", "pairs"], rows)
             yield mix, found
