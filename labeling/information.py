@@ -130,8 +130,8 @@ def uncertainty(features: Floats, posterior: Posterior) -> Floats:
 def best_shown(worth: Floats, show: int, alike: NDArray[np.bool_] | None = None) -> Ints:
     """Which completions of each record to show: the pair that is worth most, then greedily the one that adds most.
 
-    Those that are `alike` [records, completions, completions] are shown together only where there are not enough others.
-    worth: [records, completions, completions], symmetric; returns places [records, show], ascending.
+    worth: [records, completions, completions], symmetric; alike: in the same shape, what is shown together only where
+    there are not enough others. Returns places [records, show], ascending.
     """
     worth = worth.copy() if alike is None else np.where(alike, NEVER, worth)
     records, completions, _ = worth.shape

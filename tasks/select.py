@@ -49,18 +49,20 @@ class SelectRecipe(Part):
     members: int = Field(default=8, ge=2)
     """With `disagreement`: heads in the ensemble."""
     earlier: Path | None = None
-    """Preferences of an earlier round (its `train.jsonl`), which `disagreement` and `information` learn from."""
+    """Preferences of an earlier round (its `train.jsonl`): `disagreement` and `information` learn from them, `diverse`
+    keeps away from their prompts."""
 
     def external_files(self) -> list[Path]:
         """The earlier preferences belong to the identity by their content."""
         return [self.earlier.expanduser()] if self.earlier else []
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        """Names of the inputs beside the completions; `preferences` may be missing where `earlier` is set."""
-        if self.method in LEARNERS:
-            return ("base", "sft", "preferences")
-        return ("base", "sft") if self.method == "diverse" and self.similarity == "model" else ()
+    def looks_at(self) -> tuple[str, ...]:
+        """Names of the inputs beside the completions; `preferences`, those of an earlier round, may be missing."""
+        if self.method not in (*LEARNERS, "diverse"):
+            return ()
+        reads = self.method in LEARNERS or self.similarity == "model"
+        return ("base", "sft", "preferences") if reads else ("preferences",)
 
     def in_round(self, label: "LabelRecipe") -> "SelectStage":
         """The stage's part: what it costs to have a record labelled is said by the round."""
@@ -74,7 +76,7 @@ class SelectRecipe(Part):
             raise ValueError(f'\'{given[0]}\' has no effect with method = "all"; choose another method, as "random"')
         if self.method != "all" and not given:
             raise ValueError(f"'method' is \"{self.method}\" without a budget; set budget_judgements or budget_hours")
-        if self.earlier and self.method not in LEARNERS:
+        if self.earlier and self.method not in (*LEARNERS, "diverse"):
             raise ValueError(f"'earlier' has no effect with method = \"{self.method}\"; remove it")
         return self
 
@@ -93,7 +95,7 @@ class SelectStage(SelectRecipe):
 
 
 def select_completions(recipe: SelectStage, inputs: Mapping[str, Path], work: Work) -> None:
-    """inputs: completions, and what `recipe.needs` names. Writes `completions.jsonl`, the chosen rows with the shown
+    """inputs: completions, and what `recipe.looks_at` names. Writes `completions.jsonl`, the chosen rows with the shown
     completions in the form of the sampled ones, and `selection.json`: for each row of the pool whether and why.
 
     Rows whose completions all say the same are never chosen. Raises `InputError` for a budget that does not pay for a

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeling.information import (
+    Ensemble,
     Pairs,
     best_shown,
     bootstrap_heads,
@@ -18,7 +19,7 @@ from labeling.information import (
     uncertainty,
 )
 from labeling.selection import Pick, ngram_vectors, shuffled, spread, unit
-from tasks.artifact import InputError, Row, Work, read_jsonl
+from tasks.artifact import InputError, Message, Row, Work, read_jsonl
 from tasks.select import SelectStage
 
 DIMENSIONS = 128
@@ -44,10 +45,21 @@ def pick(
     order = shuffled([row["id"] for row in rows], work.seed)  # where values are equal the seed decides
     rows = [rows[place] for place in order]
     if recipe.method == "diverse":
-        found = spread(_prompts(recipe, rows, inputs, work), count, progress=_choosing(work))
+        known = list({repr(row["prompt"]): row["prompt"] for row in _earlier(recipe, inputs)}.values())
+        vectors = _prompts(recipe, [*(row["prompt"] for row in rows), *known], inputs, work)
+        found = spread(vectors[: len(rows)], count, taken=vectors[len(rows) :], progress=_choosing(work))
         picks = [Pick(order[place], 1 - near, _unlike(near)) for place, near in found]
         return picks, list(shown)
-    picks, best = _by_reward(recipe, rows, count, inputs, work)
+    earlier = _earlier(recipe, inputs)
+    if not earlier:
+        raise InputError(
+            f'select.method = "{recipe.method}" learns from preferences of an earlier round and there are none; '
+            'label a first round with "random" or "diverse", or name the file of such preferences in select.earlier.'
+        )
+    features, pairs = _features(rows, earlier, inputs, work)
+    weighed = recipe.method == "disagreement" and recipe.diversity > 0
+    similar = _prompts(recipe, [row["prompt"] for row in rows], inputs, work) if weighed else np.zeros((len(rows), 1))
+    picks, best = by_reward(recipe, rows, count, features, pairs, similar, work)
     telling: list[Sequence[int]] = [[] for _ in rows]
     for place, places in zip(order, best, strict=True):
         telling[place] = places
@@ -58,65 +70,67 @@ def _unlike(near: float) -> str:
     return f"unlike those before it (similarity {near:.2f} to the nearest)" if near > -1 else "the first"
 
 
-def _prompts(recipe: SelectStage, rows: Sequence[Row], inputs: Mapping[str, Path], work: Work) -> Floats:
+def _prompts(
+    recipe: SelectStage, prompts: Sequence[Sequence[Message]], inputs: Mapping[str, Path], work: Work
+) -> Floats:
     """Unit vectors of the prompts."""
     if recipe.similarity == "ngrams":
-        return ngram_vectors([" ".join(message["content"] for message in row["prompt"]) for row in rows])
+        return ngram_vectors([" ".join(message["content"] for message in prompt) for prompt in prompts])
     from tasks.models.features import text_features
 
     found = text_features(
         [inputs["base"], inputs["sft"]],
-        [(row["prompt"], None, True) for row in rows],
+        [(prompt, None, True) for prompt in prompts],
         lambda done, total: work.progress(done, total, "prompts read"),
     )
     return unit(found - found.mean(axis=0))  # what all prompts share tells none from another
 
 
-def _by_reward(
-    recipe: SelectStage, rows: Sequence[Row], count: int, inputs: Mapping[str, Path], work: Work
+def by_reward(
+    recipe: SelectStage, rows: Sequence[Row], count: int, features: Floats, pairs: Pairs, similar: Floats, work: Work
 ) -> tuple[list[Pick], list[list[int]]]:
-    """The picks by what heads learnt from earlier preferences are unsure about, and what to show of each row."""
-    features, pairs = _features(rows, _earlier(recipe, inputs), inputs, work)
+    """The picks by what heads learnt from earlier pairs are unsure about, and the completions to show of each row.
+
+    features: [rows, completions, dimensions]; similar: unit vectors of the prompts, for `disagreement`.
+    """
     posterior = likeliest(pairs)
     ensemble = bootstrap_heads(pairs, recipe.members, work.seed, posterior.precision)
-    work.log({"earlier_pairs": len(pairs.apart), "earlier_prompts": int(pairs.prompts.max()) + 1})
-    if not np.isnan(ensemble.accuracy):
-        work.log({"heads_accuracy": ensemble.accuracy})
-        if ensemble.accuracy < CHANCE:
-            work.notify(
-                f"The reward heads order only {ensemble.accuracy:.0%} of the earlier pairs that they have not seen "
-                'rightly, so what they are unsure about says little; take select.method = "random" or "diverse".'
-            )
+    _tell(pairs, ensemble, work)
     by_information = recipe.method == "information"
-    heads = np.einsum("rad,md->rma", features, ensemble.heads)
-    worth = uncertainty(features, posterior) if by_information else disagreement(heads)
+    rewards = np.einsum("rad,md->rma", features, ensemble.heads)
+    worth = uncertainty(features, posterior) if by_information else disagreement(rewards)
     alike = _same_text(rows)
     places = best_shown(worth, recipe.show or features.shape[1], alike)
-    taken = np.take_along_axis(features, places[:, :, None], axis=1)
     if by_information:
-        found = most_informative(designs(taken, posterior.head), posterior.covariance, count, _choosing(work))
-        picks = [Pick(place, nats, f"its ranking is expected to tell {nats:.3f} nats") for place, nats in found]
+        taken = np.take_along_axis(features, places[:, :, None], axis=1)
+        told = most_informative(designs(taken, posterior.head), posterior.covariance, count, _choosing(work))
+        picks = [Pick(place, nats, f"its ranking is expected to tell {nats:.3f} nats") for place, nats in told]
         return picks, places.tolist()
     worth = np.where(alike, 0.0, worth)  # nobody can prefer one of them
-    pairwise = np.take_along_axis(np.take_along_axis(worth, places[:, :, None], 1), places[:, None, :], 2)
-    show = places.shape[1]
-    apart = pairwise.sum(axis=(1, 2)) / (show * (show - 1))
-    similar = _prompts(recipe, rows, inputs, work) if recipe.diversity else np.zeros((len(rows), 1))
+    shown = np.take_along_axis(np.take_along_axis(worth, places[:, :, None], 1), places[:, None, :], 2)
+    apart = shown.sum(axis=(1, 2)) / (places.shape[1] * (places.shape[1] - 1))
     chosen = spread(similar, count, worth=apart, diversity=recipe.diversity, progress=_choosing(work))
     why = "preference probabilities of the ensemble deviate by"
     return [Pick(place, float(apart[place]), f"{why} {apart[place]:.3f}") for place, _ in chosen], places.tolist()
 
 
-def _earlier(recipe: SelectStage, inputs: Mapping[str, Path]) -> list[Row]:
-    """Preferences of an earlier round. Raises `InputError` without any."""
-    path = inputs["preferences"] / "train.jsonl" if "preferences" in inputs else recipe.earlier
-    found = read_jsonl(path.expanduser()) if path else []
-    if not found:
-        raise InputError(
-            f'select.method = "{recipe.method}" learns from preferences of an earlier round and there are none; '
-            'label a first round with "random" or "diverse", or name the file of such preferences in select.earlier.'
+def _tell(pairs: Pairs, ensemble: Ensemble, work: Work) -> None:
+    """What the heads learnt from and how well they predict; a word to the person where that is badly."""
+    work.log({"earlier_pairs": len(pairs.apart), "earlier_prompts": int(pairs.prompts.max()) + 1})
+    if np.isnan(ensemble.accuracy):
+        return
+    work.log({"heads_accuracy": ensemble.accuracy})
+    if ensemble.accuracy < CHANCE:
+        work.notify(
+            f"The reward heads order only {ensemble.accuracy:.0%} of the earlier pairs that they have not seen "
+            'rightly, so what they are unsure about says little; take select.method = "random" or "diverse".'
         )
-    return found
+
+
+def _earlier(recipe: SelectStage, inputs: Mapping[str, Path]) -> list[Row]:
+    """Preferences of an earlier round, if there are any."""
+    path = inputs["preferences"] / "train.jsonl" if "preferences" in inputs else recipe.earlier
+    return read_jsonl(path.expanduser()) if path else []
 
 
 def _features(

@@ -5,11 +5,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from labeling.comparison import OPTIONS
-from tasks.artifact import InputError, Row, Work, read_jsonl, write_jsonl
+from tasks.artifact import InputError, Message, Row, Work, read_jsonl, write_jsonl
 from tasks.label_recipe import LabelRecipe
 from tasks.recipe import identity
 from tasks.round import plan_of
@@ -126,6 +126,17 @@ def test_a_diverse_batch_is_not_one_question_ten_times(tmp_path: Path) -> None:
     assert diverse.metrics["similarity_to_nearest"] < at_random.metrics["similarity_to_nearest"]
 
 
+def test_a_diverse_batch_keeps_away_from_what_was_judged(tmp_path: Path) -> None:
+    pool = rows(4, 1)
+    asked = ("Which aisle has the bread?", "Which aisle has bread?", "How much is the tea?", "May dogs come in?")
+    for row, text in zip(pool, asked, strict=False):
+        row["prompt"] = [{"role": "user", "content": text}]
+    file = tmp_path / "train.jsonl"
+    write_jsonl(file, [{"prompt": pool[0]["prompt"]}, {"prompt": pool[2]["prompt"]}, {"prompt": pool[2]["prompt"]}])
+    chosen, _, _ = select(tmp_path, pool, method="diverse", budget_judgements=4, earlier=file)
+    assert [row["id"] for row in chosen if row["split"] == "train"] == [pool[3]["id"]]
+
+
 def test_prompts_may_be_told_apart_by_the_model(tmp_path: Path, model: dict[str, Path]) -> None:
     pool = rows(24, 4)
     for row in pool[:20]:
@@ -227,6 +238,34 @@ def test_the_rounds_overlap_belongs_to_the_identity() -> None:
     recipe = SelectRecipe(method="random", budget_judgements=20)
     twice = recipe.in_round(LABEL)
     assert twice.overlap == 2 and identity(twice) != identity(recipe.in_round(LabelRecipe()))
-    assert SelectRecipe(method="information", show=2).needs == ("base", "sft", "preferences")
-    assert SelectRecipe(method="diverse", show=2, similarity="model").needs == ("base", "sft")
-    assert recipe.needs == () and len(OPTIONS) == 8
+    assert SelectRecipe(method="information", show=2).looks_at == ("base", "sft", "preferences")
+    assert SelectRecipe(method="diverse", show=2, similarity="model").looks_at == ("base", "sft", "preferences")
+    assert SelectRecipe(method="diverse", show=2).looks_at == ("preferences",) and recipe.looks_at == ()
+
+
+def test_features_are_means_over_the_completion_however_they_are_batched(
+    model: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from tasks.models import features
+    from tasks.models.chat import encode_completion
+    from tasks.models.loading import load_causal_lm, load_tokenizer
+
+    chain = [model["base"], model["sft"]]
+    ask: Message = {"role": "user", "content": "Where is item 3?"}
+    items: list[features.Item] = [
+        ([ask], "It is in aisle 3.", True), ([ask], "In 3", False), ([ask], "", False), ([ask], "", True),
+        ([ask], None, True),
+        ([ask], "It is in aisle 3. " * 40, True),  # longer than the model reads: its end counts
+    ]  # fmt: skip
+    found = features.text_features(chain, items)
+    assert found.shape == (6, 32) and len(np.unique(found.round(4), axis=0)) == 6
+    ids, answer = encode_completion(load_tokenizer(model["base"]), [ask], "It is in aisle 3.", True)
+    with torch.no_grad():
+        hidden = load_causal_lm(chain).model(input_ids=torch.tensor([[*ids, *answer]])).last_hidden_state[0]
+    np.testing.assert_allclose(found[0], hidden[len(ids) :].mean(0).numpy(), atol=1e-5)
+    monkeypatch.setattr(features, "BATCH_TOKENS", 1)
+    np.testing.assert_allclose(features.text_features(chain, items), found, atol=1e-5)
+    monkeypatch.setattr(features, "MOST", 8)
+    assert features.text_features(chain, items).shape == (6, 8)
