@@ -189,7 +189,7 @@ class Record:
     def fetch(self, key: str, target: Path) -> bool:
         """Put an artifact's files into `target` from MLflow, by hard links where they are on this machine."""
         with answering():
-            runs = self._search(f"tags.`{KEY}` = '{key}' AND tags.`{DIGEST}` != ''")
+            runs = self.search(f"tags.`{KEY}` = '{key}' AND tags.`{DIGEST}` != ''")
             for run in runs:
                 if ERASED in run.data.tags:
                     continue
@@ -212,7 +212,7 @@ class Record:
         again since is told.
         """
         with answering():
-            runs = self._search(f"tags.`{DIGEST}` != ''")
+            runs = self.search(f"tags.`{DIGEST}` != ''")
         found: dict[str, dict[str, Any]] = {}
         for run in runs:
             tags = run.data.tags
@@ -231,8 +231,12 @@ class Record:
     def erased(self) -> dict[tuple[str, str], "Run"]:
         """The runs of erased artifacts by (key, digest)."""
         with answering():
-            runs = self._search(f"tags.`{ERASED}` != ''")
+            runs = self.search(f"tags.`{ERASED}` != ''")
         return {(run.data.tags[KEY], run.data.tags.get(DIGEST, "")): run for run in runs if KEY in run.data.tags}
+
+    def erased_for(self, whose: str) -> list["Run"]:
+        """The runs whose files are gone for the sake of this person."""
+        return [run for run in self.erased().values() if whose in run.data.tags[ERASED].split(",")]
 
     def erase(self, run_id: str, whose: str, annotators: Sequence[str]) -> None:
         """Delete an artifact's files here and in MLflow, and say on its run whose judgements they held.
@@ -258,7 +262,7 @@ class Record:
     def runs(self) -> list["Run"]:
         """Every run of the experiment, those of lifecycles too."""
         with answering():
-            return self._search("")
+            return self.search("")
 
     def texts(self, run: "Run") -> Iterator[tuple[str, bytes]]:
         """The text files of a run as (path, content); weights and pictures are not read."""
@@ -279,7 +283,8 @@ class Record:
                         path = download_artifacts(run_id=run.info.run_id, artifact_path=each.path, dst_path=place)
                         yield each.path, Path(path).read_bytes()
 
-    def _search(self, query: str) -> list["Run"]:
+    def search(self, query: str) -> list["Run"]:
+        """All runs of the experiment that MLflow's filter lets through."""
         runs: list[Run] = []
         token: str | None = None
         while True:

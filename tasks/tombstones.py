@@ -15,6 +15,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+TOMBSTONE = "rlhf.tombstone"
+"""On the MLflow run that is a tombstone's copy: the pseudonym."""
+
 
 class Tombstone(BaseModel):
     """One erased annotator."""
@@ -46,10 +49,10 @@ class Tombstone(BaseModel):
         return self.model_dump(mode="json", exclude={"salt", "name_hash"})
 
 
-def recognised(username: str) -> dict[str, str]:
-    """A fresh salt and the hash of a username: the fields of a tombstone."""
+def recognised(username: str) -> tuple[str, str]:
+    """A fresh salt and the hash of a username with it."""
     salt = secrets.token_hex(16)
-    return {"salt": salt, "name_hash": _hash(username, salt)}
+    return salt, _hash(username, salt)
 
 
 def folder(home: Path | None = None) -> Path:
