@@ -6,17 +6,20 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Self
+from uuid import UUID
 
-from prefect import flow
+from prefect import flow, get_client
 from prefect.artifacts import create_markdown_artifact
-from prefect.exceptions import Pause
+from prefect.exceptions import ObjectNotFound, Pause
 from prefect.runtime import flow_run
+from prefect.states import Crashed
 from pydantic import BaseModel, Field, model_validator
 
 from flows import services, waiting
 from flows.running import Builder, Running, curves_sent
 from flows.screen import Screen
 from flows.summary import Built, conclude, figures, markdown
+from tasks.abandoned import close_abandoned, take_up
 from tasks.artifact import Artifact, PipelineError
 from tasks.data.prepare import DataRecipe, ShopData, prepare_data
 from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
@@ -30,7 +33,7 @@ from tasks.preferences import PreferencesRecipe, build_preferences
 from tasks.recipe import Part
 from tasks.registry import Registered, Registry
 from tasks.sampling.completions import SampleRecipe, sample_completions
-from tasks.store import Order, Stage, Store
+from tasks.store import Order, Stage, Store, read_manifest
 from tasks.training.dpo import DpoRecipe, train_dpo
 from tasks.training.grpo import GrpoRecipe, train_grpo
 from tasks.training.ppo import PpoRecipe, train_ppo
@@ -43,7 +46,7 @@ DATA = Stage("data", prepare_data)
 SFT = Stage("sft", train_sft)
 SAMPLE = Stage("sample", sample_completions)
 LABEL = Stage("label", collect_judgements, version=2)
-PREFERENCES = Stage("preferences", build_preferences)
+PREFERENCES = Stage("preferences", build_preferences, version=2)
 REWARD = Stage("reward", train_reward)
 OPTIMISE = {"dpo": Stage("dpo", train_dpo), "ppo": Stage("ppo", train_ppo), "grpo": Stage("grpo", train_grpo)}
 MERGE = Stage("merge", merge_policy)
@@ -153,6 +156,9 @@ def build_lifecycle(recipe: LifecycleRecipe, build: Builder, store: Store, regis
 
     def evaluation(against: Artifact | None) -> Order:
         champion = {"champion": against} if against else {}
+        learnt_from = _data_behind(against, store) if against else None
+        if learnt_from and learnt_from.digest != data.digest:
+            champion["champion_data"] = learnt_from
         return order(EVALUATE, recipe.evaluate, {**start, "data": data, "reward": reward, **candidates, **champion})
 
     champion = _opponent(registry, store, recipe.name, merged, evaluation)
@@ -168,6 +174,15 @@ def _files_of(champion: Registered | None, store: Store) -> Artifact | None:
             f"The files of the champion, {champion.name} version {champion.version}, are neither here nor in MLflow; "
             "run its recipe again, or remove the alias in MLflow."
         )
+    return found
+
+
+def _data_behind(merged: Artifact, store: Store) -> Artifact | None:
+    """The data that a merged model was made with, where it can be had."""
+    found: Artifact | None = merged
+    for name in ("sft", "data"):
+        source = read_manifest(found.path)["inputs"].get(name) if found else None
+        found = store.find(source["key"]) if source else None
     return found
 
 
@@ -191,7 +206,24 @@ def _opponent(
     return before if store.find(earlier.key) else now
 
 
-@flow(name="rlhf", flow_run_name="{recipe.name}", validate_parameters=True, persist_result=False)
+def _close_abandoned(record: Record) -> None:
+    """Runs that were killed on this machine end in MLflow and Prefect before the next one begins."""
+    gone = close_abandoned(record)
+    if gone:
+        with get_client(sync_client=True) as client:
+            for flow_run_id in gone:
+                with suppress(ObjectNotFound):
+                    client.set_flow_run_state(UUID(flow_run_id), Crashed(message="Its process was killed."), force=True)
+
+
+def run_name() -> str:
+    """What tells a run from others of its recipe at a glance."""
+    recipe = flow_run.parameters["recipe"]
+    recipe = recipe if isinstance(recipe, LifecycleRecipe) else LifecycleRecipe.model_validate(recipe)
+    return f"{recipe.name}: {', '.join(map(policy_name, recipe.policy))}, seed {recipe.seed}"
+
+
+@flow(name="rlhf", flow_run_name=run_name, validate_parameters=True, persist_result=False)
 def rlhf(recipe: LifecycleRecipe) -> dict[str, Any]:
     """Run a recipe's whole lifecycle; returns the summary document (see `flows.summary`).
 
@@ -205,8 +237,10 @@ def rlhf(recipe: LifecycleRecipe) -> dict[str, Any]:
         record = Record()
         store, registry = Store(home, record), Registry(record)
         parent = waiting.parent_of(record, flow_run.id) or record.open_lifecycle(
-            recipe.name, recipe.model_dump(mode="json"), {waiting.FLOW_RUN: flow_run.id or ""}
+            run_name(), recipe.model_dump(mode="json"), {waiting.FLOW_RUN: flow_run.id or ""}
         )
+        take_up(record, parent)
+        _close_abandoned(record)
         try:
             with Screen() as screen, curves_sent(record):
                 running = Running(store, workers, screen, parent)
@@ -216,7 +250,7 @@ def rlhf(recipe: LifecycleRecipe) -> dict[str, Any]:
             document = conclude(recipe.name, built, running.done, registry, parent, str(flow_run.id))
             document["seconds"] = round(time.monotonic() - started, 2)
             text = markdown(document)
-            promoted = {"rlhf.promoted": str(document["promoted"])}
+            promoted = {"rlhf.promoted": str(document["promoted"]), "mlflow.note.content": text}
             artifacts = {f"rlhf.artifact.{name}": artifact.key for name, artifact in running.done}
             record.close_lifecycle(parent, figures(document), promoted | artifacts, {"summary.md": text})
             create_markdown_artifact(key="rlhf-summary", markdown=text, description=f"Lifecycle of {recipe.name}")

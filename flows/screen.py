@@ -76,6 +76,8 @@ class Screen:
 
     def advance(self, stage: str, done: int, total: int, note: str) -> None:
         if self._live and stage in self._bars:
+            if done < total and any(bar.id == self._bars[stage] and bar.finished for bar in self._progress.tasks):
+                self._progress.reset(self._bars[stage])  # a first part of the stage was whole: the next one begins
             self._progress.update(self._bars[stage], completed=done, total=max(total, 1), note=note)
 
     def end(self, stage: str, artifact: Artifact) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 from tasks.artifact import Artifact, without_credentials
 from tasks.registry import Registered, Registry
 
+TRAINING = "?workflowType=machine_learning"
+"""Opens MLflow's pages as they are for training; by default it shows those for traces of agents."""
+
 
 @dataclass(frozen=True)
 class Built:
@@ -59,8 +62,9 @@ def conclude(
         "urls": urls(),
         "links": {
             "prefect": f"{urls()['prefect']}/runs/flow-run/{flow_run}",
-            "mlflow": f"{urls()['mlflow']}/#/experiments/{registry.experiment}/runs/{run_id}",
+            "mlflow": f"{urls()['mlflow']}/#/experiments/{registry.experiment}/runs/{run_id}{TRAINING}",
             "experiment": f"{urls()['mlflow']}/#/experiments/{registry.experiment}",
+            "registry": f"{urls()['mlflow']}/#/models/{name}{TRAINING}",
         },
     }
 
@@ -98,18 +102,24 @@ def markdown(document: Mapping[str, Any]) -> str:
         "",
         f"**{'Promoted' if document['promoted'] else 'Not promoted'}**: {document['reason']}",
         "",
-        f"Built {len(built)} of {len(document['stages'])} stages in {seconds:.0f} s; the rest was reused."
+        f"Built {len(built)} of {len(document['stages'])} stages in {seconds:.0f} s"
+        + ("; the rest was reused." if len(built) < len(document["stages"]) else ".")
         if built
         else f"Nothing to build: all {len(document['stages'])} stages were reused ({seconds:.0f} s).",
         "",
         *_candidate_table(document),
         "",
-        *(f"- {c['name']} is refused: {reason}" for c in document["candidates"] for reason in c["refused"]),
+        *(
+            f"- {c['name']} is refused: {reason}"
+            for c in document["candidates"]
+            for reason in c["refused"]
+            if reason not in document["reason"]
+        ),
         "",
         "| stage | | seconds |",
         "|---|---|---|",
         *(
-            f"| [{s['name']}]({document['links']['experiment']}/runs/{s['run_id']}) "
+            f"| [{s['name']}]({document['links']['experiment']}/runs/{s['run_id']}{TRAINING}) "
             f"| {'reused' if s['reused'] else 'built'} | {s['seconds']:.1f} |"
             for s in document["stages"]
         ),
@@ -121,11 +131,14 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 def _candidate_table(document: Mapping[str, Any]) -> list[str]:
     checks = list(document["sft"]["checks"])
-    head = ["model", "wins against SFT", "says the reward model", *checks, "KL", "tokens", "ended", "gate"]
+    against = any(candidate["win_rate_vs_champion"] for candidate in document["candidates"])
+    champion = ["wins against the champion"] if against else []
+    head = ["model", "wins against SFT", *champion, "says the reward model", *checks, "KL", "tokens", "ended", "gate"]
     rows = [
         [
             "SFT",
             "",
+            *("" for _ in champion),
             "",
             *(_interval(document["sft"]["checks"][check]) for check in checks),
             "",
@@ -139,6 +152,7 @@ def _candidate_table(document: Mapping[str, Any]) -> list[str]:
             [
                 candidate["name"],
                 _interval(candidate["win_rate_vs_sft"]["judge"]),
+                *(_interval(candidate["win_rate_vs_champion"]["judge"]) for _ in champion),
                 f"{candidate['win_rate_vs_sft']['reward_model']['mean']:.2f}",
                 *(_interval(candidate["checks"][check]) for check in checks),
                 "" if candidate["kl_to_sft"] is None else f"{candidate['kl_to_sft']:.2f}",
@@ -164,8 +178,10 @@ def where_to_look(document: Mapping[str, Any]) -> list[str]:
     return [
         f"Prefect {links['prefect']}: this run, its stages and this summary",
         f"MLflow {links['mlflow']}: this run; the stages above link to theirs, with curves, figures and completions "
-        f"side by side; the champion is under Models, {document['name']}",
-        f"Argilla {ui['argilla']}: the ranked comparisons (`rlhf status` says how to sign in)",
+        "side by side",
+        f"MLflow {links['registry']}: the versions of {document['name']} and its champion",
+        f"Argilla {ui['argilla']}: the round as an annotator sees it (`rlhf status` says how to sign in); everybody's "
+        "judgements and the round's report are with the label stage",
     ]
 
 

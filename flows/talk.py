@@ -9,6 +9,9 @@ from rich.console import Console
 from flows import services
 from tasks.artifact import Message, PipelineError
 
+SPEAKING = ("base", "sft", "dpo", "ppo", "grpo", "merge")
+"""Stages that make a language model."""
+
 
 class Talk:
     """One conversation; models that were loaded stay loaded, so changing between them is quick."""
@@ -85,8 +88,12 @@ def _load(model: str) -> tuple[Any, Any]:
     record = Record()
     store, records = Store(services.home(), record), record.artifacts()
     key, _ = resolve_model(model, Registry(record), records)
-    inputs = records[key]["inputs"]
-    whole = records[key]["stage"] in ("merge", "base")
+    inputs, stage = records[key]["inputs"], records[key]["stage"]
+    if stage not in SPEAKING:
+        raise PipelineError(
+            f"{model} is what stage '{stage}' made, which cannot talk; name a policy or a merged model."
+        )
+    whole = stage in ("merge", "base")
     parts = [key] if whole else [*(inputs[name] for name in ("base", "sft") if name in inputs), key]
     chain = [artifact.path for part in parts if (artifact := store.find(part))]
     if len(chain) < len(parts):

@@ -53,7 +53,7 @@ def _run_round(recipe: LabelRecipe, rows: Sequence[Row], plan: Plan, client: htt
     known = passwords(client, recipe)
     keys = open_round(client, plan, known, lambda done, total: work.progress(done, total, "publishing"))
     if recipe.source == "people":
-        work.notify(_invitation(plan, known))
+        work.notify(_invitation(plan, known, {s.person: s.dataset for s in read_sheets(client, plan)}))
     seen, pause = -1, 0.0
     while True:
         if recipe.source == "simulated":
@@ -137,11 +137,15 @@ def standing_rows(now: Standing) -> list[dict[str, object]]:
     return [*people, {**whole, "note": note}]
 
 
-def _invitation(plan: Plan, passwords: Mapping[str, str]) -> str:
+def _invitation(plan: Plan, passwords: Mapping[str, str], datasets: Mapping[str | None, str]) -> str:
     unknown = "(the password this account already has)"
-    lines = [f"  {name}  {passwords.get(name, unknown)}" for name in plan.everybody]
-    url = os.environ["ARGILLA_API_URL"]
-    return "\n".join([f"Waiting for people to rank dataset '{plan.round.name}'. Sign in at {url} as:", *lines])
+    url = os.environ["ARGILLA_API_URL"].rstrip("/")
+    lines = [
+        f"  {name}  {passwords.get(name, unknown)}" + (f"  {url}/dataset/{datasets[name]}" if name in datasets else "")
+        for name in plan.everybody
+    ]
+    where = f"{url}/dataset/{datasets[None]}" if None in datasets else url
+    return "\n".join([f"Waiting for people to rank dataset '{plan.round.name}'. Sign in at {where} as:", *lines])
 
 
 def _report(comparisons: Sequence[Comparison], judgements: Sequence[Judgement], work: Work) -> None:

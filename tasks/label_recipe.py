@@ -24,6 +24,8 @@ class AnnotatorRecipe(Part):
     """Completions perceived this close to the best of their group share its rank."""
     careless: bool = False
     """Ranks at random, without reading."""
+    contrary: bool = False
+    """Ranks the worst first."""
     discard_rate: float = Field(default=0.02, ge=0, lt=1)
     """Share of records discarded instead of ranked."""
 

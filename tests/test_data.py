@@ -50,6 +50,11 @@ def test_the_shop_fills_every_split_without_overlap(tmp_path: Path) -> None:
     other = prepare(tmp_path / "c", {"source": "shop", "demonstrations": 3}, seed=1)
     files = [{f.name: f.read_bytes() for f in w.out.iterdir() if f.is_file()} for w in (work, again, other)]
     assert files[0] == files[1] != files[2]
+    assert prompts(other.out, "evaluation") == prompts(work.out, "evaluation"), (
+        "no seed learns what another is tested on"
+    )
+    moved = prepare(tmp_path / "d", {"source": "shop", "demonstrations": 3, "split_seed": 1})
+    assert prompts(moved.out, "evaluation") != prompts(work.out, "evaluation")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from tasks.artifact import InputError, PipelineError, Row, Work, read_jsonl, write_jsonl
 from tasks.evaluation.divergence import completion_logprobs, kl_per_completion
-from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
+from tasks.evaluation.evaluate import EvaluateRecipe, _unseen, evaluate_models
 from tasks.evaluation.measure import compare
 from tasks.models.adapters import LoraRecipe, attach, save
 from tasks.models.loading import load_causal_lm
@@ -239,3 +239,22 @@ def test_unusable_inputs_are_refused_in_one_sentence(inputs: dict[str, Path], tm
     twice = ("tests.test_evaluation:says_a", "tests.test_evaluation:says_a")
     with pytest.raises(ValidationError, match="two checks have the same name"):
         EvaluateRecipe(checks=twice)
+
+
+def test_prompts_the_champion_learnt_from_do_not_count_against_it(tmp_path: Path) -> None:
+    def rows(utilities: list[float]) -> list[dict[str, Any]]:
+        scored = {"text": "t", "tokens": 1, "finished": True, "kl": 0.0, "reward": 0.0, "checks": {}}
+        return [{"id": f"p{n}", "completions": [{**scored, "utility": each}]} for n, each in enumerate(utilities)]
+
+    samples = {"sft": rows([0, 0, 0, 0]), "new": rows([1, 1, 1, 1]), "champion": rows([2, 2, 0, 0])}
+    every = compare(samples, "utility", [], 100, 0)["models"]["new"]["win_rate_vs_champion"]["judge"]["mean"]
+    fair = compare(samples, "utility", [], 100, 0, fair={"p2", "p3"})
+    assert every == 0.5 and fair["prompts_vs_champion"] == 2
+    assert fair["models"]["new"]["win_rate_vs_champion"]["judge"]["mean"] == 1.0
+    assert fair["models"]["new"]["win_rate_vs_sft"]["judge"]["mean"] == 1.0
+
+    write_jsonl(tmp_path / "ledger.jsonl", [{"id": "p0", "split": "rl"}, {"id": "p1", "split": "evaluation"}])
+    seen = [{"id": "p0"}, {"id": "p1"}, {"id": "p2"}]
+    assert _unseen({"champion_data": tmp_path}, seen) == {"p1", "p2"}
+    with pytest.raises(InputError, match="learnt from every evaluation prompt"):
+        _unseen({"champion_data": tmp_path}, seen[:1])

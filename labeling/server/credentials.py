@@ -14,7 +14,8 @@ def secret(folder: Path, name: str) -> str:
     """The secret kept in `folder/name` (mode 0600), made up on first use. Safe when two processes ask at once."""
     path = folder / name
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(exist_ok=True, mode=0o700)
         handle, draft = tempfile.mkstemp(prefix=f".{name}.", dir=folder)  # mode 0600
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_urlsafe(24))

@@ -21,6 +21,9 @@ from tasks.recipe import Part, stable_hash
 class _Source(Part):
     shares: Shares = Shares()
     """The share of the prompts that each split gets."""
+    split_seed: int = Field(default=0, ge=0)
+    """Draws the splits. Apart from the run's seed, so that runs with other seeds keep the same evaluation prompts: a
+    champion must not have learnt from what it is measured on."""
     near_duplicates: float = Field(default=0.8, gt=0, le=1)
     """Prompts of at least this similarity (Jaccard, of words and word pairs) never end up in different splits."""
     max_rows: int | None = Field(default=None, ge=1)
@@ -93,7 +96,7 @@ def prepare_data(recipe: ShopData | JsonlData | PreferenceData, inputs: Mapping[
     if recipe.max_rows is not None and recipe.max_rows < len(examples):
         examples = [examples[i] for i in sorted(Random(work.seed).sample(range(len(examples)), recipe.max_rows))]
     work.progress(1, 3, "splitting")
-    ledger = _ledger(examples, recipe, work.seed)
+    ledger = _ledger(examples, recipe)
     files = _files(examples, ledger)
     work.progress(2, 3, "writing")
     for name, rows in files.items():
@@ -138,7 +141,7 @@ def _preference(pair: Row) -> Row:
     }
 
 
-def _ledger(examples: Sequence[Example], recipe: _Source, seed: int) -> dict[str, Row]:
+def _ledger(examples: Sequence[Example], recipe: _Source) -> dict[str, Row]:
     """Every prompt's line of the ledger, `{"id", "split", "group"}`, by its id."""
     by_id: dict[str, list[Example]] = {}
     for example in examples:
@@ -155,7 +158,7 @@ def _ledger(examples: Sequence[Example], recipe: _Source, seed: int) -> dict[str
             "No row of the data has a completion, so there is nothing to fine-tune on; "
             "add completions, or set data.shares.sft = 0 and start from a model that is fine-tuned already."
         )
-    splits = assign(ids, groups, recipe.shares, seed, no_sft=without_answer)
+    splits = assign(ids, groups, recipe.shares, recipe.split_seed, no_sft=without_answer)
     for split, share in recipe.shares.model_dump().items():
         if share > 0 and split not in splits:
             raise InputError(

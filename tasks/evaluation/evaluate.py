@@ -55,8 +55,9 @@ def check_name(dotted: str) -> str:
 def evaluate_models(recipe: EvaluateRecipe, inputs: Mapping[str, Path], work: Work) -> None:
     """Sample every model on the evaluation prompts, judge, check and compare: `evaluation.json`, `samples.jsonl`.
 
-    `inputs`: base, sft, data, reward, any number of `candidate.NAME` and perhaps champion, all merged models. What was
-    sampled before a build was killed is kept in scratch. Raises `InputError` without evaluation prompts.
+    `inputs`: base, sft, data, reward, any number of `candidate.NAME` and perhaps champion, all merged models, and
+    `champion_data` where the champion was made with other data: prompts it learnt from do not count against it. What
+    was sampled before a build was killed is kept in scratch. Raises `InputError` without evaluation prompts.
     """
     from tasks.evaluation.measure import compare
     from tasks.evaluation.report import report
@@ -71,11 +72,24 @@ def evaluate_models(recipe: EvaluateRecipe, inputs: Mapping[str, Path], work: Wo
         samples[name] = bench.sample(name, chain, place, len(chains))
     judge = "reward_model" if recipe.judge is None else "utility"
     names = [check_name(check) for check in recipe.checks]
-    evaluation = compare(samples, judge, names, recipe.bootstrap_samples, work.seed)
+    fair = _unseen(inputs, prompts) if "champion_data" in inputs else None
+    evaluation = compare(samples, judge, names, recipe.bootstrap_samples, work.seed, fair)
     write_jsonl(work.out / "samples.jsonl", [row for rows in samples.values() for row in rows])
     text = json.dumps(evaluation, indent=1, sort_keys=True, allow_nan=False)
     (work.out / "evaluation.json").write_text(text + "\n", encoding="utf-8")
     report(work, evaluation, samples)
+
+
+def _unseen(inputs: Mapping[str, Path], prompts: Sequence[Row]) -> set[str]:
+    """Ids of the evaluation prompts that the champion's own data kept for evaluation too, or did not have."""
+    ledger = read_jsonl(inputs["champion_data"] / "ledger.jsonl")
+    learnt = {row["id"] for row in ledger if row["split"] != "evaluation"}
+    fair = {row["id"] for row in prompts} - learnt
+    if not fair:
+        raise InputError(
+            "The champion learnt from every evaluation prompt; add prompts to the data, or give the run another name."
+        )
+    return fair
 
 
 def _chains(inputs: Mapping[str, Path]) -> dict[str, list[Path]]:

@@ -1,7 +1,7 @@
 """From scored completions of several models to the figures of `evaluation.json`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tasks.artifact import Row
@@ -12,23 +12,35 @@ Scored = Mapping[str, Sequence[Row]]
 """For each model its rows of `samples.jsonl`, in the order of the prompts."""
 
 
-def compare(samples: Scored, judge: str, checks: Sequence[str], bootstrap_samples: int, seed: int) -> dict[str, Any]:
+def compare(
+    samples: Scored,
+    judge: str,
+    checks: Sequence[str],
+    bootstrap_samples: int,
+    seed: int,
+    fair: Collection[str] | None = None,
+) -> dict[str, Any]:
     """The content of `evaluation.json`: every model beside the SFT model, and beside the champion where there is one.
 
-    `judge` is "utility" or "reward_model". All intervals are of the same resampled prompts.
+    `judge` is "utility" or "reward_model". All intervals are of the same resampled prompts; only those in `fair` (ids)
+    count in comparisons with the champion, by default all.
     """
     models: dict[str, Any] = {}
     for name, rows in samples.items():
         figures = _figures(rows, checks, bootstrap_samples, seed)
         for other, key in (("sft", "win_rate_vs_sft"), ("champion", "win_rate_vs_champion")):
             compared = other in samples and name not in ("sft", other)
-            figures[key] = _rates(rows, samples[other], judge, bootstrap_samples, seed) if compared else None
+            ours, theirs = rows, samples.get(other, ())
+            if other == "champion" and fair is not None:
+                ours, theirs = ([row for row in each if row["id"] in fair] for each in (ours, theirs))
+            figures[key] = _rates(ours, theirs, judge, bootstrap_samples, seed) if compared else None
         models[name] = figures
     return _rounded(
         {
             "baseline": "sft",
             "judge": judge,
             "prompts": len(samples["sft"]),
+            **({} if fair is None else {"prompts_vs_champion": len(fair)}),
             "models": models,
         }
     )

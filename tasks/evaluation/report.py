@@ -94,6 +94,9 @@ def _scatter(work: Work, models: Mapping[str, Any], name: str, x: str, y: str, p
         axes.annotate(_plain(model), (across, up), xytext=(5, 5), textcoords="offset points")
     axes.set(xlabel=x, ylabel=y)
     axes.margins(0.2)
+    if point is _by_kl:
+        axes.set_ylim(0, 1)
+        axes.axhline(0.5, color="grey", linestyle=":")
     work.figure(name, axes.figure)  # type: ignore[arg-type]
 
 
