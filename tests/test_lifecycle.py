@@ -96,7 +96,8 @@ def test_mlflow_holds_one_parent_and_a_run_per_artifact(first: dict[str, Any], s
 def test_prefect_shows_the_run_its_stages_and_the_summary(first: dict[str, Any], services: dict[str, str]) -> None:
     api = services["PREFECT_API_URL"]
     runs = httpx.post(f"{api}/flow_runs/filter", json={"sort": "START_TIME_ASC"}).json()
-    mine = [run for run in runs if run["name"].startswith("tiny: dpo, ppo, seed 0") and run["state_type"] == "COMPLETED"]
+    named = [run for run in runs if run["name"].startswith("tiny: dpo, ppo, seed 0")]
+    mine = [run for run in named if run["state_type"] == "COMPLETED"]
     assert mine and mine[0]["parameters"]["recipe"]["name"] == "tiny"
     chosen = {"flow_runs": {"id": {"any_": [mine[0]["id"]]}}}
     tasks = httpx.post(f"{api}/task_runs/filter", json=chosen).json()
