@@ -7,7 +7,7 @@ they have of the pool, and so are the completions shown of them: figures on the 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -42,6 +42,8 @@ class SelectRecipe(Part):
     """Completions shown of those sampled: the most telling ones, or random ones. None: all."""
     strata: Literal["proportional", "equal"] = "proportional"
     """With `stratified`: as many of a stratum as its share of the pool, or as many of each."""
+    stratum: str = Field(default="stratum", min_length=1)
+    """Where a row says which stratum it belongs to: a key, or keys joined by dots, as `reference.kind`."""
     similarity: Literal["ngrams", "model"] = "ngrams"
     """What makes two prompts alike: their words and letters, or what the SFT model makes of them."""
     diversity: float = Field(default=0.3, ge=0, le=1)
@@ -101,7 +103,8 @@ def select_completions(recipe: SelectStage, inputs: Mapping[str, Path], work: Wo
     Rows whose completions all say the same are never chosen. Raises `InputError` for a budget that does not pay for a
     record of each split, and for a method without what it learns from.
     """
-    rows = read_jsonl(inputs["completions"] / "completions.jsonl")
+    sampled = read_jsonl(inputs["completions"] / "completions.jsonl")
+    rows = [row | _stratum(row, recipe.stratum) for row in sampled]
     pool = [row for row in rows if len({each["text"].strip() for each in row["completions"]}) > 1]
     if not pool:
         raise InputError("No prompt has two different completions to rank; sample more or at a higher temperature.")
@@ -112,6 +115,14 @@ def select_completions(recipe: SelectStage, inputs: Mapping[str, Path], work: Wo
         chosen += _chosen(recipe, own, count, split, inputs, work)
     write_jsonl(work.out / "completions.jsonl", [row for row, _ in chosen])
     _report(recipe, rows, pool, chosen, work)
+
+
+def _stratum(row: Row, key: str) -> Row:
+    """`{"stratum": ...}` from where the recipe says it stands, for the round to tell strata apart by; or nothing."""
+    value: Any = row
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return {} if value is None else {"stratum": str(value)}
 
 
 def _counts(recipe: SelectStage, pool: Sequence[Row]) -> dict[str, int]:
@@ -151,6 +162,11 @@ def _chosen(
         picks = [Pick(each.place, None, "drawn at random: validation") for each in at_random(ids, count, work.seed)]
     elif recipe.method == "stratified":
         strata = [str(row.get("stratum") or "") for row in rows]
+        if not any(strata):
+            raise InputError(
+                f"select.method = \"stratified\" goes by '{recipe.stratum}' and no row has one; name another key in "
+                'select.stratum or take method = "random".'
+            )
         picks = stratified(ids, strata, count, work.seed, equal=recipe.strata == "equal")
     elif recipe.method in (*LEARNERS, "diverse"):
         from tasks.select_methods import pick

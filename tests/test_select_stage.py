@@ -111,6 +111,20 @@ def test_strata_keep_their_shares(tmp_path: Path) -> None:
         assert len(train) == 12 and sum(row["stratum"] == "odd" for row in train) == share
 
 
+def test_strata_that_are_not_there_are_not_made_up(tmp_path: Path) -> None:
+    pool = [{name: value for name, value in row.items() if name != "stratum"} for row in rows()]
+    with pytest.raises(InputError, match="no row has one"):
+        select(tmp_path, pool, method="stratified", budget_judgements=32)
+    with pytest.raises(InputError, match=r"'reference.known.more' and no row"):
+        select(tmp_path, pool, method="stratified", stratum="reference.known.more", budget_judgements=32)
+    for row in pool[:10]:
+        row["reference"] = {"kind": "price"}
+    chosen, why, _ = select(tmp_path, pool, method="stratified", stratum="reference.kind", budget_judgements=32)
+    priced = [row for row in chosen if row["reference"].get("kind")]
+    assert len(priced) == 4 and all(row["stratum"] == "price" for row in priced)  # 12 of 30 training rows, 10 priced
+    assert why[0]["stratum"] == "price" and why[-1]["stratum"] == ""
+
+
 def test_a_diverse_batch_is_not_one_question_ten_times(tmp_path: Path) -> None:
     pool = rows(24, 4)
     for number, row in enumerate(pool[:20]):
