@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy.ext.asyncio
+from sqlalchemy import event
 
 KEPT = 32
 """Connections that stay open between requests."""
@@ -34,7 +35,7 @@ def prepare() -> Path:
     """Write-ahead logging, so that readers and writers do not wait for each other; returns where the database lies."""
     from argilla_server.database import async_engine
 
-    @sqlalchemy.event.listens_for(async_engine.sync_engine, "connect")
+    @event.listens_for(async_engine.sync_engine, "connect")
     def prepare_connection(connection, _record) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode=WAL")

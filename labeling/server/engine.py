@@ -53,11 +53,20 @@ NAME = "embedded"
 MOST_TERMS = 2**14
 """Terms of a metadata property that are listed, as in the stock engine."""
 _PRIME = 2_147_483_647
+_COUNT = "SELECT count(*) AS total FROM embedded_text WHERE embedded_text MATCH :match"
+_PAGE = """
+    SELECT embedded_rows.record AS record, best.score AS score FROM (
+        SELECT rowid AS number, -bm25(embedded_text, 0.0) AS score FROM embedded_text WHERE embedded_text MATCH :match
+        ORDER BY score DESC, number LIMIT :limit OFFSET :offset
+    ) AS best JOIN embedded_rows USING (number) ORDER BY best.score DESC, number
+"""
 _MATCH = """
     SELECT embedded_rows.record AS record, -bm25(embedded_text, 0.0) AS score, embedded_rows.number AS number
     FROM embedded_text CROSS JOIN embedded_rows ON embedded_rows.number = embedded_text.rowid
     WHERE embedded_text MATCH :match
+    LIMIT -1
 """
+"""The limit limits nothing, but it makes SQLite ask the index first, and not once for every record."""
 
 
 def database_file() -> Path:
@@ -72,18 +81,20 @@ def _order_of(user_id: UUID | str):
     return ((mixed * mixed) % _PRIME * (seed // 3 | 1)) % _PRIME
 
 
-def _hits(dataset, query) -> Subquery | None:
-    """The records of the dataset that a text query finds, with their relevance (BM25); None where it finds nothing."""
+def _match(dataset, query) -> str | None:
+    """What a text query asks of the index; None where it finds nothing."""
     query = TextQuery(q=query) if isinstance(query, str) else query
     kinds = [(field.name, field.settings["type"]) for field in _in_order(dataset.fields)]
     wanted = [place for place, (name, _) in enumerate(kinds) if query.field in (None, name)]
     columns = tuple(dict.fromkeys(fulltext.column_of(place) for place in wanted))
     chat = any(kinds[place][1] == "chat" for place in wanted)
-    found = textquery.expression(query.q, textquery.Where(columns, fulltext.everything(dataset.id), chat))
-    if found is None:
-        return None
-    columns = (column("record", String), column("score", Float), column("number", Integer))
-    return text(_MATCH).bindparams(match=found).columns(*columns).subquery()
+    return textquery.expression(query.q, textquery.Where(columns, fulltext.everything(dataset.id), chat))
+
+
+def _hits(match: str) -> Subquery:
+    """The records that the index finds, with their relevance (BM25)."""
+    columns = (column("record", Record.id.type), column("score", Float), column("number", Integer))
+    return text(_MATCH).bindparams(match=match).columns(*columns).subquery()
 
 
 def _in_order(fields) -> list:
@@ -145,9 +156,12 @@ class EmbeddedSearchEngine(SearchEngine):
         self, dataset, query=None, filter=None, sort=None, offset: int = 0, limit: int = 100, user_id=None
     ) -> SearchResponses:
         """One page of the matching records; without a query or a sort each user gets a stable order of their own."""
-        where, hits = await self._matching(dataset, query, filter)
-        if query is not None and hits is None:
+        where, match = await self._matching(dataset, query, filter)
+        if query is not None and match is None:
             return SearchResponses(items=[], total=0)
+        if match and not filter and not sort:
+            return await _best(match, offset, limit)
+        hits = _hits(match) if match else None
         score, order = literal(1.0), [filters.ordering(part, dataset.id) for part in sort or []]
         if hits is not None:
             score, order = hits.c.score, order or [hits.c.score.desc(), hits.c.number]
@@ -157,16 +171,14 @@ class EmbeddedSearchEngine(SearchEngine):
         found = select(Record.id, score if not sort else literal(None)).where(*where)
         count = select(func.count()).select_from(Record).where(*where)
         if hits is not None:
-            found = found.join(hits, hits.c.record == cast(Record.id, String))
-            count = count.join(hits, hits.c.record == cast(Record.id, String))
-            if not filter:  # the index alone knows how many there are
-                count = select(func.count()).select_from(hits)
+            found = found.join(hits, hits.c.record == Record.id)
+            count = count.join(hits, hits.c.record == Record.id)
         async with AsyncSessionLocal() as db:
             rows = await _rows(db, found.order_by(*order).offset(offset).limit(limit))
             total = (await _rows(db, count))[0][0]
         return SearchResponses(items=[SearchResponseItem(record_id=id, score=score) for id, score in rows], total=total)
 
-    async def _matching(self, dataset, query, filter) -> tuple[list[Any], Subquery | None]:
+    async def _matching(self, dataset, query, filter) -> tuple[list[Any], str | None]:
         """The conditions of a search on the records, and what its text query finds."""
         where: list[Any] = [Record.dataset_id == dataset.id]
         if filter:
@@ -174,7 +186,7 @@ class EmbeddedSearchEngine(SearchEngine):
         if query is None:
             return where, None
         await asyncio.to_thread(fulltext.catch_up, database_file())
-        return where, _hits(dataset, query)
+        return where, _match(dataset, query)
 
     async def similarity_search(
         self,
@@ -216,13 +228,15 @@ class EmbeddedSearchEngine(SearchEngine):
 
     async def _allowed(self, dataset, query, filter) -> set[UUID] | None:
         """The records that filter and text query leave to a similarity search; None for all."""
-        where, hits = await self._matching(dataset, query, filter)
-        if query is not None and hits is None:
+        where, match = await self._matching(dataset, query, filter)
+        if query is not None and match is None:
             return set()
-        if not filter and hits is None:
+        if not filter and match is None:
             return None
         found = select(Record.id).where(*where)
-        found = found if hits is None else found.join(hits, hits.c.record == cast(Record.id, String))
+        if match:
+            hits = _hits(match)
+            found = found.join(hits, hits.c.record == Record.id)
         async with AsyncSessionLocal() as db:
             return {row[0] for row in await _rows(db, found)}
 
@@ -242,6 +256,16 @@ class EmbeddedSearchEngine(SearchEngine):
             low, high = (await _rows(db, bounds))[0]
         integer = metadata_property.type == MetadataPropertyType.integer
         return (IntegerMetadataMetrics if integer else FloatMetadataMetrics)(min=low, max=high)
+
+
+async def _best(match: str, offset: int, limit: int) -> SearchResponses:
+    """One page of what the index finds, without looking at any other record."""
+    page = text(_PAGE).bindparams(match=match, limit=limit, offset=offset)
+    columns = (column("record", Record.id.type), column("score", Float))
+    async with AsyncSessionLocal() as db:
+        rows = await _rows(db, page.columns(*columns))
+        total = (await _rows(db, text(_COUNT).bindparams(match=match)))[0][0]
+    return SearchResponses(items=[SearchResponseItem(record_id=id, score=score) for id, score in rows], total=total)
 
 
 async def _counts(statuses) -> dict:
