@@ -116,7 +116,7 @@ def test_a_failed_stage_leaves_nothing_and_says_why(bench: Bench) -> None:
         bench.get(REFUSE, Sum(), seed)
     key = Order(REFUSE, Sum(), {}, seed).key
     assert bench.store.find(key) is None
-    [run] = bench.store.record._search(f"tags.`rlhf.key` = '{key}'")
+    [run] = bench.store.record.search(f"tags.`rlhf.key` = '{key}'")
     assert run.info.status == "FAILED" and "give a file" in run.data.tags["rlhf.error"]
 
 
