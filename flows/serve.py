@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 DEPLOYMENT = "rlhf/rlhf"
 SWEEP_SECONDS = 120
+SLUG = "often"
+"""The sweep's schedule is called this in prefect.yaml too: each may take the deployments over from the other."""
 PATIENCE = "6"
 """Times a request to Prefect is tried again, after 2, 4, 8... seconds."""
 
@@ -32,6 +34,7 @@ def serve(sweep_seconds: int = SWEEP_SECONDS) -> None:
     import prefect
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.deployments.runner import RunnerDeployment
+    from prefect.schedules import Interval
     from prefect.types.entrypoint import EntrypointType
 
     from flows.collect import sweep
@@ -46,7 +49,7 @@ def serve(sweep_seconds: int = SWEEP_SECONDS) -> None:
                 sweep,
                 "sweep",
                 entrypoint_type=module,
-                interval=timedelta(seconds=sweep_seconds),
+                schedule=Interval(timedelta(seconds=sweep_seconds), slug=SLUG),
                 concurrency_limit=one,  # those that were due while nobody served are one sweep, not hundreds
                 description="Resumes the runs whose round of labeling is complete.",
             ),
