@@ -33,6 +33,7 @@ from tasks.preferences import PreferencesRecipe, build_preferences
 from tasks.recipe import Part
 from tasks.registry import Registered, Registry
 from tasks.sampling.completions import SampleRecipe, sample_completions
+from tasks.select import SelectRecipe, select_completions
 from tasks.store import Order, Stage, Store, read_manifest
 from tasks.training.dpo import DpoRecipe, train_dpo
 from tasks.training.grpo import GrpoRecipe, train_grpo
@@ -45,6 +46,7 @@ BASE = Stage("base", build_base)
 DATA = Stage("data", prepare_data)
 SFT = Stage("sft", train_sft)
 SAMPLE = Stage("sample", sample_completions)
+SELECT = Stage("select", select_completions)
 LABEL = Stage("label", collect_judgements, version=2)
 PREFERENCES = Stage("preferences", build_preferences, version=2)
 REWARD = Stage("reward", train_reward)
@@ -76,6 +78,8 @@ class LifecycleRecipe(Part):
     """Supervised fine-tuning."""
     sample: SampleRecipe = SampleRecipe()
     """Completions for people to rank."""
+    select: SelectRecipe = SelectRecipe()
+    """What is worth people's time; by default everything."""
     label: LabelRecipe = LabelRecipe()
     """The round in Argilla."""
     preferences: PreferencesRecipe = PreferencesRecipe()
@@ -107,7 +111,7 @@ class LifecycleRecipe(Part):
                 "'data.source = \"preferences\"' and 'preferences.source = \"data\"' go together: "
                 "set both to import existing preferences, or neither to collect them"
             )
-        idle = sorted({"sample", "label"} & self.model_fields_set) if imports else []
+        idle = sorted({"sample", "select", "label"} & self.model_fields_set) if imports else []
         if idle:
             raise ValueError(f"'{idle[0]}' has no effect when preferences are imported; remove it")
         return self
@@ -130,6 +134,10 @@ def build_lifecycle(recipe: LifecycleRecipe, build: Builder, store: Store, regis
         behind = {"data": data}
     else:
         completions = build.one(order(SAMPLE, recipe.sample, {**start, "data": data}))
+        if recipe.select.method != "all":
+            looks_at = {name: start[name] for name in recipe.select.looks_at if name in start}
+            part = recipe.select.in_round(recipe.label)
+            completions = build.one(order(SELECT, part, {"completions": completions, **looks_at}))
         judgements = build.by_people(order(LABEL, recipe.label, {"completions": completions}))
         behind = {"judgements": judgements, "completions": completions}
     preferences = build.one(order(PREFERENCES, recipe.preferences, behind))

@@ -173,3 +173,27 @@ def list_annotators(as_json: Json = False) -> None:
     for name, seen in found.items():
         table.add_row(name, ", ".join(seen))
     out.print(table)
+
+
+@annotators.command()
+def erase(
+    name: Annotated[str, typer.Argument(help="Username in Argilla.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this nothing is changed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove a person's account and judgements here, in Argilla and in MLflow; lists first what they shaped."""
+    need_services("prefect", "mlflow", "argilla")
+    from flows.erase import erase as remove
+
+    document = remove(name, dry_run=not yes)
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False))
+        return
+    for key, value in document.items():
+        rows = value if isinstance(value, list) else [value]
+        out.print(f"{key}: {len(rows) if isinstance(value, list) else value}", markup=False, highlight=False)
+        for row in rows if isinstance(value, list) else []:
+            told = ", ".join(map(str, row.values())) if isinstance(row, dict) else str(row)
+            out.print(f"  {told}", markup=False, highlight=False)
+    if not yes:
+        err.print("Nothing was changed; --yes does it.")

@@ -225,6 +225,18 @@ def test_a_worker_count_that_is_none_is_one_sentence(services: dict[str, str]) -
     assert "RLHF_WORKERS=0" in rlhf("run", TINY, RLHF_WORKERS="0").error
 
 
+def test_a_budget_chooses_what_is_labelled(first: dict[str, Any], rlhf_home: Path) -> None:
+    chosen = 'select={method="random", budget_judgements=80}'
+    document = rlhf("run", TINY, "--set", chosen).document
+    assert built(document) == EVERY - {"base", "data", "sft", "sample"} | {"select"}
+
+    def asked(run: dict[str, Any]) -> int:
+        folder = rlhf_home / "store" / stages(run)["label"]["artifact"]
+        return len((folder / "comparisons.jsonl").read_text().splitlines())
+
+    assert 0 < asked(document) <= 40 < asked(first), "two judgements per record"
+
+
 @pytest.mark.slow
 def test_the_gate_refuses_a_policy_that_hacked_the_reward(services: dict[str, str]) -> None:
     document = rlhf("run", ROOT / "deployments" / "recipes" / "overoptimised.toml", "--set", "name=hacked").document
