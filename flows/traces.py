@@ -18,6 +18,8 @@ from tasks.tombstones import TOMBSTONE, Tombstone
 
 PAGE = 200
 """Prefect gives so many artifacts at once."""
+MOST_VARIABLES = 500
+"""SQLite takes about a thousand alternatives in one condition."""
 
 
 def erase_traces(name: str, stone: Tombstone, store: Store) -> None:
@@ -30,6 +32,7 @@ def erase_traces(name: str, stone: Tombstone, store: Store) -> None:
         with answering():
             store.record.client.log_text(run_id, "Erased: it told of somebody who was erased since.\n", path)
     _erase_from_prefect(needles)
+    _erase_events(store.home / "prefect" / "prefect.db", needles)
     _forget_password(name, store.home)
     _compact(store.home, [*needles, *(each.replace("-", "") for each in stone.judgements)])
 
@@ -45,6 +48,22 @@ def _erase_from_prefect(needles: Sequence[str]) -> None:
             offset += len(page)
         for each in found:
             client.delete_artifact(each)
+
+
+def _erase_events(path: Path, needles: Sequence[str]) -> None:
+    """Delete what the local Prefect said of the reports in its events, which its API does not let anybody delete.
+
+    A Prefect elsewhere forgets its events after a week (`PREFECT_EVENTS_RETENTION_PERIOD`).
+    """
+    if not path.exists():
+        return
+    with closing(sqlite3.connect(path, timeout=60)) as database, database:
+        for start in range(0, len(needles), MOST_VARIABLES):
+            some = needles[start : start + MOST_VARIABLES]
+            telling = " OR ".join(["instr(payload, ?)"] * len(some))
+            found = database.execute(f"SELECT id FROM events WHERE {telling}", some).fetchall()
+            for table, column in (("event_resources", "event_id"), ("events", "id")):
+                database.executemany(f"DELETE FROM {table} WHERE {column} = ?", found)
 
 
 def _forget_password(name: str, home: Path) -> None:
