@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from threading import Event, Lock
 from typing import Any
 from urllib.parse import urlsplit
@@ -252,8 +253,6 @@ def _retry_after(response: httpx.Response) -> float:
     if re.fullmatch(r"\d+(\.\d+)?", value):
         return min(float(value), LONGEST_WAIT)
     try:
-        from email.utils import parsedate_to_datetime
-
         return min(max(0.0, parsedate_to_datetime(value).timestamp() - time.time()), LONGEST_WAIT)
     except (ValueError, TypeError):
         return 0.0

@@ -172,11 +172,12 @@ def test_the_server_says_how_long_to_wait(header: str, least: float, most: float
         assert least <= time.monotonic() - started < most
 
 
-def test_no_server_waits_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("header", ["86400", "Fri, 20 Nov 2099 00:00:00 GMT"])
+def test_no_server_waits_forever(monkeypatch: pytest.MonkeyPatch, header: str) -> None:
     monkeypatch.setattr(endpoints, "LONGEST_WAIT", 0.2)
 
     def brain(body: dict[str, Any], number: int) -> tuple[int, Any] | tuple[int, Any, dict[str, str]]:
-        return (503, {}, {"Retry-After": "86400"}) if number == 1 else (200, completion("yes"))
+        return (503, {}, {"Retry-After": header}) if number == 1 else (200, completion("yes"))
 
     with serving(brain) as server:
         assert asked(to(server))["q0"].text == "yes"
