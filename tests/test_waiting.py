@@ -150,7 +150,7 @@ def test_a_deployed_run_suspends_and_the_scheduled_sweep_resumes_it(
     assert len(parents(run)) == 1
 
     def processes() -> int:
-        return server.log.read_text().count("Beginning flow run 'swept'")
+        return server.log.read_text().count("Beginning flow run 'swept")
 
     assert processes() == 2
     assert ranked(rlhf_home, "swept", leave=1) > 10
@@ -241,6 +241,6 @@ def test_everything_restarted_meanwhile_and_ten_resumers_give_one_execution(
         server = serving(3600)
         went_on_once(run, suspensions=1)
         assert run.history().count("Resuming") == 1
-        assert server.log.read_text().count("Beginning flow run 'restarted'") == 2, "one to wait, one to go on"
+        assert server.log.read_text().count("Beginning flow run 'restarted") == 2, "one to wait, one to go on"
     finally:
         receiver.kill()
