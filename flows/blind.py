@@ -18,7 +18,8 @@ BLIND_LABEL = "blind label"
 """What the labeling of a blind round is called beside the round that the models are trained on."""
 
 Chain = Mapping[str, Artifact]
-"""A language model: itself under "", and `base` and `sft` where it builds on them."""
+"""A language model: itself under "", `base` and `sft` where it builds on them, and `data` where it learnt from other
+data than the prompts are of."""
 Ordered = Callable[[Stage, BaseModel, Mapping[str, Artifact], str], Order]
 
 

@@ -13,7 +13,7 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import services
-from flows.blind import Chain, judge_blind
+from flows.blind import PAIRS, Chain, judge_blind
 from flows.running import Running
 from flows.screen import Screen
 from flows.summary import urls
@@ -105,11 +105,11 @@ def compare_models(a: str, b: str, recipe: VersusRecipe) -> dict[str, Any]:
                     return Order(stage, part, inputs, recipe.seed, label)
 
                 data = running.one(order(DATA, recipe.data, {})) if recipe.data else _data_of(one, store)
-                chains = one.chain, other.chain
-                result = judge_blind(running, order, LABEL, recipe.blind, recipe.label, *chains, data)
+                ours, theirs = (_with_data(model, data, store) for model in (one, other))
+                result = judge_blind(running, order, LABEL, recipe.blind, recipe.label, ours, theirs, data)
             workers.close()
             store.settle()
-            document = _document(one, other, recipe, result, running.done, parent)
+            document = _document(one, other, result, running.done, parent)
             document["seconds"] = round(time.monotonic() - started, 2)
             artifacts = {f"rlhf.artifact.{name}": artifact.key for name, artifact in running.done}
             record.close_lifecycle(parent, dict(result.metrics), artifacts, {"summary.md": markdown(document)})
@@ -154,6 +154,13 @@ def _ancestor(key: str, stage: str, records: Mapping[str, Mapping[str, Any]]) ->
     return None
 
 
+def _with_data(contender: Contender, asked: Artifact | None, store: Store) -> Chain:
+    """The model with what it learnt from, where that is not the data of the prompts."""
+    learnt = _data_of(contender, store)
+    other = learnt is not None and (asked is None or learnt.digest != asked.digest)
+    return {**contender.chain, "data": learnt} if learnt and other else contender.chain
+
+
 def _data_of(contender: Contender, store: Store) -> Artifact | None:
     return store.find(contender.data) if contender.data else None
 
@@ -161,14 +168,13 @@ def _data_of(contender: Contender, store: Store) -> Artifact | None:
 def _document(
     a: Contender,
     b: Contender,
-    recipe: VersusRecipe,
     result: Artifact,
     done: Sequence[tuple[str, Artifact]],
     run_id: str,
 ) -> dict[str, Any]:
     figures = read_result(result)
-    theirs = recipe.blind.pairs.prompts is None and a.data != b.data
-    note = "The two models were made with different data: one may have been trained on these prompts." if theirs else ""
+    left_out = sum(each.metrics.get("left_out", 0) for name, each in done if name == PAIRS.name)
+    note = f"{left_out:.0f} prompts were left out: one of the models learnt from them." if left_out else ""
     stages = [
         {"name": name, "artifact": a.key, "reused": a.reused, "seconds": round(a.seconds, 2), "run_id": a.run_id}
         for name, a in done

@@ -80,9 +80,14 @@ def sample_pairs(recipe: PairsRecipe, inputs: Mapping[str, Path], work: Work) ->
     """One completion of each model per prompt: `completions.jsonl`, each completion with its `side`.
 
     `inputs`: `a` and `b`, each with what it builds on (`a.base`, `a.sft`) unless it is standalone, and `data` unless
-    the recipe names a file. Raises `InputError` without prompts.
+    the recipe names a file. `a.data` and `b.data` where a model was made with other data: what it learnt from is left
+    out. Raises `InputError` without prompts.
     """
-    prompts = _drawn(_prompts(recipe, inputs), recipe.n, work.seed)
+    found, learnt = _prompts(recipe, inputs), _learnt(inputs)
+    fair = [row for row in found if row["id"] not in learnt]
+    if not fair:
+        raise InputError("One of the models learnt from every prompt; compare them on other prompts (a file of them).")
+    prompts = _drawn(fair, recipe.n, work.seed)
     sampled = {side: _sample(recipe, _chain(inputs, side), prompts, side, work) for side in SIDES}
     rows = []
     for place, prompt in enumerate(prompts):
@@ -90,7 +95,8 @@ def sample_pairs(recipe: PairsRecipe, inputs: Mapping[str, Path], work: Work) ->
         rows.append({**prompt, "completions": both})
     write_jsonl(work.out / "completions.jsonl", rows)
     identical = sum(said_the_same(row) for row in rows)
-    work.log({"prompts": len(rows), "identical": identical, "different": len(rows) - identical})
+    counts = {"prompts": len(rows), "identical": identical, "different": len(rows) - identical}
+    work.log({**counts, "left_out": len(found) - len(fair)})
 
 
 def count_votes(recipe: VotesRecipe, inputs: Mapping[str, Path], work: Work) -> None:
@@ -138,6 +144,12 @@ def _prompts(recipe: PairsRecipe, inputs: Mapping[str, Path]) -> list[Row]:
     if not found:
         raise InputError("There are no prompts to compare on; raise data.shares.evaluation or give a file of prompts.")
     return list({row["id"]: row for row in found}.values())
+
+
+def _learnt(inputs: Mapping[str, Path]) -> set[str]:
+    """Ids of the prompts that were no evaluation prompts to one of the models."""
+    ledgers = [inputs[f"{side}.data"] / "ledger.jsonl" for side in SIDES if f"{side}.data" in inputs]
+    return {row["id"] for ledger in ledgers for row in read_jsonl(ledger) if row["split"] != "evaluation"}
 
 
 def _drawn(prompts: Sequence[Row], n: int, seed: int) -> list[Row]:

@@ -240,6 +240,21 @@ def test_pairs_are_drawn_once_per_prompt_and_alike_again(base: Path, tmp_path: P
     assert any(a != b for a, b in drawn), "one model against itself is sampled twice, independently"
 
 
+def test_what_one_of_the_models_learnt_from_is_left_out(base: Path, tmp_path: Path) -> None:
+    prompts = [{"id": f"{n}", "prompt": [{"role": "user", "content": f"Item {n}?"}]} for n in range(4)]
+    write_jsonl(tmp_path / "data" / "evaluation.jsonl", prompts)
+    splits = {"0": "sft", "1": "evaluation", "9": "rl"}
+    write_jsonl(tmp_path / "other" / "ledger.jsonl", [{"id": id, "split": split} for id, split in splits.items()])
+    inputs = {"a": base, "b": base, "b.data": tmp_path / "other", "data": tmp_path / "data"}
+    work = work_in(tmp_path / "w", "fair")
+    sample_pairs(PairsRecipe(max_new_tokens=2), inputs, work)
+    assert [row["id"] for row in read_jsonl(work.out / "completions.jsonl")] == ["1", "2", "3"]
+    assert work.metrics["left_out"] == 1
+    write_jsonl(tmp_path / "other" / "ledger.jsonl", [{"id": row["id"], "split": "rl"} for row in prompts])
+    with pytest.raises(InputError, match="learnt from every prompt"):
+        sample_pairs(PairsRecipe(max_new_tokens=2), inputs, work_in(tmp_path / "x", "unfair"))
+
+
 def test_prompts_of_a_file_in_any_form(base: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     write_jsonl(file, [{"prompt": "Where?"}, {"instruction": "When?"}, {"prompt": "Where?"}])

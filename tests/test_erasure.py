@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -374,6 +375,7 @@ def erase_as_the_verb_does(name: str, yes: str = "") -> dict[str, Any]:
 def test_a_whole_lifecycle_is_rebuilt_from_the_labels_on(fresh_home: Path) -> None:
     first = rlhf("run", TINY).document
     rows = read_jsonl(fresh_home / "store" / stages(first)["label"]["artifact"] / "judgements.jsonl")
+    time.sleep(12)  # Prefect writes its events in the background, every five seconds
     plan = erase_as_the_verb_does("sim-hasty")
     theirs = [row["id"] for row in rows if row["annotator"] == plan["annotator"]]
     assert theirs and plan["judgements"] == sorted(theirs)
