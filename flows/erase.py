@@ -56,7 +56,7 @@ def erase(name: str, dry_run: bool = True) -> dict[str, Any]:
             leave(client, person)
     shaped = shaped_by(annotator, store, registry, stone.judgements)  # a run may have made a snapshot meanwhile
     _erase_snapshots(annotator, shaped, store)
-    _mark(annotator, shaped, registry)
+    _mark(annotator, shaped, record, registry)
     erase_traces(name, stone, store)
     stone = stone.model_copy(update={"state": "done", "erased_at": stone.erased_at or _now()})
     _tell_mlflow(stone, record)
@@ -157,24 +157,19 @@ def _erase_snapshots(annotator: str, shaped: Shaped, store: Store) -> None:
         store.erase(key)
 
 
-def _mark(annotator: str, shaped: Shaped, registry: Registry) -> None:
+def _mark(annotator: str, shaped: Shaped, record: Record, registry: Registry) -> None:
     """Say on runs, versions and aliases that an erased person shaped them."""
     client = registry.client
+    for each in shaped.others.values():
+        record.mark(each["run_id"], SHAPED, annotator)
     with answering():
-        for each in shaped.others.values():
-            told = client.get_run(each["run_id"]).data.tags.get(SHAPED, "")
-            client.set_tag(each["run_id"], SHAPED, _joined(told, annotator))
         for model in shaped.models:
             version = client.get_model_version(model.name, model.version)
-            told = _joined(version.tags.get(SHAPED, ""), annotator)
-            client.set_model_version_tag(model.name, model.version, SHAPED, told)
+            told = {annotator, *version.tags.get(SHAPED, "").split(",")} - {""}
+            client.set_model_version_tag(model.name, model.version, SHAPED, ",".join(sorted(told)))
             if version.aliases:
                 aliases = ", ".join(f"{alias} (version {model.version})" for alias in sorted(version.aliases))
                 client.set_registered_model_tag(model.name, SHAPED, aliases)
-
-
-def _joined(before: str, annotator: str) -> str:
-    return ",".join(sorted({annotator, *before.split(",")} - {""}))
 
 
 def _tell_mlflow(stone: Tombstone, record: Record) -> None:

@@ -31,6 +31,9 @@ def erase_traces(name: str, stone: Tombstone, store: Store) -> None:
     for run_id, path in _runs_telling(store.record, needles):
         with answering():
             store.record.client.log_text(run_id, "Erased: it told of somebody who was erased since.\n", path)
+    for run in store.record.runs(deleted=True):  # MLflow keeps the files of runs that somebody deleted there
+        if any(holds(content, [needle.encode() for needle in needles]) for _, content in store.record.texts(run)):
+            store.record.delete_files(run)
     _erase_from_prefect(needles)
     _erase_events(store.home / "prefect" / "prefect.db", needles)
     _forget_password(name, store.home)

@@ -243,26 +243,40 @@ class Record:
 
         The mark comes first: what is marked is not served, wherever a copy of it lies.
         """
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
         with answering():
-            run = self.client.get_run(run_id)
+            run = self._get(run_id)
+            if run is None:
+                return
             everybody = sorted({*annotators, *run.data.tags.get(ANNOTATORS, "").split(",")} - {""})
             erased = sorted({whose, *run.data.tags.get(ERASED, "").split(",")} - {""})
             self.client.set_tag(run_id, ANNOTATORS, ",".join(everybody)[:8000])
             self.client.set_tag(run_id, ERASED, ",".join(erased)[:8000])
             if "mlflow.loggedArtifacts" in run.data.tags:
                 self.client.set_tag(run_id, "mlflow.loggedArtifacts", "[]")
-            folder = _local(run.info.artifact_uri)
-            if folder is None:
-                get_artifact_repository(str(run.info.artifact_uri)).delete_artifacts()
-            elif folder.exists():
-                shutil.rmtree(folder)
+            self.delete_files(run)
 
-    def runs(self) -> list["Run"]:
-        """Every run of the experiment, those of lifecycles too."""
+    def delete_files(self, run: "Run") -> None:
+        """Delete all files of a run."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        folder = _local(run.info.artifact_uri)
+        if folder is None:
+            get_artifact_repository(str(run.info.artifact_uri)).delete_artifacts()
+        elif folder.exists():
+            shutil.rmtree(folder)
+
+    def mark(self, run_id: str, tag: str, whose: str) -> None:
+        """Add a pseudonym to a tag of a run, if the run is there."""
         with answering():
-            return self.search("")
+            run = self._get(run_id)
+            if run is not None:
+                told = {whose, *run.data.tags.get(tag, "").split(",")} - {""}
+                self.client.set_tag(run_id, tag, ",".join(sorted(told)))
+
+    def runs(self, deleted: bool = False) -> list["Run"]:
+        """Every run of the experiment, those of lifecycles too; or those deleted in MLflow, whose files it keeps."""
+        with answering():
+            return self.search("", deleted)
 
     def texts(self, run: "Run") -> Iterator[tuple[str, bytes]]:
         """The text files of a run as (path, content); weights and pictures are not read."""
@@ -283,12 +297,15 @@ class Record:
                         path = download_artifacts(run_id=run.info.run_id, artifact_path=each.path, dst_path=place)
                         yield each.path, Path(path).read_bytes()
 
-    def search(self, query: str) -> list["Run"]:
-        """All runs of the experiment that MLflow's filter lets through."""
+    def search(self, query: str, deleted: bool = False) -> list["Run"]:
+        """All runs of the experiment, or all deleted ones, that MLflow's filter lets through."""
+        from mlflow.entities import ViewType
+
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         runs: list[Run] = []
         token: str | None = None
         while True:
-            page = self.client.search_runs([self.experiment], query, max_results=1000, page_token=token)
+            page = self.client.search_runs([self.experiment], query, view, max_results=1000, page_token=token)
             runs.extend(page)
             token = page.token
             if not token:

@@ -311,6 +311,18 @@ def test_files_of_a_half_deleted_snapshot_go_with_the_second_try(
     assert left <= {"mlflow.db", "mlflow.db-wal"}
 
 
+def test_files_that_mlflow_keeps_of_a_deleted_run_go_too(pipeline: Pipeline, client: httpx.Client) -> None:
+    first = pipeline.run()
+    theirs = [row["id"] for row in pipeline.judgements() if row["annotator"] == person(client, pipeline.names[0])]
+    pipeline.record.client.delete_run(first["label"].run_id)
+    assert holding(pipeline.home / "mlflow" / "artifacts", theirs)
+    document = erase(pipeline.names[0], dry_run=False)
+    assert document["judgements"] == sorted(theirs), "known from the store and Argilla"
+    assert not holding(pipeline.home, theirs)
+    pipeline.run()
+    assert pipeline.built == ["label", "preferences", "dpo", "merge"]
+
+
 def test_a_copy_on_another_machine_is_not_served_and_goes(
     pipeline: Pipeline, client: httpx.Client, tmp_path: Path
 ) -> None:
