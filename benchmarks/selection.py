@@ -5,8 +5,9 @@ python -m benchmarks.selection [--seeds N] [--trained N]
 The demo's base and SFT model are built once and sample 8 completions for each of 240 prompts. A first round of random
 records is ranked by the demo's three simulated annotators (one careless), then each method chooses the records, and the
 completions shown, of the rounds after it. Accuracy is that on all pairs of different true utility of 96 other prompts.
-The curves are those of a linear head on frozen features, over many seeds; for some seeds the project's own reward
-training is run on what was chosen.
+The curves are those of a linear head on frozen features, over many seeds: the kind of model that `disagreement` and
+`information` choose by, so it shows them at their best. For some seeds the project's own reward training, which is what
+counts, is run on what `information` and `random` chose.
 """
 
 import argparse

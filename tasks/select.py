@@ -31,7 +31,8 @@ class SelectRecipe(Part):
     method: Literal["all", "random", "stratified", "disagreement", "information", "diverse"] = "all"
     """`all` leaves nothing out. `random`, or `stratified` by the rows' `stratum`. `diverse`: prompts unlike each other.
     `disagreement`: completions that an ensemble of reward heads orders differently (Christiano et al. 2017).
-    `information`: those whose ranking tells most about the reward, one beside the other (Houlsby et al. 2011)."""
+    `information`: those whose ranking tells most about the reward, one beside the other (Houlsby et al. 2011). Measured
+    on the demo (benchmarks/selection.py), the last two help a linear reward head and not the trained reward model."""
     budget_judgements: int | None = Field(default=None, ge=1)
     """Judgements that may be spent on asked records and their repeats; gold and further opinions come on top."""
     budget_hours: float | None = Field(default=None, gt=0)
