@@ -33,7 +33,7 @@ from tasks.preferences import PreferencesRecipe, build_preferences
 from tasks.recipe import Part
 from tasks.registry import Registered, Registry
 from tasks.sampling.completions import SampleRecipe, sample_completions
-from tasks.select import SelectRecipe, select_completions
+from tasks.select import LEARNERS, SelectRecipe, select_completions
 from tasks.store import Order, Stage, Store, read_manifest
 from tasks.training.dpo import DpoRecipe, train_dpo
 from tasks.training.grpo import GrpoRecipe, train_grpo
@@ -55,7 +55,7 @@ MERGE = Stage("merge", merge_policy)
 EVALUATE = Stage("evaluate", evaluate_models)
 GATE = Stage("gate", decide_gate)
 
-RESERVED = {"champion", *(stage.name for stage in (BASE, DATA, SFT, SAMPLE, LABEL, PREFERENCES, REWARD))} | {
+RESERVED = {"champion", *(stage.name for stage in (BASE, DATA, SFT, SAMPLE, SELECT, LABEL, PREFERENCES, REWARD))} | {
     stage.name for stage in (MERGE, EVALUATE, GATE)
 }
 """Names that a policy cannot go by: they stand for stages and for whom it is compared with."""
@@ -111,9 +111,14 @@ class LifecycleRecipe(Part):
                 "'data.source = \"preferences\"' and 'preferences.source = \"data\"' go together: "
                 "set both to import existing preferences, or neither to collect them"
             )
-        idle = sorted({"sample", "select", "label"} & self.model_fields_set) if imports else []
+        collected = {"sample": SampleRecipe(), "select": SelectRecipe(), "label": LabelRecipe()}
+        idle = [name for name, default in collected.items() if imports and getattr(self, name) != default]
         if idle:
             raise ValueError(f"'{idle[0]}' has no effect when preferences are imported; remove it")
+        if self.select.show and self.select.show > self.sample.completions_per_prompt:
+            raise ValueError("'select.show' is over 'sample.completions_per_prompt'; raise the one or lower the other")
+        if self.select.method in LEARNERS and not self.select.earlier:
+            raise ValueError("'select.method' learns from an earlier round; set 'select.earlier' or take \"random\"")
         return self
 
 

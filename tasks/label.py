@@ -52,8 +52,6 @@ def _run_round(recipe: LabelRecipe, rows: Sequence[Row], plan: Plan, client: htt
     """Open the round and return when it is enough; meanwhile disputed records go to further people."""
     known = passwords(client, recipe)
     keys = open_round(client, plan, known, lambda done, total: work.progress(done, total, "publishing"))
-    if recipe.source == "people":
-        work.notify(_invitation(plan, known, {s.person: s.dataset for s in read_sheets(client, plan)}))
     seen, pause = -1, 0.0
     while True:
         if recipe.source == "simulated":
@@ -70,6 +68,8 @@ def _run_round(recipe: LabelRecipe, rows: Sequence[Row], plan: Plan, client: htt
         work.show(standing_rows(now))
         if now.sufficient:
             return now
+        if recipe.source == "people" and seen == -1:  # a run that need not wait has nobody to tell passwords to
+            work.notify(_invitation(plan, known, {s.person: s.dataset for s in read_sheets(client, plan)}))
         if not advance(client, plan, now) and recipe.source == "simulated":
             raise PipelineError(f"All simulated annotators have answered, but: {now.sentence} Lower label.enough.")
         seen, pause = answers, max(POLL_SECONDS, 10 * (time.monotonic() - started))

@@ -135,7 +135,7 @@ def _faults(recipe: LabelRecipe) -> Iterator[str]:
             f"'min_submitted' is {recipe.min_submitted} but '{who}' has {len(recipe.annotators)} annotators; "
             "lower it or add annotators"
         )
-    personal = {"max_submitted", "adjudicators", "quotas", "groups"} & recipe.model_fields_set
+    personal = {name for name in ("max_submitted", "adjudicators", "quotas", "groups") if getattr(recipe, name)}
     if recipe.sharing == "shared" and personal:
         yield f"'{min(personal)}' needs sharing = \"personal\": Argilla itself assigns nothing"
     if recipe.max_submitted is not None and recipe.max_submitted <= recipe.min_submitted:

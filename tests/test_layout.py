@@ -15,6 +15,7 @@ STAGES = {
     "data": "tasks.data.prepare",
     "sft": "tasks.training.sft",
     "sample": "tasks.sampling.completions",
+    "select": "tasks.select",
     "label": "tasks.label",
     "preferences": "tasks.preferences",
     "reward": "tasks.training.reward",
