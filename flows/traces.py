@@ -6,6 +6,7 @@ import mmap
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -41,8 +42,12 @@ def erase_traces(name: str, stone: Tombstone, store: Store) -> None:
 
 
 def _erase_from_prefect(needles: Sequence[str]) -> None:
-    """Delete the reports in Prefect's pages that tell of the person."""
+    """Delete the reports in Prefect's pages that tell of the person.
+
+    They are emptied first: the event of a deletion repeats what was deleted.
+    """
     from prefect import get_client
+    from prefect.client.schemas.actions import ArtifactUpdate
 
     with faults.prefect_answers(), get_client(sync_client=True) as client:
         found, offset = [], 0
@@ -50,6 +55,7 @@ def _erase_from_prefect(needles: Sequence[str]) -> None:
             found += [each.id for each in page if any(needle in json.dumps(each.data) for needle in needles)]
             offset += len(page)
         for each in found:
+            client.update_artifact(each, ArtifactUpdate(data="Erased."))
             client.delete_artifact(each)
 
 
@@ -91,7 +97,15 @@ def _compact(home: Path, needles: Iterable[str]) -> None:
             if any(_file_holds(file, wanted) for file in (path, path.with_name(f"{path.name}-wal"))):
                 with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as database:
                     database.execute("VACUUM")
-                    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    _empty_journal(database)
+
+
+def _empty_journal(database: sqlite3.Connection) -> None:
+    """Bring the write-ahead log into the file and cut it; a reader may hold that up for a moment."""
+    for _ in range(100):
+        if not database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            return
+        time.sleep(0.1)
 
 
 def _file_holds(path: Path, needles: Sequence[bytes]) -> bool:
