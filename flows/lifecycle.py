@@ -20,6 +20,7 @@ from flows.running import Builder, Running, curves_sent
 from flows.screen import Screen
 from flows.summary import Built, conclude, figures, markdown
 from tasks.abandoned import close_abandoned, take_up
+from tasks.ai_feedback import judge_comparisons, judging_of
 from tasks.artifact import Artifact, PipelineError
 from tasks.data.prepare import DataRecipe, ShopData, prepare_data
 from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
@@ -47,6 +48,7 @@ DATA = Stage("data", prepare_data)
 SFT = Stage("sft", train_sft)
 SAMPLE = Stage("sample", sample_completions)
 SELECT = Stage("select", select_completions)
+JUDGE = Stage("judge", judge_comparisons)
 LABEL = Stage("label", collect_judgements, version=2)
 PREFERENCES = Stage("preferences", build_preferences, version=2)
 REWARD = Stage("reward", train_reward)
@@ -55,9 +57,8 @@ MERGE = Stage("merge", merge_policy)
 EVALUATE = Stage("evaluate", evaluate_models)
 GATE = Stage("gate", decide_gate)
 
-RESERVED = {"champion", *(stage.name for stage in (BASE, DATA, SFT, SAMPLE, SELECT, LABEL, PREFERENCES, REWARD))} | {
-    stage.name for stage in (MERGE, EVALUATE, GATE)
-}
+BEFORE_RL = (BASE, DATA, SFT, SAMPLE, SELECT, JUDGE, LABEL, PREFERENCES, REWARD)
+RESERVED = {"champion", *(stage.name for stage in BEFORE_RL)} | {stage.name for stage in (MERGE, EVALUATE, GATE)}
 """Names that a policy cannot go by: they stand for stages and for whom it is compared with."""
 
 PolicyRecipe = Annotated[DpoRecipe | PpoRecipe | GrpoRecipe, Field(discriminator="method")]
@@ -143,7 +144,11 @@ def build_lifecycle(recipe: LifecycleRecipe, build: Builder, store: Store, regis
             looks_at = {name: start[name] for name in recipe.select.looks_at if name in start}
             part = recipe.select.in_round(recipe.label)
             completions = build.one(order(SELECT, part, {"completions": completions, **looks_at}))
-        judgements = build.by_people(order(LABEL, recipe.label, {"completions": completions}))
+        shown = {"completions": completions}
+        if recipe.label.ai:
+            judge = {**start, **shown} if recipe.label.ai.judge.model == "sft" else {**shown}
+            shown["ai"] = build.one(order(JUDGE, judging_of(recipe.label.ai, recipe.label), judge))
+        judgements = build.by_people(order(LABEL, recipe.label, shown))
         behind = {"judgements": judgements, "completions": completions}
     preferences = build.one(order(PREFERENCES, recipe.preferences, behind))
 

@@ -69,15 +69,14 @@ def _round_of(path: Path, overrides: list[str] | None, who: str | None) -> "Orde
 
 
 def _look(order: "Order") -> "tuple[Plan, Standing]":
-    from labeling.rounds import standing
-    from tasks.artifact import read_jsonl
+    from flows.waiting import folders
     from tasks.label_recipe import LabelRecipe
-    from tasks.round import argilla, plan_of
+    from tasks.round import argilla, campaign_of
 
     assert isinstance(order.part, LabelRecipe)
-    plan = plan_of(order.part, read_jsonl(order.inputs["completions"].path / "completions.jsonl"), order.seed)
+    campaign = campaign_of(order.part, folders(order), order.seed)
     with argilla() as client:
-        return plan, standing(client, plan)
+        return campaign.now(client, campaign.start)
 
 
 def _document(plan: "Plan", now: "Standing") -> dict[str, Any]:

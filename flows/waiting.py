@@ -4,6 +4,7 @@ Resumed, the flow starts from the top under the same flow run id; its stages are
 """
 
 import os
+from pathlib import Path
 from typing import cast
 
 from prefect import get_client
@@ -12,11 +13,11 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.runtime import deployment, flow_run
 
 from labeling.connection import UnavailableError
-from labeling.rounds import Standing, advance, standing
-from tasks.artifact import PipelineError, read_jsonl, without_credentials
+from labeling.rounds import Standing, advance
+from tasks.artifact import PipelineError, without_credentials
 from tasks.label_recipe import LabelRecipe
 from tasks.lineage import Record, answering
-from tasks.round import argilla, plan_of, publish_round
+from tasks.round import argilla, campaign_of, publish_round
 from tasks.store import Order, Store
 
 TAG = "waiting-for-labels"
@@ -26,7 +27,15 @@ FLOW_RUN, WAITING, ERROR = "rlhf.flow_run", "rlhf.waiting", "rlhf.error"
 
 def must_suspend(order: Order) -> bool:
     """Whether this run waits for people without holding a process: it is deployed, so it can be started again."""
-    return deployment.id is not None and cast(LabelRecipe, order.part).source == "people"
+    part = cast(LabelRecipe, order.part)
+    if deployment.id is None or part.source != "people":
+        return False
+    return part.ai is None or bool(campaign_of(part, folders(order), order.seed).start.asked)
+
+
+def folders(order: Order) -> dict[str, Path]:
+    """Where the inputs of an order lie."""
+    return {name: artifact.path for name, artifact in order.inputs.items()}
 
 
 def count(order: Order) -> Standing:
@@ -34,10 +43,9 @@ def count(order: Order) -> Standing:
 
     Raises `PipelineError` where the round can never be sufficient (`is_away` tells an Argilla that is only away).
     """
-    recipe, completions = cast(LabelRecipe, order.part), order.inputs["completions"].path
-    plan = plan_of(recipe, read_jsonl(completions / "completions.jsonl"), order.seed)
+    campaign = campaign_of(cast(LabelRecipe, order.part), folders(order), order.seed)
     with argilla() as client:
-        now = standing(client, plan)
+        plan, now = campaign.now(client, campaign.start)
         if not now.sufficient:
             advance(client, plan, now)
     return now
@@ -63,9 +71,9 @@ def suspend_until_sufficient(order: Order, store: Store, parent: str) -> None:
 
 def _lacking(order: Order) -> str:
     """What the run waits for; empty when it may go on."""
-    recipe, completions = cast(LabelRecipe, order.part), order.inputs["completions"].path
+    recipe = cast(LabelRecipe, order.part)
     try:
-        publish_round(recipe, completions, order.seed)
+        publish_round(recipe, folders(order), order.seed)
         now = count(order)
     except PipelineError as error:
         if not is_away(error):

@@ -6,12 +6,13 @@ Everything here may be repeated: what exists already is found and left as it is.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import httpx
 
 from labeling.comparison import Comparison, Judgement, LabelingError
-from labeling.connection import request
+from labeling.connection import items, request
 from labeling.datasets import guidelines_of, open_dataset
 from labeling.question import FLAGS, QUESTION, RATIONALE, Round, guidelines_version, rating_name, record_of
 
@@ -38,11 +39,13 @@ def publish(
     comparisons: Sequence[Comparison],
     progress: Callable[[int, int], None] = lambda done, total: None,
     known: Collection[str] = (),
+    suggestions: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> str:
     """Put the comparisons before the annotators and return the id of the dataset.
 
     Publishing again adds nothing, and an interrupted publish goes on where it stopped. Raises `LabelingError` when a
-    dataset of this name holds another question, or records that are neither given nor `known` (ids).
+    dataset of this name holds another question, or records that are neither given nor `known` (ids). `suggestions` (by
+    id of the comparison) are shown with records that are published now.
     """
     dataset = open_dataset(client, round)
     published = set(external_ids(client, dataset))
@@ -54,13 +57,26 @@ def publish(
         )
     done, total = len(comparisons) - len(wanted), len(comparisons)
     progress(done, total)
+    asked = items(client, f"/api/v1/datasets/{dataset}/questions") if suggestions else []
+    ids = {question["name"]: question["id"] for question in asked}
     for start in range(0, len(wanted), BULK):
-        records = [record_of(comparison) for comparison in wanted[start : start + BULK]]
+        records = [_record(comparison, suggestions, ids) for comparison in wanted[start : start + BULK]]
         # An upsert: should the answer get lost and the request be made again, nothing is there twice.
         request(client, "PUT", f"/api/v1/datasets/{dataset}/records/bulk", json={"items": records})
         done += len(records)
         progress(done, total)
     return dataset
+
+
+def _record(
+    comparison: Comparison, suggestions: Mapping[str, Mapping[str, Any]], questions: Mapping[str, str]
+) -> dict[str, Any]:
+    """A record as it is published, with its suggestion where there is one."""
+    record = record_of(comparison)
+    if given := suggestions.get(comparison.id):
+        rest = {name: value for name, value in given.items() if name != "question"}
+        record["suggestions"] = [{"question_id": questions[given["question"]], **rest}]
+    return record
 
 
 def external_ids(client: httpx.Client, dataset: str) -> Iterator[str]:

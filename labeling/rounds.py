@@ -77,7 +77,7 @@ def open_round(
     for workspace, names in _members(plan):
         keys |= create_annotators(client, workspace, names, passwords)
     if plan.sharing == "shared":
-        argilla.publish(client, plan.round, plan.comparisons, progress)
+        argilla.publish(client, plan.round, plan.comparisons, progress, _ids(plan), plan.suggestions)
     else:
         sheets = read_sheets(client, plan)
         for sheet in sheets:  # what was given keeps up with the guidelines
@@ -100,6 +100,7 @@ def _publish(client: httpx.Client, plan: Plan, wanted: Mapping[str, Sequence[str
             comparisons,
             lambda n, _, start=start: progress(start + n, total),
             _ids(plan),
+            plan.suggestions,
         )
         before += len(ids)
 
@@ -214,4 +215,4 @@ def _given(
 
 
 def _ids(plan: Plan) -> set[str]:
-    return {comparison.id for comparison in plan.comparisons}
+    return {comparison.id for comparison in (*plan.comparisons, *plan.reserve)}

@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from labeling.agreement import disagreement
 from labeling.comparison import Comparison, Judgement, LabelingError
@@ -49,6 +49,10 @@ class Plan:
     enough: Enough = field(default_factory=Enough)
     erased: Mapping[str, int] = field(default_factory=dict)
     """Record -> votes it had from people who were erased since: it needs as many less."""
+    reserve: tuple[Comparison, ...] = ()
+    """Comparisons of the round that people are not asked (yet): a judge model has them."""
+    suggestions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Id of a comparison -> what annotators see suggested; see `labeling.ai_feedback.suggestion_of`."""
 
     @property
     def overlap(self) -> int:

@@ -76,14 +76,19 @@ def share_of_people(ai: Ai, plan: Plan, judgements: Sequence[Judgement]) -> Plan
     what people have. An empty plan needs nobody.
     """
     if ai.recipe.use == "assisted":
-        return plan
+        return replace(plan, suggestions=suggestions(ai, plan))
     routed = ai.routed(plan.comparisons)
     done = ai.recipe.use == "route" and _audited(routed, plan, judgements)
     if done and not ai.trusted(ai.validation(plan.comparisons, judgements)):
         return plan
     chosen = set(routed.audit) | (set(routed.people) if ai.recipe.use == "route" else set())
     kept = [each for each in plan.comparisons if chosen and (each.kind == "gold" or (each.source or each.id) in chosen)]
-    return replace(plan, comparisons=tuple(kept))
+    held = {each.id for each in kept}
+    return replace(
+        plan,
+        comparisons=tuple(kept),
+        reserve=tuple(each for each in plan.comparisons if each.id not in held),
+    )
 
 
 def _audited(routed: Routed, plan: Plan, judgements: Sequence[Judgement]) -> bool:

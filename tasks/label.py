@@ -21,13 +21,14 @@ from labeling.findings import asked_of_people
 from labeling.reliability import annotator_quality
 from labeling.report import annotator_rows, judgement_rows, round_report
 from labeling.report_figures import annotator_heatmap
-from labeling.rounds import Standing, advance, open_round, read_sheets, standing
+from labeling.rounds import Standing, advance, open_round, read_sheets
 from labeling.sheets import Plan
 from labeling.simulated import SimulatedAnnotator, answer_round
+from tasks.ai_round import conclude
 from tasks.artifact import PipelineError, Row, Work, read_jsonl, write_jsonl
 from tasks.label_recipe import LabelRecipe
 from tasks.recipe import resolve
-from tasks.round import argilla, passwords, plan_of
+from tasks.round import Campaign, argilla, campaign_of, passwords
 
 POLL_SECONDS = 2.0
 
@@ -39,17 +40,24 @@ def collect_judgements(recipe: LabelRecipe, inputs: Mapping[str, Path], work: Wo
     Reads `ARGILLA_API_URL` and `ARGILLA_API_KEY` (an owner's). Raises `PipelineError` when Argilla cannot be reached.
     """
     rows = read_jsonl(inputs["completions"] / "completions.jsonl")
-    plan = plan_of(recipe, rows, work.seed)
-    with argilla() as client:
-        judgements = _signed(client, _run_round(recipe, rows, plan, client, work).judgements)
+    campaign = campaign_of(recipe, inputs, work.seed)
+    plan, judgements = campaign.whole, []
+    if campaign.start.asked:
+        with argilla() as client:
+            judgements = _signed(client, _run_round(recipe, rows, campaign, client, work).judgements)
+    if campaign.ai:
+        judgements = conclude(campaign.ai, plan.comparisons, judgements, work)
     write_jsonl(work.out / "comparisons.jsonl", [comparison.row() for comparison in plan.comparisons])
     write_jsonl(work.out / "judgements.jsonl", [judgement.row() for judgement in judgements])
     (work.out / "guidelines.md").write_text(recipe.guidelines, encoding="utf-8")
     _report(plan.comparisons, judgements, work)
 
 
-def _run_round(recipe: LabelRecipe, rows: Sequence[Row], plan: Plan, client: httpx.Client, work: Work) -> Standing:
+def _run_round(
+    recipe: LabelRecipe, rows: Sequence[Row], campaign: Campaign, client: httpx.Client, work: Work
+) -> Standing:
     """Open the round and return when it is enough; meanwhile disputed records go to further people."""
+    plan = campaign.start
     known = passwords(client, recipe)
     keys = open_round(client, plan, known, lambda done, total: work.progress(done, total, "publishing"))
     seen, pause = -1, 0.0
@@ -63,14 +71,15 @@ def _run_round(recipe: LabelRecipe, rows: Sequence[Row], plan: Plan, client: htt
             pause = POLL_SECONDS
             continue
         started = time.monotonic()
-        now = standing(client, plan)
+        before, (plan, now) = plan, campaign.now(client, plan)
         work.progress(now.done, now.records, f"{answers} answers; {now.sentence}")
         work.show(standing_rows(now))
         if now.sufficient:
             return now
         if recipe.source == "people" and seen == -1:  # a run that need not wait has nobody to tell passwords to
             work.notify(_invitation(plan, known, {s.person: s.dataset for s in read_sheets(client, plan)}))
-        if not advance(client, plan, now) and recipe.source == "simulated":
+        given = advance(client, plan, now) or plan != before
+        if not given and recipe.source == "simulated":
             raise PipelineError(f"All simulated annotators have answered, but: {now.sentence} Lower label.enough.")
         seen, pause = answers, max(POLL_SECONDS, 10 * (time.monotonic() - started))
 

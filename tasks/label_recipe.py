@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AwareDatetime, Field, model_validator
 
 from labeling.question import DEFAULT_GUIDELINES, MAX_GUIDELINES, MAX_SCALE
+from tasks.ai_recipe import AiRecipe, ai_faults
 from tasks.recipe import Dotted, Part
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -106,6 +107,8 @@ class LabelRecipe(Part):
     """Share of the records that come a second time, options in another order."""
     enough: EnoughRecipe = EnoughRecipe()
     """When the round is enough."""
+    ai: AiRecipe | None = None
+    """A judge model that judges instead of people, helps them, or takes what it is sure of."""
 
     @property
     def annotators(self) -> tuple[str, ...]:
@@ -113,8 +116,8 @@ class LabelRecipe(Part):
         return tuple(each.name for each in self.simulated) if self.source == "simulated" else self.people
 
     def external_files(self) -> list[Path]:
-        """The gold file belongs to the identity by its content."""
-        return [self.gold] if self.gold else []
+        """The gold file belongs to the identity by its content, and so does what the judge model is made of."""
+        return [*([self.gold] if self.gold else []), *(self.ai.external_files() if self.ai else [])]
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -144,6 +147,8 @@ def _faults(recipe: LabelRecipe) -> Iterator[str]:
         yield "'adjudicators' get disputed records; set 'max_submitted' to say that there are any"
     if recipe.adjudicators and recipe.source == "simulated":
         yield "'adjudicators' are people; with source = \"simulated\" leave them out"
+    if recipe.ai:
+        yield from ai_faults(recipe.ai, gold=recipe.gold is not None)
     named = {*recipe.quotas, *(name for group in recipe.groups for name in group.people)}
     if strangers := sorted(named - set(recipe.annotators)):
         yield f"'{strangers[0]}' has a quota or a group but is not in '{who}'; add the name or remove it"

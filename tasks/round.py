@@ -3,8 +3,9 @@
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ from labeling.question import Round
 from labeling.rounds import Standing, open_round, standing
 from labeling.sheets import Group, Plan
 from labeling.sufficiency import Enough
+from tasks.ai_round import Ai, read_ai, share_of_people
 from tasks.artifact import InputError, PipelineError, Row, read_jsonl
 from tasks.label_recipe import EnoughRecipe, LabelRecipe
 from tasks.recipe import identity, stable_hash
@@ -34,6 +36,8 @@ def plan_of(recipe: LabelRecipe, rows: Sequence[Row], seed: int) -> Plan:
     comparisons = (*asked, *gold, *repeats(asked, recipe.repeats, seed))
     content = [[each.id, each.shown, [c.text for c in each.completions]] for each in comparisons]
     question = [recipe.criteria, recipe.scale, recipe.flags, recipe.rationale, recipe.min_submitted, recipe.sharing]
+    if recipe.ai and recipe.ai.use == "assisted":  # what people saw is part of what they were asked
+        question.append(recipe.ai.model_dump(mode="json"))
     if recipe.source == "simulated":  # people are who they are; other simulated annotators answer otherwise
         question.append(identity(recipe.model_copy(update={"enough": EnoughRecipe(), "guidelines": "."})))
     name = f"{recipe.round}-{stable_hash([content, question])[:8]}"
@@ -102,20 +106,58 @@ def argilla() -> Iterator[httpx.Client]:
         raise PipelineError(str(error)) from error
 
 
+@dataclass(frozen=True)
+class Campaign:
+    """A round with the judge model that takes part in it, if one does."""
+
+    recipe: LabelRecipe
+    whole: Plan
+    """All comparisons, whoever judges them."""
+    ai: Ai | None
+
+    @property
+    def start(self) -> Plan:
+        """What people are asked at first."""
+        return share_of_people(self.ai, self.whole, []) if self.ai else self.whole
+
+    def now(self, client: httpx.Client, plan: Plan) -> tuple[Plan, Standing]:
+        """What people are asked now (more, where the judge turned out not to be validated), and how far they are.
+
+        Raises `PipelineError` past a deadline that says "fail".
+        """
+        found = standing(client, plan)
+        if self.ai is None:
+            return plan, found
+        share = share_of_people(self.ai, self.whole, found.judgements)
+        if share.comparisons == plan.comparisons:
+            return plan, found
+        open_round(client, share, passwords(client, self.recipe))
+        return share, standing(client, share)
+
+
+def campaign_of(recipe: LabelRecipe, inputs: Mapping[str, Path], seed: int) -> Campaign:
+    """The round of a `completions` artifact, with the opinions of its judge model (`ai`) where it has one."""
+    whole = plan_of(recipe, read_jsonl(inputs["completions"] / "completions.jsonl"), seed)
+    return Campaign(recipe, whole, read_ai(recipe.ai, inputs["ai"], seed) if recipe.ai else None)
+
+
 def publish_round(
-    recipe: LabelRecipe, completions: Path, seed: int, progress: Callable[[int, int], None] = lambda done, total: None
+    recipe: LabelRecipe,
+    inputs: Mapping[str, Path],
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Open the round of a `completions` artifact in Argilla, or go on opening it."""
-    plan = plan_of(recipe, read_jsonl(completions / "completions.jsonl"), seed)
+    """Open the round of a label stage's inputs in Argilla, or go on opening it."""
+    plan = campaign_of(recipe, inputs, seed).start
     with argilla() as client:
         open_round(client, plan, passwords(client, recipe), progress)
 
 
-def round_standing(recipe: LabelRecipe, completions: Path, seed: int) -> Standing:
-    """How far the round of a `completions` artifact is. Raises `PipelineError` past a deadline that says "fail"."""
-    plan = plan_of(recipe, read_jsonl(completions / "completions.jsonl"), seed)
+def round_standing(recipe: LabelRecipe, inputs: Mapping[str, Path], seed: int) -> Standing:
+    """How far the round of a label stage's inputs is. Raises `PipelineError` past a deadline that says "fail"."""
+    campaign = campaign_of(recipe, inputs, seed)
     with argilla() as client:
-        return standing(client, plan)
+        return campaign.now(client, campaign.start)[1]
 
 
 def passwords(client: httpx.Client, recipe: LabelRecipe) -> dict[str, str]:

@@ -16,6 +16,7 @@ STAGES = {
     "sft": "tasks.training.sft",
     "sample": "tasks.sampling.completions",
     "select": "tasks.select",
+    "judge": "tasks.ai_feedback",
     "label": "tasks.label",
     "preferences": "tasks.preferences",
     "reward": "tasks.training.reward",
