@@ -68,8 +68,12 @@ def _publish(records: int) -> None:
     plan = Plan(question, comparisons, ("ada",))
     client = connect(os.environ["ARGILLA_API_URL"], os.environ["ARGILLA_API_KEY"])
     with tqdm(total=records, unit="record", file=sys.stderr) as bar:
+
+        def shown(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
         started = time.monotonic()
-        open_round(client, plan, {"ada": "a long password"}, lambda done, _: bar.update(done - bar.n))
+        open_round(client, plan, {"ada": "a long password"}, shown)
         seconds = time.monotonic() - started
     again = time.monotonic()
     open_round(client, plan, {"ada": "a long password"})
