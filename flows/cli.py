@@ -202,6 +202,9 @@ def _show_services(found: dict[str, services.Service], as_json: bool) -> None:
         username, _, _ = services.argilla_credentials()
         path = services.home() / "argilla" / "owner-password"
         out.print(f"Argilla's owner signs in as [bold]{username}[/] with the password in {path}", highlight=False)
+        for known in sorted((services.home() / "credentials").glob("*.json")):
+            if known.name != "webhooks.json":
+                out.print(f"Annotators of {escape(known.stem)} sign in with the passwords in {known}", highlight=False)
 
 
 if __name__ == "__main__":

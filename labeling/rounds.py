@@ -171,6 +171,8 @@ def _seconds_left(plan: Plan, judgements: Sequence[Judgement], finished: Sequenc
     have = Counter(judgement.record for judgement in judgements)
     over = set(finished)
     needed = sum(max(1, plan.overlap - have[each.id]) for each in plan.asked if each.id not in over)
+    if not needed:
+        return None
     return needed * (recent[-1] - recent[0]).total_seconds() / (len(recent) - 1)
 
 
