@@ -8,9 +8,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from labeling.blind import Blind, Side, compare_blind, votes_of
 from labeling.comparison import Comparison, LabelingError, comparison_from, judgement_from
@@ -63,16 +63,22 @@ class BlindRecipe(Part):
     votes: VotesRecipe = VotesRecipe()
     """The count."""
 
+    @model_validator(mode="after")
+    def _by_people(self) -> Self:
+        if self.label is not None and self.label.ai is not None:
+            raise ValueError("'label.ai' has no place in a blind comparison, which people make; remove it")
+        return self
+
 
 def blind_round(recipe: BlindRecipe, usual: LabelRecipe) -> LabelRecipe:
     """The round in which the two models are compared.
 
     The recipe's usual one is taken over without what belongs to its own records: gold comparisons, groups, quotas, and
-    when it is enough.
+    when it is enough; and without a judge model.
     """
     if recipe.label is not None:
         return recipe.label
-    own = {"round": "blind", "gold": None, "groups": (), "quotas": {}, "enough": EnoughRecipe()}
+    own = {"round": "blind", "gold": None, "groups": (), "quotas": {}, "enough": EnoughRecipe(), "ai": None}
     return usual.model_copy(update=own)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from labeling.blind import Tally, compare_blind, sign_test, vote
@@ -15,6 +16,7 @@ from labeling.comparison import Comparison, Completion, Judgement, LabelingError
 from labeling.connection import connect
 from labeling.question import CANNOT_JUDGE
 from labeling.rounds import open_round, read_sheets
+from tasks.ai_recipe import AiRecipe, LocalJudge
 from tasks.artifact import InputError, Row, read_jsonl, write_jsonl
 from tasks.blind import BlindRecipe as Recipe
 from tasks.blind import PairsRecipe, VotesRecipe, blind_round, count_votes, sample_pairs
@@ -274,6 +276,11 @@ def test_the_usual_round_is_taken_over_without_what_belongs_to_its_records() -> 
     assert (taken.round, taken.gold, taken.enough) == ("blind", None, EnoughRecipe())
     own = LabelRecipe(round="own")
     assert blind_round(Recipe(label=own), usual) is own
+    judge = AiRecipe(use="ai_only", judge=LocalJudge(kind="local", model="sft"), unvalidated=True)
+    helped = usual.model_copy(update={"ai": judge})
+    assert blind_round(Recipe(), helped).ai is None, "people compare"
+    with pytest.raises(ValidationError, match="which people make; remove it"):
+        Recipe(label=own.model_copy(update={"ai": judge}))
 
 
 # -- the gate ---------------------------------------------------------------------------------------------------------
