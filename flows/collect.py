@@ -70,10 +70,13 @@ def waiting_runs(client: SyncPrefectClient) -> list[FlowRun]:
             return sorted(runs, key=lambda run: str(run.created))
 
 
-def round_order(recipe: LifecycleRecipe, store: Store, registry: Registry) -> Order | None:
-    """What the run of a recipe waits for, or None where its completions cannot be had here."""
+def round_order(recipe: LifecycleRecipe, store: Store, registry: Registry, *, collected: bool = True) -> Order | None:
+    """The first round of a recipe's run; without `collected` ones, what the run waits for.
+
+    None where its completions cannot be had here, or where every round is collected.
+    """
     try:
-        build_lifecycle(recipe, _UpToPeople(store), store, registry)
+        build_lifecycle(recipe, _UpToPeople(store, collected), store, registry)
     except _ReachedError as reached:
         return reached.order
     return None
@@ -88,21 +91,31 @@ class _ReachedError(Exception):
 class _UpToPeople(Planning):
     """Looks at a lifecycle up to the order that people must work on."""
 
+    def __init__(self, store: Store, collected: bool) -> None:
+        super().__init__(store)
+        self._collected = collected
+
     def by_people(self, order: Order) -> Artifact:
-        if any(not artifact.digest for artifact in order.inputs.values()):
-            return super().by_people(order)
+        found = super().by_people(order)
+        missing = any(not artifact.digest for artifact in order.inputs.values())
+        if missing or (found.digest and not self._collected):
+            return found
         raise _ReachedError(order)
 
 
 def _count_again(client: SyncPrefectClient, run: FlowRun, store: Store, registry: Registry) -> dict[str, Any]:
     row = {"flow_run": str(run.id), "name": run.name, "ready": False, "resumed": False, "says": "", "error": ""}
     try:
-        order = round_order(LifecycleRecipe.model_validate(run.parameters["recipe"]), store, registry)
-        if order is None:
+        recipe = LifecycleRecipe.model_validate(run.parameters["recipe"])
+        order = round_order(recipe, store, registry, collected=False)
+        if order:
+            row |= _verdict(order, store)
+        elif round_order(recipe, store, registry):
+            row |= {"ready": True, "says": "Every round is collected."}
+        else:
             raise PipelineError(
                 "its completions are neither here nor in MLflow; resume it in Prefect to have them made again."
             )
-        row |= _verdict(order, store)
         row["resumed"] = row["ready"] and _resume(client, run.id)
     except ValidationError as error:
         row["error"] = (

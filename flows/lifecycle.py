@@ -16,12 +16,14 @@ from prefect.states import Crashed
 from pydantic import BaseModel, Field, model_validator
 
 from flows import services, waiting
+from flows.blind import BLIND_LABEL, ask_people
 from flows.running import Builder, Running, curves_sent
 from flows.screen import Screen
 from flows.summary import Built, conclude, figures, markdown
 from tasks.abandoned import close_abandoned, take_up
 from tasks.ai_feedback import judge_comparisons, judging_of
 from tasks.artifact import Artifact, PipelineError
+from tasks.blind import BlindRecipe
 from tasks.data.prepare import DataRecipe, ShopData, prepare_data
 from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
 from tasks.evaluation.gate import GateRecipe, decide_gate
@@ -58,7 +60,9 @@ EVALUATE = Stage("evaluate", evaluate_models)
 GATE = Stage("gate", decide_gate)
 
 BEFORE_RL = (BASE, DATA, SFT, SAMPLE, SELECT, JUDGE, LABEL, PREFERENCES, REWARD)
-RESERVED = {"champion", *(stage.name for stage in BEFORE_RL)} | {stage.name for stage in (MERGE, EVALUATE, GATE)}
+RESERVED = {"champion", "pairs", "blind", BLIND_LABEL, *(stage.name for stage in BEFORE_RL)} | {
+    stage.name for stage in (MERGE, EVALUATE, GATE)
+}
 """Names that a policy cannot go by: they stand for stages and for whom it is compared with."""
 
 PolicyRecipe = Annotated[DpoRecipe | PpoRecipe | GrpoRecipe, Field(discriminator="method")]
@@ -93,6 +97,8 @@ class LifecycleRecipe(Part):
     """Adapters into a standalone model."""
     evaluate: EvaluateRecipe = EvaluateRecipe()
     """The comparison of all candidates."""
+    blind: BlindRecipe = BlindRecipe()
+    """The comparison by people, where `gate.people` asks for one."""
     gate: GateRecipe = GateRecipe()
     """What a candidate must show to become champion."""
 
@@ -180,8 +186,13 @@ def build_lifecycle(recipe: LifecycleRecipe, build: Builder, store: Store, regis
         return order(EVALUATE, recipe.evaluate, {**start, "data": data, "reward": reward, **candidates, **champion})
 
     champion = _opponent(registry, store, recipe.name, merged, evaluation)
-    evaluated = build.one(evaluation(_files_of(champion, store)))
-    return Built(evaluated, build.one(order(GATE, recipe.gate, {"evaluation": evaluated})), merged, champion)
+    against = _files_of(champion, store)
+    evaluated = build.one(evaluation(against))
+    learnt_from = _data_behind(against, store) if against else None
+    other = {"data": learnt_from} if learnt_from and learnt_from.digest != data.digest else {}
+    opponent = {"": against, **other} if against else {"": start["sft"], "base": base}
+    asked = ask_people(build, order, LABEL, recipe.gate, recipe.blind, recipe.label, evaluated, merged, opponent, data)
+    return Built(evaluated, build.one(order(GATE, recipe.gate, {"evaluation": evaluated, **asked})), merged, champion)
 
 
 def _files_of(champion: Registered | None, store: Store) -> Artifact | None:
