@@ -82,7 +82,10 @@ def backup(
     workspace: Annotated[str | None, typer.Option(help="Only this workspace of Argilla's.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write Argilla's datasets, records and every judgement with its ranks to one file (no passwords, no keys)."""
+    """Write Argilla's datasets, records and every judgement with its ranks to one file (no passwords, no keys).
+
+    Whoever is erased later is still in it: keep backups no longer than you need them.
+    """
     need_services("argilla")
     from labeling.backup import backup as write
     from tasks.round import argilla

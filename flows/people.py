@@ -129,9 +129,14 @@ def create(
     if not wanted:
         raise RecipeError("Give usernames, or --from FILE with one per line.")
     need_services("argilla")
+    from flows import services
     from labeling.accounts import create_annotators, usernames
     from tasks.round import argilla, known_passwords
+    from tasks.tombstones import not_erased, read_tombstones
 
+    erased = set(wanted) - set(not_erased(wanted, read_tombstones(services.home())))
+    if erased:
+        raise RecipeError(f"'{min(erased)}' was erased and is left out of every round; take another username.")
     with argilla() as client:
         existing = usernames(client)
         passwords = known_passwords(client, workspace, wanted)
