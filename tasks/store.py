@@ -96,13 +96,16 @@ class Store:
             (home / name).mkdir(parents=True, exist_ok=True)
 
     def find(self, key: str) -> Artifact | None:
-        """The whole artifact of a key, from here or else from MLflow; None when it must be built."""
+        """The whole artifact of a key, from here or else from MLflow; None when it must be built, or is just being."""
         path = self.home / "store" / key
         artifact = self._allowed(_load(path))
         if artifact is not None:
             return artifact
-        with self._lock(key):
-            return self._allowed(_load(path)) or self._fetch(key, path)
+        try:
+            with self._lock(key, wait=False):
+                return self._allowed(_load(path)) or self._fetch(key, path)
+        except BlockingIOError:  # a run builds it, perhaps for days where people rank: whoever only looks goes on
+            return None
 
     def erase(self, key: str) -> None:
         """Delete an artifact's files here, and what was left of building it."""
@@ -215,10 +218,13 @@ class Store:
         return replace(artifact, run_id=manifest["run_id"])
 
     @contextmanager
-    def _lock(self, key: str) -> Iterator[None]:
-        """One builder per key on this machine; the kernel frees the lock when its holder dies."""
+    def _lock(self, key: str, wait: bool = True) -> Iterator[None]:
+        """One builder per key on this machine; the kernel frees the lock when its holder dies.
+
+        Raises `BlockingIOError` where it is held and `wait` is off.
+        """
         with (self.home / "locks" / key).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             yield
 
 

@@ -199,3 +199,9 @@ def test_touching_a_row_of_a_users_file_makes_another_artifact(tmp_path: Path) -
     file.unlink()
     with pytest.raises(InputError, match="check the path"):
         _ = Order(ADD, part, {}, 0).key
+
+
+def test_who_looks_does_not_wait_for_who_builds(bench: Bench) -> None:
+    order = Order(ADD, Sum(add=7), {}, int.from_bytes(os.urandom(4), "big"))
+    with bench.store._lock(order.key):
+        assert bench.store.find(order.key) is None
