@@ -77,7 +77,7 @@ def test_a_tombstone_recognises_a_name_that_it_does_not_hold(tmp_path: Path, mon
     assert read_tombstones() == [stone]
     assert not_erased(("ada", "ben"), read_tombstones()) == ("ben",)
     text = (tmp_path / "tombstones" / "annotator-00000000.json").read_text()
-    assert "ada" not in text and "salt" not in stone.public() and recognised("ada")[1] != name_hash
+    assert '"ada"' not in text and "salt" not in stone.public() and recognised("ada")[1] != name_hash
     row = {"id": "0", "prompt": [{"role": "user", "content": "?"}], "reference": None}
     row["completions"] = [{"id": f"{k}", "text": f"{k}"} for k in range(2)]
     shown = plan_of(LabelRecipe(people=("ada", "ben"), min_submitted=2), [row], 0)
