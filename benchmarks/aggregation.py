@@ -26,8 +26,8 @@ from scipy.special import stdtrit
 from benchmarks.measured import RESULTS, ROOT, keep, show
 from benchmarks.real_annotators import comparison, pandalm, squality
 from labeling.comparison import Judgement
+from labeling.quality.reliability import annotator_quality
 from labeling.rankings import Method, Preference, to_preferences
-from labeling.reliability import annotator_quality
 from labeling.simulated import SimulatedAnnotator
 
 METHODS: tuple[Method, ...] = ("majority", "reliability")

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measured import keep, show
-from labeling.agreement import (
+from labeling.comparison import Comparison, Completion, Judgement, compare
+from labeling.measures.agreement import (
     agreement,
     agreement_by_annotator,
     agreement_by_stratum,
@@ -23,13 +24,12 @@ from labeling.agreement import (
     disagreement,
     rankings,
 )
-from labeling.alpha import alpha_width, table_alpha
-from labeling.biases import length_bias, position_bias
-from labeling.bootstrap import Resampling
-from labeling.comparison import Comparison, Completion, Judgement, compare
-from labeling.concordance import ORDERS, mean_concordance, mirrored, order_tables, rank_tables, shares_alike
-from labeling.kappa import fleiss_estimate, light_kappa
-from labeling.ratings import flag_agreement, rating_agreement
+from labeling.measures.alpha import alpha_width, table_alpha
+from labeling.measures.biases import length_bias, position_bias
+from labeling.measures.bootstrap import Resampling
+from labeling.measures.concordance import ORDERS, mean_concordance, mirrored, order_tables, rank_tables, shares_alike
+from labeling.measures.kappa import fleiss_estimate, light_kappa
+from labeling.measures.ratings import flag_agreement, rating_agreement
 
 ANNOTATORS = ("ann", "ben", "cal")
 COMPLETIONS = 4

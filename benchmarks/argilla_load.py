@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.measured import fresh_home, keep, show
 from flows import services
-from labeling.argilla import records
+from labeling.service.argilla import records
 
 OPTIONS = ("response_a", "response_b", "response_c", "response_d")
 TEXT = "You will find the bread in aisle four, next to the milk and across from the fruit. " * 3

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measured import ROOT, fresh_home, keep, rlhf, show
-from flows.lifecycle import LifecycleRecipe
+from flows.recipe import LifecycleRecipe
 from tasks.artifact import Work, read_jsonl
 from tasks.recipe import load_recipe
-from tasks.training.dpo import DpoRecipe
+from tasks.training.direct import DpoRecipe
 
 RECIPE = ROOT / "deployments" / "recipes" / "demo.toml"
 ONLY_DPO = ["--set", 'policy=[{method="dpo"}]']
@@ -269,7 +269,7 @@ def ours(folder: str) -> None:
 
     from tasks.evaluation.evaluate import evaluate_models
     from tasks.merging import merge_policy
-    from tasks.training.dpo import train_dpo
+    from tasks.training.direct import train_direct
     from tasks.training.reward import train_reward
     from tasks.training.sft import train_sft
 
@@ -292,7 +292,7 @@ def ours(folder: str) -> None:
     base, data, preferences = given["base"], given["data"], given["preferences"]
     sft = stage("sft", train_sft, recipe.sft, base=base, data=data)
     reward = stage("reward", train_reward, recipe.reward, base=base, sft=sft, preferences=preferences)
-    policy = stage("dpo", train_dpo, dpo, base=base, sft=sft, preferences=preferences, data=data)
+    policy = stage("dpo", train_direct, dpo, base=base, sft=sft, preferences=preferences, data=data)
     merged = stage("merge", merge_policy, recipe.merge, base=base, sft=sft, policy=policy)
     candidate = {"candidate.dpo": merged}
     result = stage(

@@ -1,8 +1,9 @@
 """Whether the demo learns, over seeds: win rates and correctness of DPO, PPO and GRPO, and what the gate said.
 
-python -m benchmarks.learning [--seeds N] [--name NAME] [--set KEY=VALUE ...]
+python -m benchmarks.learning [--seeds N] [--name NAME] [--recipe FILE] [--set KEY=VALUE ...]
 
-`--set` changes the demo's recipe, as in `rlhf run`; the result of such a run is kept under a name of its own.
+`--set` changes the recipe (by default the demo's), as in `rlhf run`; the result of another one is kept under a name of
+its own.
 """
 
 import argparse
@@ -10,15 +11,18 @@ from typing import Any
 
 from benchmarks.measured import fresh_home, keep, rlhf, show
 
+DEMO = "deployments/recipes/demo.toml"
+
 
 def main() -> None:
     given = argparse.ArgumentParser(description=__doc__)
     given.add_argument("--seeds", type=int, default=5)
     given.add_argument("--name", default="learning")
+    given.add_argument("--recipe", default=DEMO)
     given.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = given.parse_args()
-    if options.set and options.name == "learning":
-        given.error("--set needs --name NAME, so that the demo's own figures are not overwritten")
+    if (options.set or options.recipe != DEMO) and options.name == "learning":
+        given.error("--set and --recipe need --name NAME, so that the demo's own figures are not overwritten")
     changes = [word for change in options.set for word in ("--set", change)]
     runs: list[dict[str, Any]] = []
     with fresh_home() as environment:
@@ -26,7 +30,7 @@ def main() -> None:
         for seed in range(options.seeds):
             # each its own name: no champion of another seed
             arguments = ["--set", f"seed={seed}", "--set", f"name=learning-{seed}", *changes]
-            document, seconds = rlhf(environment, "run", "deployments/recipes/demo.toml", *arguments)
+            document, seconds = rlhf(environment, "run", options.recipe, *arguments)
             runs.append({"seed": seed, "seconds": seconds, **_figures(document)})
             show(f"seed {seed}", HEAD, _rows(runs[-1]))
             keep(options.name, runs)  # after each seed: an interrupted benchmark loses little

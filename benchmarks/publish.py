@@ -43,11 +43,11 @@ def _argilla(environment: dict[str, str]) -> dict[str, str]:
 def _publish(records: int) -> None:
     from tqdm import tqdm
 
+    from labeling.collection.rounds import open_round, read_sheets
+    from labeling.collection.sheets import Plan
     from labeling.comparison import Completion, compare
-    from labeling.connection import connect
     from labeling.question import DEFAULT_GUIDELINES, Round
-    from labeling.rounds import open_round, read_sheets
-    from labeling.sheets import Plan
+    from labeling.service.connection import connect
 
     words = [f"word{number}" for number in range(5000)]
     draw = random.Random(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measured import ROOT
-from flows.lifecycle import LifecycleRecipe
+from flows.recipe import LifecycleRecipe
 from labeling.comparison import Comparison, Completion, compare
 from labeling.rankings import Preference
 from tasks.artifact import Row, Work, read_jsonl, write_jsonl

@@ -7,9 +7,9 @@ from pydantic import BaseModel
 
 from flows.running import Builder
 from tasks.artifact import Artifact
-from tasks.blind import BlindRecipe, blind_round, count_votes, sample_pairs
 from tasks.evaluation.gate import GateRecipe, read_evaluation, shortlisted
-from tasks.label_recipe import LabelRecipe
+from tasks.labels.blind import BlindRecipe, blind_round, count_votes, sample_pairs
+from tasks.labels.recipe import LabelRecipe
 from tasks.store import Order, Stage
 
 PAIRS = Stage("pairs", sample_pairs)

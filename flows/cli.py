@@ -67,7 +67,7 @@ def run(recipe: RecipePath, set_: Set = None, labels: Labels = None, as_json: Js
     set_environment()
     if all(service.healthy for service in services.status().values()):  # else the workers would not know where they are
         start_early(services.home())
-    parsed = load(recipe, set_, labels)
+    parsed = load(recipe, set_, labels, here=True)
     _start_services(quiet=True)
     os.environ.update(services.environment())
     with faults.prefect_answers():
@@ -96,7 +96,8 @@ def plan(recipe: RecipePath, set_: Set = None, labels: Labels = None, as_json: J
     record = Record()
     store = Store(services.home(), record)
     planning = Planning(store)
-    build_lifecycle(parsed, planning, store, Registry(record))
+    for _ in build_lifecycle(parsed, planning, store, Registry(record)):
+        pass
     steps = [{"name": n, "reused": a is not None, "artifact": a.key if a else None} for n, a in planning.steps]
     if as_json:
         print(json.dumps({"stages": steps}))

@@ -18,9 +18,12 @@ from prefect.client.schemas.objects import FlowRun
 from pydantic import ValidationError
 
 from flows import faults, services, waiting
-from flows.lifecycle import LifecycleRecipe, build_lifecycle, rlhf
+from flows.blind import BLIND_LABEL
+from flows.lifecycle import build_lifecycle, rlhf
+from flows.recipe import LifecycleRecipe
 from flows.running import Planning
 from tasks.artifact import Artifact, PipelineError
+from tasks.labels.round import ArgillaAwayError
 from tasks.lineage import Record
 from tasks.recipe import explain
 from tasks.registry import Registry
@@ -71,15 +74,17 @@ def waiting_runs(client: SyncPrefectClient) -> list[FlowRun]:
 
 
 def round_order(recipe: LifecycleRecipe, store: Store, registry: Registry, *, collected: bool = True) -> Order | None:
-    """The first round of a recipe's run; without `collected` ones, what the run waits for.
+    """The round a recipe's run waits for; without one the last of its own that is `collected`, if those count.
 
-    None where its completions cannot be had here, or where every round is collected.
+    None where there is neither: its completions cannot be had here.
     """
+    planning = _UpToPeople(store)
     try:
-        build_lifecycle(recipe, _UpToPeople(store, collected), store, registry)
+        for _ in build_lifecycle(recipe, planning, store, registry):
+            pass
     except _ReachedError as reached:
         return reached.order
-    return None
+    return planning.collected if collected else None
 
 
 class _ReachedError(Exception):
@@ -91,16 +96,18 @@ class _ReachedError(Exception):
 class _UpToPeople(Planning):
     """Looks at a lifecycle up to the order that people must work on."""
 
-    def __init__(self, store: Store, collected: bool) -> None:
+    def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self._collected = collected
+        self.collected: Order | None = None
 
     def by_people(self, order: Order) -> Artifact:
         found = super().by_people(order)
         missing = any(not artifact.digest for artifact in order.inputs.values())
-        if missing or (found.digest and not self._collected):
-            return found
-        raise _ReachedError(order)
+        if not missing and not found.digest:
+            raise _ReachedError(order)
+        if found.digest and not order.name.startswith(BLIND_LABEL):
+            self.collected = order
+        return found
 
 
 def _count_again(client: SyncPrefectClient, run: FlowRun, store: Store, registry: Registry) -> dict[str, Any]:
@@ -132,9 +139,9 @@ def _verdict(order: Order, store: Store) -> dict[str, Any]:
         return {"ready": True, "says": "The round is collected."}
     try:
         now = waiting.count(order)
+    except ArgillaAwayError:
+        raise
     except PipelineError as error:
-        if waiting.is_away(error):
-            raise
         return {"ready": True, "says": str(error)}  # past a deadline, for one: the run fails with this sentence
     if not now.datasets:
         return {"ready": True, "says": "The round is no longer in Argilla; the run publishes it again."}

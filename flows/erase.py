@@ -14,18 +14,28 @@ from typing import Any
 from flows import services
 from flows.shaped import Shaped, shaped_by
 from flows.traces import erase_traces
-from labeling.erasure import Answer, Person, answers_of, find_person, leave, sheets_of
+from labeling.service.erasure import Answer, Person, answers_of, find_person, leave, sheets_of
 from tasks.artifact import PipelineError
-from tasks.label import pseudonym
-from tasks.lineage import KEY, STAGE, Record, answering
+from tasks.erasure import erase_artifact, erased_for, mark
+from tasks.labels.label import pseudonym
+from tasks.labels.round import argilla
+from tasks.lineage import KEY, STAGE, Record
 from tasks.registry import Registry
-from tasks.round import argilla
 from tasks.store import Store
 from tasks.tombstones import TOMBSTONE, Tombstone, read_tombstones, recognised, write_tombstone
+from tasks.tracking import answering
 
 SHAPED = "rlhf.shaped_by_erased"
 """On runs and model versions: the pseudonyms of erased people whose judgements went into them; on a registered model:
 its aliases that stand on such versions."""
+
+STAYS = (
+    "The runs_naming_them keep the username among their parameters, in MLflow, which changes those for nobody, and in "
+    "Prefect: delete the runs there if it must go.",
+    "A recipe that names them in label.people goes on naming them, and so does the record of each further run: they "
+    "are asked no more, so take the name out.",
+)
+"""What an erasure leaves, for whoever must see to it."""
 
 
 def erase(name: str, dry_run: bool = True) -> dict[str, Any]:
@@ -88,7 +98,7 @@ def _document(
     judged |= set(stone.judgements if stone else ())
     gone = [
         {"stage": tags[STAGE], "name": run.info.run_name, "artifact": tags[KEY], "run_id": run.info.run_id}
-        for run in record.erased_for(annotator)
+        for run in erased_for(record, annotator)
         if (tags := run.data.tags)
     ]
     return {
@@ -110,6 +120,7 @@ def _document(
         "shaped": [_row(key, each) for key, each in shaped.others.items() if not each["erased"]],
         "models": [{"name": version.name, "version": version.version} for version in shaped.models],
         "runs_naming_them": _naming(name, record),
+        "stays": list(STAYS),
     }
 
 
@@ -149,11 +160,11 @@ def _begin(name: str, annotator: str, stone: Tombstone | None, answers: Sequence
 
 def _erase_snapshots(annotator: str, shaped: Shaped, store: Store) -> None:
     """Delete every artifact that tells of the person, the last made first: an interruption leaves what leads to it."""
-    for run in store.record.erased_for(annotator):  # marked by a first try: its files may still be there
-        store.record.erase(run.info.run_id, annotator, ())
+    for run in erased_for(store.record, annotator):  # marked by a first try: its files may still be there
+        erase_artifact(store.record, run.info.run_id, annotator, ())
         store.find(run.data.tags[KEY])
     for key, each in reversed(shaped.holding.items()):
-        store.record.erase(each["run_id"], annotator, shaped.annotators.get(key, [annotator]))
+        erase_artifact(store.record, each["run_id"], annotator, shaped.annotators.get(key, [annotator]))
         store.erase(key)
 
 
@@ -161,7 +172,7 @@ def _mark(annotator: str, shaped: Shaped, record: Record, registry: Registry) ->
     """Say on runs, versions and aliases that an erased person shaped them."""
     client = registry.client
     for each in shaped.others.values():
-        record.mark(each["run_id"], SHAPED, annotator)
+        mark(record, each["run_id"], SHAPED, annotator)
     with answering():
         for model in shaped.models:
             version = client.get_model_version(model.name, model.version)

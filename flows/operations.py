@@ -62,6 +62,21 @@ def sweep(as_json: Json = False) -> None:
     out.print(table if found["waiting"] else "No run waits for people.")
 
 
+@operations.command(name="serve-reward")
+def serve_reward(
+    model: Annotated[str, typer.Argument(help="A reward artifact's key, or a model: the reward model behind it.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond this machine put a proxy before it.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8500,
+) -> None:
+    """Serve a reward model over HTTP, for `policy.rewards = [{kind = "server", url = ...}]` of runs elsewhere."""
+    need_services("mlflow")
+    from flows.reward_server import serve
+
+    serve(model, host, port)
+
+
 @operations.command()
 def webhooks(
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
@@ -87,8 +102,8 @@ def backup(
     Whoever is erased later is still in it: keep backups no longer than you need them.
     """
     need_services("argilla")
-    from labeling.backup import backup as write
-    from tasks.round import argilla
+    from labeling.service.backup import backup as write
+    from tasks.labels.round import argilla
 
     with argilla() as client, Progress(console=err, transient=True) as bars:
         bar = bars.add_task("records", total=None)
@@ -100,8 +115,9 @@ def backup(
 def restore(file: Archive, as_json: Json = False) -> None:
     """Put back what a backup holds and Argilla does not; twice adds nothing. New accounts get fresh passwords."""
     need_services("argilla")
-    from labeling.restoring import restore as put_back
-    from tasks.round import argilla, known_passwords
+    from labeling.service.restoring import restore as put_back
+    from tasks.labels.passwords import kept_passwords, known_passwords
+    from tasks.labels.round import argilla
 
     with argilla() as client, Progress(console=err, transient=True) as bars:
         bar = bars.add_task("records", total=None)
@@ -112,12 +128,14 @@ def restore(file: Archive, as_json: Json = False) -> None:
             lambda name: known_passwords(client, "restored", [name])[name],
         )
     counts = {name: getattr(restored, name) for name in ("workspaces", "datasets", "records", "responses")}
-    _told({"users": len(restored.users), **counts}, as_json, restored.refused)
+    files = sorted({str(kept.file) for name, kept in kept_passwords().items() if name in restored.users})
+    _told({"users": len(restored.users), **counts}, as_json, restored.refused, files)
 
 
-def _told(counts: dict[str, int], as_json: bool, refused: Sequence[str] = ()) -> None:
+def _told(counts: dict[str, int], as_json: bool, refused: Sequence[str] = (), passwords_in: Sequence[str] = ()) -> None:
     if as_json:
-        print(json.dumps({**counts, **({"refused": list(refused)} if refused else {})}, ensure_ascii=False))
+        more = {"refused": list(refused), "passwords_in": list(passwords_in)}
+        print(json.dumps({**counts, **{name: told for name, told in more.items() if told}}, ensure_ascii=False))
         return
     table = Table("", "", box=None)
     for name, count in counts.items():
@@ -125,6 +143,9 @@ def _told(counts: dict[str, int], as_json: bool, refused: Sequence[str] = ()) ->
     out.print(table)
     for sentence in refused:
         err.print(sentence, markup=False, highlight=False)
+    if passwords_in:
+        told = f"The new accounts' passwords are in {', '.join(passwords_in)}; runs know them."
+        err.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 @operations.command()

@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -11,11 +11,13 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import Pause
 from prefect.tasks import Task
 
 from flows import waiting
 from flows.screen import Screen, StageListener
 from tasks.artifact import Artifact, PipelineError
+from tasks.labels.round import ArgillaAwayError
 from tasks.lineage import Record
 from tasks.store import Order, Store
 from tasks.worker import WorkerDied, Workers
@@ -34,6 +36,10 @@ class Builder(Protocol):
 
     def by_people(self, order: Order) -> Artifact:
         """The artifact of an order that people may have to work on first."""
+        ...
+
+    def require(self, check: Callable[[], None]) -> None:
+        """Go on only if `check` raises nothing."""
         ...
 
 
@@ -77,9 +83,16 @@ class Running:
         return [future.result() for future in futures]
 
     def by_people(self, order: Order) -> Artifact:
-        if waiting.must_suspend(order) and self._store.find(order.key) is None:
+        while waiting.must_suspend(order) and self._store.find(order.key) is None:
             waiting.suspend_until_sufficient(order, self._store, self._parent)
+            try:
+                return self.one(order)
+            except ArgillaAwayError as error:  # it went away between the count and the reading
+                waiting.suspend(str(error), self._store, self._parent)
         return self.one(order)
+
+    def require(self, check: Callable[[], None]) -> None:
+        check()
 
     def _get(self, order: Order) -> Artifact:
         try:
@@ -123,6 +136,24 @@ class Planning:
 
     def by_people(self, order: Order) -> Artifact:
         return self.one(order)
+
+    def require(self, check: Callable[[], None]) -> None:
+        """A plan goes on: it says what would be built if all went well."""
+
+
+@contextmanager
+def failure_recorded(record: Record, parent: str, store: Store, workers: Workers) -> Iterator[None]:
+    """A run that fails ends its processes, keeps the record of what was built, and says why in MLflow."""
+    try:
+        yield
+    except Pause:  # people are at work; this process ends and the run goes on in another one
+        raise
+    except BaseException as error:
+        workers.close()
+        with suppress(PipelineError):
+            store.settle()
+        record.fail(parent, error)
+        raise
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from tasks.artifact import Artifact, Row
 from tasks.lineage import Record
@@ -46,10 +46,11 @@ class Screen:
             lambda: self._table,
             SpinnerColumn(finished_text="✓"),
             TextColumn("{task.description:<16}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", style="dim"),
+            TextColumn("{task.fields[note]}", style="dim", table_column=Column(ratio=3, no_wrap=True)),
+            expand=True,
             console=self.console,
             disable=not self._live,
         )

@@ -12,7 +12,7 @@ from flows import faults, services
 from tasks.artifact import PipelineError
 
 if TYPE_CHECKING:
-    from flows.lifecycle import LifecycleRecipe
+    from flows.recipe import LifecycleRecipe
 
 DEPLOYMENT = "rlhf/rlhf"
 SWEEP_SECONDS = 120

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.artifact import read_jsonl
-from tasks.lineage import ANNOTATORS, KEY, text_files
+from tasks.erasure import ANNOTATORS, erased_runs, text_files, texts
+from tasks.lineage import KEY
 from tasks.registry import Registered, Registry
 from tasks.store import Store, read_manifest
 
@@ -45,7 +46,7 @@ def shaped_by(annotator: str, store: Store, registry: Registry, known: Iterable[
     for key, each in records.items():
         if each["stage"] == LABEL and not each["erased"]:
             _look_into(key, annotator, store, found)
-    gone = [run.data.tags for run in record.erased().values()]
+    gone = [run.data.tags for run in erased_runs(record).values()]
     before = {tags[KEY] for tags in gone if annotator in tags.get(ANNOTATORS, "").split(",")}
     needles = [text.encode() for text in (annotator, *found.ids, *known)]
     for key in _descendants({*found.judgements, *before} & records.keys(), records):
@@ -99,7 +100,7 @@ def _texts(key: str, run_id: str, store: Store) -> Iterator[bytes]:
     if here.is_dir():
         yield from (content for _, content in text_files(here))
     else:
-        yield from (content for _, content in store.record.texts(store.record.client.get_run(run_id)))
+        yield from (content for _, content in texts(store.record, store.record.client.get_run(run_id)))
 
 
 def holds(content: bytes, needles: Iterable[bytes]) -> bool:

@@ -2,40 +2,32 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from flows.rounds import Built
 from tasks.artifact import Artifact, without_credentials
+from tasks.lineage import Record
 from tasks.registry import Registered, Registry
 
 TRAINING = "?workflowType=machine_learning"
 """Opens MLflow's pages as they are for training; by default it shows those for traces of agents."""
 
 
-@dataclass(frozen=True)
-class Built:
-    """What the stages of a lifecycle end with."""
-
-    evaluation: Artifact
-    gate: Artifact
-    merged: Mapping[str, Artifact]
-    """The standalone candidates by policy name."""
-    champion: Registered | None
-    """Whom the candidates were compared with."""
-
-
 def conclude(
     name: str, built: Built, done: Sequence[tuple[str, Artifact]], registry: Registry, run_id: str, flow_run: str
 ) -> dict[str, Any]:
     """Register the winner if the gate let one through; returns the document `rlhf run --json` prints."""
-    decision = json.loads((built.gate.path / "decision.json").read_text())
+    decision = built.decision
     evaluation = json.loads((built.evaluation.path / "evaluation.json").read_text())
     best = decision["best"]
     promoted = None
     if decision["promoted"]:
         before = registry.find(name)
-        promoted = registry.promote(name, built.merged[best], built.champion, decision["reason"])
+        promoted = registry.promote(
+            name, built.merged[best], built.champion, decision["reason"], built.number, built.last
+        )
         if before is None or before.version != promoted.version:
             registry.note(name, promoted.version, {f"win_rate.{k}": v for k, v in _rates(evaluation, best).items()})
     return {
@@ -67,6 +59,49 @@ def conclude(
             "registry": f"{urls()['mlflow']}/#/models/{name}{TRAINING}",
         },
     }
+
+
+def round_row(document: Mapping[str, Any], built: Built) -> dict[str, Any]:
+    """One round of a run in its document: what its best candidate reached, and what that was learnt from."""
+    best = next((each for each in document["candidates"] if each["name"] == document["best"]), None)
+    return {
+        "round": built.number,
+        "best": document["best"],
+        "win_rate": document["win_rate"],
+        "checks": best["checks"] if best else {},
+        "kl_to_sft": best["kl_to_sft"] if best else None,
+        "pairs": built.preferences.metrics.get("pairs"),
+        "reward_accuracy": built.reward.metrics.get("validation/accuracy"),
+        "promoted": document["promoted"],
+        "champion": document["champion"],
+        "reason": document["reason"],
+    }
+
+
+def show_rounds(record: Record, run_id: str, rounds: Sequence[Mapping[str, Any]]) -> None:
+    """The last round as points of curves in MLflow and all of them as a figure, while the run goes on."""
+    record.curve(run_id, _points(rounds[-1]), int(rounds[-1]["round"]), int(time.time() * 1000))
+    record.flush()
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    numbers = [row["round"] for row in rounds]
+    names = [name for name in _points(rounds[-1]) if name not in ("round/kl_to_sft", "round/pairs", "round/promoted")]
+    for name in names:
+        axes.plot(numbers, [_points(row).get(name, float("nan")) for row in rounds], "o-", label=name[len("round/") :])
+    axes.set(xlabel="round", ylabel="best candidate", ylim=(0, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    record.figure(run_id, figure, "rounds.png")
+
+
+def _points(row: Mapping[str, Any]) -> dict[str, float]:
+    found = {f"win_rate_{against}": rate and rate["mean"] for against, rate in row["win_rate"].items()}
+    found |= {check: value["mean"] for check, value in row["checks"].items()}
+    found |= {name: row[name] for name in ("kl_to_sft", "pairs", "reward_accuracy", "promoted")}
+    return {f"round/{name}": float(value) for name, value in found.items() if value is not None}
 
 
 def urls() -> dict[str, str]:
@@ -109,6 +144,7 @@ def markdown(document: Mapping[str, Any]) -> str:
         "",
         *_candidate_table(document),
         "",
+        *_rounds_table(document),
         *(
             f"- {c['name']} is refused: {reason}"
             for c in document["candidates"]
@@ -162,6 +198,28 @@ def _candidate_table(document: Mapping[str, Any]) -> list[str]:
             ]
         )
     return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
+
+
+def _rounds_table(document: Mapping[str, Any]) -> list[str]:
+    """The rounds of a run one below the other; nothing where there was one."""
+    rounds = document["rounds"]
+    if len(rounds) < 2:
+        return []
+    checks = sorted({check for row in rounds for check in row["checks"]})
+    head = ["round", "pairs", "reward accuracy", "best", "wins against SFT", "against the champion", *checks, "gate"]
+    rows = [
+        [
+            str(row["round"]),
+            "" if row["pairs"] is None else f"{row['pairs']:.0f}",
+            "" if row["reward_accuracy"] is None else f"{row['reward_accuracy']:.2f}",
+            str(row["best"] or ""),
+            *(_interval(rate) if rate else "" for rate in row["win_rate"].values()),
+            *(_interval(row["checks"][check]) if check in row["checks"] else "" for check in checks),
+            "new champion" if row["promoted"] else "stays",
+        ]
+        for row in rounds
+    ]
+    return [*(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]), ""]
 
 
 def _standing(candidate: Mapping[str, Any], document: Mapping[str, Any]) -> str:

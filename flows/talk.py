@@ -7,10 +7,8 @@ from typing import Any
 from rich.console import Console
 
 from flows import services
-from tasks.artifact import Message, PipelineError
-
-SPEAKING = ("base", "sft", "dpo", "ppo", "grpo", "merge")
-"""Stages that make a language model."""
+from flows.tree import SPEAKING
+from tasks.artifact import Message, PipelineError, below
 
 
 class Talk:
@@ -94,7 +92,7 @@ def _load(model: str) -> tuple[Any, Any]:
             f"{model} is what stage '{stage}' made, which cannot talk; name a policy or a merged model."
         )
     whole = stage in ("merge", "base")
-    parts = [key] if whole else [*(inputs[name] for name in ("base", "sft") if name in inputs), key]
+    parts = [key] if whole else [*(inputs[name] for name in below(inputs)), key]
     chain = [artifact.path for part in parts if (artifact := store.find(part))]
     if len(chain) < len(parts):
         raise PipelineError(f"Files of {model} are neither here nor in MLflow; run its recipe again.")

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from flows import faults
 from flows.shaped import holds
-from tasks.lineage import KEY, Record, answering, text_files
+from tasks.erasure import delete_files, text_files, texts
+from tasks.lineage import KEY, Record
 from tasks.store import Store
 from tasks.tombstones import TOMBSTONE, Tombstone
+from tasks.tracking import answering
 
 PAGE = 200
 """Prefect gives so many artifacts at once."""
@@ -33,8 +35,8 @@ def erase_traces(name: str, stone: Tombstone, store: Store) -> None:
         with answering():
             store.record.client.log_text(run_id, "Erased: it told of somebody who was erased since.\n", path)
     for run in store.record.runs(deleted=True):  # MLflow keeps the files of runs that somebody deleted there
-        if any(holds(content, [needle.encode() for needle in needles]) for _, content in store.record.texts(run)):
-            store.record.delete_files(run)
+        if any(holds(content, [needle.encode() for needle in needles]) for _, content in texts(store.record, run)):
+            delete_files(run)
     _erase_from_prefect(needles)
     _erase_events(store.home / "prefect" / "prefect.db", needles)
     _forget_password(name, store.home)
@@ -122,7 +124,7 @@ def _runs_telling(record: Record, needles: Iterable[str]) -> list[tuple[str, str
         (run.info.run_id, path)
         for run in record.runs()
         if KEY not in run.data.tags and TOMBSTONE not in run.data.tags
-        for path, content in record.texts(run)
+        for path, content in texts(record, run)
         if holds(content, wanted)
     ]
 

@@ -13,8 +13,11 @@ from tasks.artifact import PipelineError, read_jsonl
 from tasks.lineage import Record
 from tasks.registry import CHAMPION, Registered, Registry
 from tasks.store import Store
+from tasks.training.direct import DIRECT
 
 Found = dict[str, Any]
+SPEAKING = ("base", "sft", *DIRECT, "ppo", "grpo", "rloo", "rejection", "merge")
+"""Stages that make a language model."""
 
 
 def resolve_model(

@@ -12,7 +12,7 @@ from flows import services
 from tasks.artifact import PipelineError, without_credentials
 
 if TYPE_CHECKING:
-    from flows.lifecycle import LifecycleRecipe
+    from flows.recipe import LifecycleRecipe
 
 out, err = Console(), Console(stderr=True)
 
@@ -36,14 +36,18 @@ def set_environment() -> None:
         os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")
 
 
-def load(path: Path, overrides: list[str] | None, labels: str | None) -> "LifecycleRecipe":
-    """The checked recipe; nothing runs before it is right."""
+def load(path: Path, overrides: list[str] | None, labels: str | None, *, here: bool = False) -> "LifecycleRecipe":
+    """The checked recipe; nothing runs before it is right. A run `here` needs its judge's key too."""
     set_environment()
-    from flows.lifecycle import LifecycleRecipe
+    from flows.recipe import LifecycleRecipe
+    from tasks.ai.recipe import check_key
     from tasks.recipe import load_recipe
 
     extra = [f"label.source={labels}"] if labels else []
-    return load_recipe(LifecycleRecipe, path, [*(overrides or []), *extra])
+    recipe = load_recipe(LifecycleRecipe, path, [*(overrides or []), *extra])
+    if here and recipe.label.ai:
+        check_key(recipe.label.ai)
+    return recipe
 
 
 def need_services(*names: str) -> None:
@@ -53,4 +57,4 @@ def need_services(*names: str) -> None:
         if not found[name].healthy:
             title, url = services.TITLES[name], without_credentials(found[name].url)
             raise PipelineError(f"{title} at {url} does not answer; start it with `rlhf up`.")
-    os.environ.update(services.environment())
+    os.environ.update(services.environment(), RLHF_HOME=str(services.home()))  # one home, whatever folder this runs in

@@ -4,7 +4,6 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows import services
 from flows.blind import PAIRS, Chain, judge_blind
-from flows.running import Running
+from flows.running import Running, failure_recorded
 from flows.screen import Screen
 from flows.summary import urls
-from flows.tree import resolve_model
-from tasks.artifact import Artifact, PipelineError
-from tasks.blind import BUILDS_ON, BlindRecipe
+from flows.tree import SPEAKING, resolve_model
+from tasks.artifact import Artifact, PipelineError, below
 from tasks.data.prepare import DataRecipe
-from tasks.label_recipe import LabelRecipe
+from tasks.labels.blind import BlindRecipe, blind_round
+from tasks.labels.recipe import LabelRecipe
 from tasks.lineage import STAGE, Record
 from tasks.recipe import Part, RecipeError, load_recipe
 from tasks.registry import Registry
 from tasks.store import Order, Stage, Store
 from tasks.worker import workers_of
-
-LANGUAGE_MODELS = ("base", "sft", "dpo", "ppo", "grpo", "merge")
 
 
 class VersusRecipe(Part):
@@ -94,11 +91,14 @@ def compare_models(a: str, b: str, recipe: VersusRecipe) -> dict[str, Any]:
     record = Record()
     store = Store(home, record)
     one, other = (_contender(model, store, record) for model in (a, b))
+    if one.chain[""].key == other.chain[""].key:
+        raise PipelineError(f"'{a}' and '{b}' are the same model ({one.title}); name two different ones.")
     with workers_of(home) as workers:
         names = {STAGE: "comparison", "rlhf.a": one.title, "rlhf.b": other.title}
         parent = record.open_lifecycle(f"{one.title} and {other.title}", recipe.model_dump(mode="json"), names)
-        try:
+        with failure_recorded(record, parent, store, workers):
             with Screen() as screen:
+                screen.say(announcement(recipe))
                 running = Running(store, workers, screen, parent)
 
                 def order(stage: Stage, part: BaseModel, inputs: Mapping[str, Artifact], label: str = "") -> Order:
@@ -113,13 +113,18 @@ def compare_models(a: str, b: str, recipe: VersusRecipe) -> dict[str, Any]:
             document["seconds"] = round(time.monotonic() - started, 2)
             artifacts = {f"rlhf.artifact.{name}": artifact.key for name, artifact in running.done}
             record.close_lifecycle(parent, dict(result.metrics), artifacts, {"summary.md": markdown(document)})
-        except BaseException as error:
-            workers.close()
-            with suppress(PipelineError):
-                store.settle()
-            record.fail(parent, error)
-            raise
     return document
+
+
+def announcement(recipe: VersusRecipe) -> str:
+    """What a comparison is about to ask of whom."""
+    part = blind_round(recipe.blind, recipe.label)
+    who = ", ".join(part.annotators)
+    return (
+        f"The comparison asks {who}{' (simulated)' if part.source == 'simulated' else ''}: at most "
+        f"{recipe.blind.pairs.n} prompts, each judged by {part.min_submitted}. Others: --recipe, or "
+        "--set 'label.people=[\"ada\"]' --set label.min_submitted=1 --set blind.pairs.n=40."
+    )
 
 
 def _contender(model: str, store: Store, record: Record) -> Contender:
@@ -127,13 +132,11 @@ def _contender(model: str, store: Store, record: Record) -> Contender:
     records = record.artifacts()
     key, registered = resolve_model(model, Registry(record), records)
     found = records.get(key)
-    if found is None or found["stage"] not in LANGUAGE_MODELS:
+    if found is None or found["stage"] not in SPEAKING:
         what = f"a {found['stage']} artifact" if found else "not recorded in MLflow"
         raise PipelineError(f"'{model}' is {what}, not a language model; name a registered model or a policy.")
     whole = found["stage"] in ("merge", "base")
-    parts = {"": key} | (
-        {} if whole else {name: found["inputs"][name] for name in BUILDS_ON if name in found["inputs"]}
-    )
+    parts = {"": key} | ({} if whole else {name: found["inputs"][name] for name in below(found["inputs"])})
     chain = {name: artifact for name, part in parts.items() if (artifact := store.find(part))}
     if len(chain) < len(parts):
         raise PipelineError(f"Files of {model} are neither here nor in MLflow; run its recipe again.")

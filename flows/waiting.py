@@ -12,13 +12,13 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.flow_runs import suspend_flow_run
 from prefect.runtime import deployment, flow_run
 
-from labeling.connection import UnavailableError
-from labeling.rounds import Standing, advance
-from tasks.artifact import PipelineError, without_credentials
-from tasks.label_recipe import LabelRecipe
-from tasks.lineage import Record, answering
-from tasks.round import argilla, campaign_of, publish_round
+from labeling.collection.rounds import Standing, advance
+from tasks.artifact import without_credentials
+from tasks.labels.recipe import LabelRecipe
+from tasks.labels.round import ArgillaAwayError, argilla, campaign_of, publish_round
+from tasks.lineage import Record
 from tasks.store import Order, Store
+from tasks.tracking import answering
 
 TAG = "waiting-for-labels"
 """Marks suspended runs that people can set going by ranking; others were suspended by somebody for a reason."""
@@ -41,7 +41,7 @@ def folders(order: Order) -> dict[str, Path]:
 def count(order: Order) -> Standing:
     """How far the round of an order is now; disputed records are given to further people on the way.
 
-    Raises `PipelineError` where the round can never be sufficient (`is_away` tells an Argilla that is only away).
+    Raises `PipelineError` where the round can never be sufficient, `ArgillaAwayError` while Argilla is only away.
     """
     campaign = campaign_of(cast(LabelRecipe, order.part), folders(order), order.seed)
     with argilla() as client:
@@ -51,11 +51,6 @@ def count(order: Order) -> Standing:
     return now
 
 
-def is_away(error: PipelineError) -> bool:
-    """Whether Argilla only did not answer: no reason to end a run that has waited for days."""
-    return isinstance(error.__cause__, UnavailableError)
-
-
 def suspend_until_sufficient(order: Order, store: Store, parent: str) -> None:
     """Publish the order's round and return when it is sufficient; until then the run is suspended.
 
@@ -63,10 +58,18 @@ def suspend_until_sufficient(order: Order, store: Store, parent: str) -> None:
     alone lets the run go on. There is no timeout here; the round's own deadline decides.
     """
     while lacking := _lacking(order):
-        store.settle()
-        _tell(store.record, parent, lacking)
-        suspend_flow_run()  # returns at once where an earlier start of this run suspended here: count once more
+        suspend(lacking, store, parent)
     _tag(waiting=False)
+
+
+def suspend(lacking: str, store: Store, parent: str) -> None:
+    """Say what the run waits for and suspend it.
+
+    Raises Prefect's `Pause`, but returns at once where an earlier start of this run suspended here: count once more.
+    """
+    store.settle()
+    _tell(store.record, parent, lacking)
+    suspend_flow_run()
 
 
 def _lacking(order: Order) -> str:
@@ -75,9 +78,7 @@ def _lacking(order: Order) -> str:
     try:
         publish_round(recipe, folders(order), order.seed)
         now = count(order)
-    except PipelineError as error:
-        if not is_away(error):
-            raise
+    except ArgillaAwayError as error:  # no reason to end a run that has waited for days
         return str(error)
     return "" if now.sufficient else now.sentence
 

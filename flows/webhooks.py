@@ -25,9 +25,9 @@ from starlette.routing import Route
 
 from flows import faults, services
 from labeling.comparison import LabelingError
-from labeling.connection import UnavailableError, items, request
+from labeling.service.connection import UnavailableError, items, request
 from tasks.artifact import PipelineError
-from tasks.round import argilla
+from tasks.labels.round import argilla
 
 EVENTS = ["record.completed"]
 """One per finished record; what finishes a round otherwise (a discard, a deadline) is the sweep's to find."""
@@ -235,7 +235,13 @@ def serve(host: str = "127.0.0.1", port: int = PORT, url: str | None = None) -> 
         raise PipelineError(f"Port {port} is held by {port_holder(port)}; choose another one for the receiver.")
     address = url or f"http://{host}:{port}{PATH}"
     deliveries = Deliveries(secret_of(register(address)))
-    app = receiver(deliveries, Counting(resume_finished_rounds), lambda: unregister(address))
+
+    def leave() -> None:
+        unregister(address)
+        print("Stopped: Argilla delivers here no more until the next start.", file=sys.stderr)
+
+    app = receiver(deliveries, Counting(resume_finished_rounds), leave)
+    print(f"Receiving Argilla's webhooks at {address}; stop with Ctrl-C.", file=sys.stderr, flush=True)
     uvicorn.run(app, host=host, port=port, log_level="warning")
 
 

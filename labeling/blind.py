@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from labeling.agreement import agreement
-from labeling.bootstrap import Estimate, Resampling
-from labeling.comparison import Comparison, Judgement, LabelingError
-from labeling.question import CANNOT_JUDGE
+from labeling.comparison import CANNOT_JUDGE, Comparison, Judgement, LabelingError
+from labeling.measures.agreement import agreement
+from labeling.measures.bootstrap import Estimate, Resampling
 
 Side = Literal["a", "b"]
 
@@ -116,8 +115,8 @@ def compare_blind(
 ) -> Blind:
     """The result of a blind round; `identical` records were never asked about, both models having said the same.
 
-    The interval is the 95 % percentile bootstrap over records (see `labeling.bootstrap`). Raises `LabelingError` when
-    nothing was judged and nothing is identical.
+    The interval is the 95 % percentile bootstrap over records (`labeling.measures.bootstrap`). Raises `LabelingError`
+    when nothing was judged and nothing is identical.
     """
     votes = votes_of(comparisons, judgements, sides)
     shares = {record: sum(given) / len(given) for record, given in votes.items() if given}

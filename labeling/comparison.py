@@ -16,6 +16,10 @@ Kind = Literal["asked", "gold", "repeat"]
 """Why a comparison is in a round: to learn from it, or, unseen by annotators, to check them."""
 
 
+CANNOT_JUDGE = "cannot_judge"
+"""The flag that takes a judgement's vote away."""
+
+
 class LabelingError(Exception):
     """Labeling cannot go on; the message is one sentence that says what is wrong and the next step."""
 

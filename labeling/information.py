@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.bootstrap import Floats, Ints
+from labeling.measures.bootstrap import Floats, Ints
 
 PRECISIONS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """What the prior's precision is chosen from, where the squared length of a difference of features is 1 on average."""

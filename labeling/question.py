@@ -15,13 +15,13 @@ from labeling.comparison import OPTIONS, Comparison, LabelingError
 
 QUESTION = "ranking"
 FLAGS = "flags"
+NO_FLAG = "nothing-wrong"
+"""The other option of a question about a single flag; no flag can be called so."""
 RATIONALE = "rationale"
 MAX_GUIDELINES = 10_000
 """Characters; Argilla refuses more."""
 MAX_SCALE = 11
 """Steps of a rating; Argilla refuses more."""
-CANNOT_JUDGE = "cannot_judge"
-"""The flag that takes a judgement's vote away."""
 
 DEFAULT_GUIDELINES = """\
 # Rank the answers
@@ -141,14 +141,24 @@ def _flags(round: Round) -> list[dict[str, Any]]:
     if not round.flags:
         return []
     named = [{"value": flag, "text": flag.replace("_", " ").capitalize()} for flag in round.flags]
+    kind = "multi_label_selection"
+    if len(named) == 1:  # Argilla takes two options or more
+        named, kind = [*named, {"value": NO_FLAG, "text": "No"}], "label_selection"
     return [
         {
             "name": FLAGS,
             "title": "Is something wrong with this record?",
             "required": False,
-            "settings": {"type": "multi_label_selection", "options": named},
+            "settings": {"type": kind, "options": named},
         }
     ]
+
+
+def flags_of(values: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The flags among the values of a response, whichever kind of question asked for them."""
+    value = ((values or {}).get(FLAGS) or {}).get("value")
+    given = value if isinstance(value, list) else [value]
+    return tuple(sorted(each for each in given if isinstance(each, str) and each != NO_FLAG))
 
 
 def _rationale(round: Round) -> list[dict[str, Any]]:

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
 
-from labeling.aggregation import Belief, Reliability, aggregate, checked, votes
 from labeling.comparison import Comparison, Judgement
+from labeling.quality.aggregation import Belief, Reliability, aggregate, checked, votes
 
 Method = Literal["majority", "reliability"]
 LEAST_WEIGHT = 0.01

@@ -16,8 +16,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from labeling.bootstrap import Floats
 from labeling.comparison import LabelingError
+from labeling.measures.bootstrap import Floats
 
 BUCKETS = 1024
 """Dimensions that n-grams are hashed into."""

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 
 from labeling.comparison import OPTIONS
-from labeling.connection import connect, request
 from labeling.question import QUESTION, unescaped
+from labeling.service.connection import connect, request
 
 PENDING = 100
 """Records an annotator fetches at once."""

@@ -6,7 +6,8 @@ from contextlib import suppress
 
 import psutil
 
-from tasks.lineage import STAGE, Record, answering
+from tasks.lineage import STAGE, Record
+from tasks.tracking import answering
 
 HOST, PROCESS = "rlhf.host", "rlhf.process"
 """Where a lifecycle run works, so that the next one on that machine knows whether it still does."""

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -107,6 +107,12 @@ class Work:
         path.write_text(
             json.dumps({"columns": columns, "data": [[row[c] for c in columns] for row in rows]}, ensure_ascii=False)
         )
+
+
+def below(inputs: Collection[str]) -> tuple[str, ...]:
+    """Names of the inputs that a policy is loaded on top of, in order: the champion that its round started from, or
+    base and SFT."""
+    return ("start",) if "start" in inputs else tuple(name for name in ("base", "sft") if name in inputs)
 
 
 def without_credentials(url: str) -> str:

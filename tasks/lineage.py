@@ -4,79 +4,27 @@ Lineage is walked from MLflow alone: each artifact's run is tagged with its key 
 """
 
 import json
-import os
 import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
-from tasks.artifact import Artifact, PipelineError, iterate_jsonl, link_tree, without_credentials
+from tasks.artifact import Artifact, iterate_jsonl, link_tree
+from tasks.tracking import answering, connect
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 EXPERIMENT = "rlhf"
 KEY, STAGE, DIGEST, INPUT = "rlhf.key", "rlhf.stage", "rlhf.digest", "rlhf.input."
-TEXTS = {".csv", ".html", ".json", ".jsonl", ".md", ".toml", ".txt"}
-ERASED, ANNOTATORS = "rlhf.erased", "rlhf.annotators"
-"""On the run of an artifact that held judgements of somebody who was erased: of whom, and whose it held besides."""
+ERASED = "rlhf.erased"
+"""On the run of an artifact that held judgements of people who were erased, and is not served any more: of whom."""
 CURVES = "report/curves.jsonl"
-
-
-@contextmanager
-def answering() -> Iterator[None]:
-    """Turns MLflow's connection failures into one sentence."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        uri = without_credentials(os.environ.get("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI (not set)"))
-        if "Max retries" in str(error) or "Connection" in str(error) or "timed out" in str(error):
-            raise PipelineError(
-                f"MLflow at {uri} does not answer; start it with `rlhf up` and run again: what is finished is kept."
-            ) from error
-        raise PipelineError(f"MLflow at {uri} refused: {str(error).splitlines()[0]}") from error
-
-
-def connect() -> "MlflowClient":
-    """A client of the tracking server in `MLFLOW_TRACKING_URI`."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    from mlflow import MlflowClient
-
-    return cast("MlflowClient", _Patient(MlflowClient()))
-
-
-class _Patient:
-    """MLflow's client, one call at a time, tried again where another writer holds the server's SQLite database."""
-
-    def __init__(self, client: "MlflowClient") -> None:
-        self._client, self._lock = client, threading.RLock()
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        from mlflow.exceptions import MlflowException
-
-        method = getattr(self._client, name)
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            for wait in (0.1, 0.3, 1.0, 3.0):
-                try:
-                    with self._lock:
-                        return method(*arguments, **options)
-                except MlflowException as error:  # the server rolled the whole call back
-                    if "locked" not in str(error) and "autoflush" not in str(error):
-                        raise
-                    time.sleep(wait)
-            return method(*arguments, **options)
-
-        return call
 
 
 class Record:
@@ -119,7 +67,7 @@ class Record:
         """The run of an artifact being built: a resumed build goes on in the run it began (its id is in `kept`)."""
         with answering():
             earlier = known or (kept.read_text().strip() if kept and kept.exists() else None)
-            if earlier and self._get(earlier):
+            if earlier and self.find(earlier):
                 self.client.update_run(earlier, status="RUNNING")
                 return earlier
             tags = {KEY: key, STAGE: stage}
@@ -142,6 +90,11 @@ class Record:
         for run_id, points in waiting.items():
             with answering():
                 self._batch(run_id, points)
+
+    def figure(self, run_id: str, figure: "Figure", name: str) -> None:
+        """Keep a figure with a run, as an image."""
+        with answering():
+            self.client.log_figure(run_id, figure, name)
 
     def fail(self, run_id: str, error: BaseException) -> None:
         """Mark the run failed, saying why; a dead MLflow must not hide the reason of the failure."""
@@ -183,7 +136,7 @@ class Record:
     def knows(self, artifact: Artifact) -> bool:
         """Whether the artifact's run is complete in MLflow."""
         with answering():
-            run = self._get(artifact.run_id)
+            run = self.find(artifact.run_id)
         return run is not None and run.data.tags.get(DIGEST) == artifact.digest and ERASED not in run.data.tags
 
     def fetch(self, key: str, target: Path) -> bool:
@@ -193,7 +146,7 @@ class Record:
             for run in runs:
                 if ERASED in run.data.tags:
                     continue
-                folder = _local(run.info.artifact_uri)
+                folder = local_folder(run.info.artifact_uri)
                 if folder is None:
                     target.mkdir(parents=True, exist_ok=True)
                     from mlflow.artifacts import download_artifacts
@@ -228,74 +181,22 @@ class Record:
             }
         return found
 
-    def erased(self) -> dict[tuple[str, str], "Run"]:
-        """The runs of erased artifacts by (key, digest)."""
-        with answering():
-            runs = self.search(f"tags.`{ERASED}` != ''")
-        return {(run.data.tags[KEY], run.data.tags.get(DIGEST, "")): run for run in runs if KEY in run.data.tags}
-
-    def erased_for(self, whose: str) -> list["Run"]:
-        """The runs whose files are gone for the sake of this person."""
-        return [run for run in self.erased().values() if whose in run.data.tags[ERASED].split(",")]
-
-    def erase(self, run_id: str, whose: str, annotators: Sequence[str]) -> None:
-        """Delete an artifact's files here and in MLflow, and say on its run whose judgements they held.
-
-        The mark comes first: what is marked is not served, wherever a copy of it lies.
-        """
-        with answering():
-            run = self._get(run_id)
-            if run is None:
-                return
-            everybody = sorted({*annotators, *run.data.tags.get(ANNOTATORS, "").split(",")} - {""})
-            erased = sorted({whose, *run.data.tags.get(ERASED, "").split(",")} - {""})
-            self.client.set_tag(run_id, ANNOTATORS, ",".join(everybody)[:8000])
-            self.client.set_tag(run_id, ERASED, ",".join(erased)[:8000])
-            if "mlflow.loggedArtifacts" in run.data.tags:
-                self.client.set_tag(run_id, "mlflow.loggedArtifacts", "[]")
-            self.delete_files(run)
-
-    def delete_files(self, run: "Run") -> None:
-        """Delete all files of a run."""
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        folder = _local(run.info.artifact_uri)
-        if folder is None:
-            get_artifact_repository(str(run.info.artifact_uri)).delete_artifacts()
-        elif folder.exists():
-            shutil.rmtree(folder)
-
-    def mark(self, run_id: str, tag: str, whose: str) -> None:
-        """Add a pseudonym to a tag of a run, if the run is there."""
-        with answering():
-            run = self._get(run_id)
-            if run is not None:
-                told = {whose, *run.data.tags.get(tag, "").split(",")} - {""}
-                self.client.set_tag(run_id, tag, ",".join(sorted(told)))
-
     def runs(self, deleted: bool = False) -> list["Run"]:
         """Every run of the experiment, those of lifecycles too; or those deleted in MLflow, whose files it keeps."""
         with answering():
             return self.search("", deleted)
 
-    def texts(self, run: "Run") -> Iterator[tuple[str, bytes]]:
-        """The text files of a run as (path, content); weights and pictures are not read."""
-        folder = _local(run.info.artifact_uri)
-        if folder is not None:
-            yield from text_files(folder)
-            return
-        from mlflow.artifacts import download_artifacts
+    def find(self, run_id: str) -> "Run | None":
+        """A run by its id, unless it was deleted."""
+        from mlflow.exceptions import MlflowException
 
-        waiting: list[str | None] = [None]
-        while waiting:
-            with answering():
-                found = self.client.list_artifacts(run.info.run_id, waiting.pop())
-            waiting += [each.path for each in found if each.is_dir]
-            for each in found:
-                if not each.is_dir and Path(each.path).suffix in TEXTS:
-                    with answering(), tempfile.TemporaryDirectory() as place:
-                        path = download_artifacts(run_id=run.info.run_id, artifact_path=each.path, dst_path=place)
-                        yield each.path, Path(path).read_bytes()
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return run if run.info.lifecycle_stage == "active" else None
 
     def search(self, query: str, deleted: bool = False) -> list["Run"]:
         """All runs of the experiment, or all deleted ones, that MLflow's filter lets through."""
@@ -310,17 +211,6 @@ class Record:
             token = page.token
             if not token:
                 return runs
-
-    def _get(self, run_id: str) -> "Run | None":
-        from mlflow.exceptions import MlflowException
-
-        try:
-            run = self.client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        return run if run.info.lifecycle_stage == "active" else None
 
     def _params(self, run_id: str, values: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
@@ -346,7 +236,7 @@ class Record:
             self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
     def _files(self, run_id: str, path: Path) -> None:
-        folder = _local(self.client.get_run(run_id).info.artifact_uri)
+        folder = local_folder(self.client.get_run(run_id).info.artifact_uri)
         if folder is None:
             self.client.log_artifacts(run_id, str(path))
             return
@@ -366,18 +256,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
 
 
-def text_files(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """The text files in a folder as (path, content)."""
-    for file in sorted(folder.rglob("*")):
-        if file.suffix in TEXTS and file.is_file():
-            yield str(file.relative_to(folder)), file.read_bytes()
-
-
 def _curves(path: Path) -> Iterator[dict[str, Any]]:
     return iterate_jsonl(path / CURVES) if (path / CURVES).exists() else iter(())
 
 
-def _local(artifact_uri: str | None) -> Path | None:
+def local_folder(artifact_uri: str | None) -> Path | None:
     """The folder behind a `file:` location, None for a remote one."""
     parsed = urlparse(artifact_uri or "")
     return Path(unquote(parsed.path)) if parsed.scheme in ("file", "") and parsed.path else None

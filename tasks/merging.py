@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.artifact import PipelineError, Work
+from tasks.artifact import PipelineError, Work, below
 from tasks.recipe import Part
 
 
@@ -22,7 +22,7 @@ class MergeRecipe(Part):
 
 
 def merge_policy(recipe: MergeRecipe, inputs: Mapping[str, Path], work: Work) -> None:
-    """inputs: base, sft, policy. Writes `model/` with tokenizer, loadable by `AutoModelForCausalLM.from_pretrained`.
+    """inputs: base, sft (or `start`), policy. Writes `model/` with tokenizer, as `from_pretrained` loads it.
 
     Raises `PipelineError` when the stored model's logits are not the adapter chain's.
     """
@@ -31,7 +31,7 @@ def merge_policy(recipe: MergeRecipe, inputs: Mapping[str, Path], work: Work) ->
     from tasks.merging_check import compare
     from tasks.models.loading import load_causal_lm, load_tokenizer
 
-    chain = [inputs[name] for name in ("base", "sft", "policy")]
+    chain = [inputs[name] for name in (*below(inputs), "policy")]
     tokenizer = load_tokenizer(inputs["base"])
     dtype = torch.float32 if recipe.dtype == "fp32" else torch.bfloat16
     work.progress(0, 2, "merging")

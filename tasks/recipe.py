@@ -9,7 +9,7 @@ import importlib
 import inspect
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -62,7 +62,16 @@ def identity(part: BaseModel) -> dict[str, Any]:
             for dotted in value if isinstance(value, (list, tuple)) else [value]:
                 if dotted:
                     sources[dotted] = _source_digest(dotted)
+        for inner in _parts(getattr(part, name)):
+            sources |= identity(inner)["sources"]
     return {"values": part.model_dump(mode="json"), "sources": sources}
+
+
+def _parts(value: Any) -> Iterator[BaseModel]:
+    """The parts in a field: itself, or those in its list."""
+    for each in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(each, BaseModel):
+            yield each
 
 
 def _names_code(marks: Iterable[Any]) -> bool:

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tasks.artifact import Artifact, PipelineError
-from tasks.lineage import DIGEST, KEY, Record, answering
+from tasks.lineage import DIGEST, KEY, Record
+from tasks.tracking import answering
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION = "champion"
-BEATEN = "rlhf.beaten"
+BEATEN, ROUND = "rlhf.beaten", "rlhf.round"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Registered:
     run_id: str
     beaten: str | None
     """The version that was champion when this one was promoted."""
+    round: int = 0
+    """The round of the run that made it champion."""
 
 
 class Registry:
@@ -55,22 +58,31 @@ class Registry:
             found = self.client.search_model_versions(query, max_results=1000)
         return [_registered(version) for version in found if KEY in version.tags]
 
-    def promote(self, name: str, artifact: Artifact, beaten: Registered | None, reason: str) -> Registered:
+    def promote(
+        self, name: str, artifact: Artifact, beaten: Registered | None, reason: str, number: int = 1, last: bool = True
+    ) -> Registered:
         """Make a merged policy the champion; the same policy twice is one version.
+
+        `number` is the round of its run, `last` whether the run ends with it: an earlier round's winner that was
+        champion once and is not any more stays so.
 
         Raises `PipelineError` when somebody else's model became champion since the comparison.
         """
         now = self.find(name)
         if now and now.digest == artifact.digest:
             return now
+        known = next((v for v in self.versions(name) if v.digest == artifact.digest), None)
         if (now and now.version) != (beaten and beaten.version):
+            if known and not last:
+                return known
             raise PipelineError(
                 f"The champion of {name} changed during the run (now version {now.version if now else 'none'}); "
                 "run again to compare with it."
             )
         self._ensure_model(name)
-        version = next((v for v in self.versions(name) if v.digest == artifact.digest), None)
+        version = known
         tags = {KEY: artifact.key, DIGEST: artifact.digest, BEATEN: beaten.version if beaten else ""}
+        tags |= {ROUND: str(number)}
         with answering():
             if version is None:
                 source = f"{self.client.get_run(artifact.run_id).info.artifact_uri}/model"
@@ -115,4 +127,5 @@ def _registered(version: "ModelVersion") -> Registered:
         tags.get(DIGEST, ""),
         version.run_id or "",
         tags.get(BEATEN) or None,
+        int(tags.get(ROUND) or 0),
     )

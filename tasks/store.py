@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tasks.artifact import Artifact, InputError
+from tasks.erasure import erased_runs
 from tasks.lineage import Record
 from tasks.recipe import identity, stable_hash
 
@@ -115,7 +116,7 @@ class Store:
     @cached_property
     def _erased(self) -> set[tuple[str, str]]:
         """(key, digest) of what may not be served, wherever it was erased."""
-        return set(self.record.erased())
+        return set(erased_runs(self.record))
 
     def _allowed(self, artifact: Artifact | None) -> Artifact | None:
         """The artifact, unless it holds judgements of somebody who was erased: then its files go here too."""

@@ -164,6 +164,7 @@ def _initialise(events: Any, log: Path) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("MPLBACKEND", "agg")
+    os.environ.setdefault("MPLCONFIGDIR", str(log.parent.parent / "cache" / "matplotlib"))  # not in the user's home
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -255,7 +256,7 @@ def _throttled(key: str) -> Callable[[int, int, str], None]:
         nonlocal last
         now = time.monotonic()
         if now - last > 0.1 or done >= total:
-            last = now
+            last = 0.0 if done >= total else now  # the part that follows a whole one is told at once
             _events.put((key, "progress", (done, total, note)))
 
     return progress

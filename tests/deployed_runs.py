@@ -53,6 +53,14 @@ class Process:
                     found.append(child.pid)
         return found
 
+    def end(self) -> None:
+        """Between two flow runs: one that dies keeps its place under a concurrency limit for minutes."""
+        deadline, quiet = time.monotonic() + 60, 0
+        while self.process.poll() is None and quiet < 4 and time.monotonic() < deadline:
+            quiet = 0 if self.runs() else quiet + 1
+            time.sleep(0.5)
+        self.kill()
+
     def kill(self) -> None:
         """As the kernel does when memory runs out: at once, with all that it started."""
         if self.process.poll() is None:
@@ -85,7 +93,10 @@ class Prefect:
         return [state["name"] for state in sorted(states, key=lambda state: state["timestamp"])]
 
     def resume(self) -> None:
-        self._api.post(f"flow_runs/{self.id}/resume").raise_for_status()
+        """Resume it; a server whose database is busy (503) is asked again, as Prefect's own client does."""
+        while (answer := self._api.post(f"flow_runs/{self.id}/resume")).status_code == 503:
+            time.sleep(0.5)
+        answer.raise_for_status()
 
 
 def deployed() -> bool:
@@ -94,17 +105,25 @@ def deployed() -> bool:
     return httpx.get(f"{url}/deployments/name/rlhf/rlhf", trust_env=False).status_code == 200
 
 
+def changes_of(name: str) -> list[str]:
+    """What makes the tiny recipe one whose people rank, in a round of its own."""
+    return [*FEWER, f"name={name}", f"label.round={name}"]
+
+
 def submitted(name: str, *changes: str) -> Prefect:
-    """A run of the tiny recipe with people instead of simulated annotators, in a round of its own."""
+    """A run of the tiny recipe with people instead of simulated annotators, and with these further changes."""
     program = (
         "import os, sys; from flows import services; os.environ.update(services.environment())\n"
-        "from pathlib import Path; from flows.lifecycle import LifecycleRecipe; from flows.serve import submit\n"
+        "from pathlib import Path; from flows.recipe import LifecycleRecipe; from flows.serve import submit\n"
         "from tasks.recipe import load_recipe\n"
         "print(submit(load_recipe(LifecycleRecipe, Path(sys.argv[1]), sys.argv[2:])))"
     )
-    values = [*FEWER, f"name={name}", f"label.round={name}", *changes]
     done = subprocess.run(
-        [sys.executable, "-c", program, str(TINY), *values], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", program, str(TINY), *changes_of(name), *changes],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return Prefect(done.stdout.split()[-1])

@@ -11,6 +11,11 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RLHF = Path(sys.executable).with_name("rlhf")
 TINY = ROOT / "tests" / "recipes" / "tiny.toml"
+LOOSE = (
+    *("gate.min_win_rate=0", "gate.min_win_rate_vs_champion=0", "gate.check_tolerance=1", "gate.max_finished_drop=1"),
+    *("gate.min_distinct_2=0", "gate.min_length=0", "gate.max_length=99", "gate.max_kl=1000"),
+)
+"""A gate that refuses nobody for a figure, unless it loses everything."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def rankings_of(judgements: Sequence[Any]) -> dict[str, dict[str, Mapping[str, f
 
 
 def of_rankings(judgements: Sequence[Any]) -> dict[str, float]:
-    """Every figure of `labeling.agreement.Agreement` whose rankings are complete."""
+    """Every figure of `labeling.measures.agreement.Agreement` whose rankings are complete."""
     rankings = rankings_of(judgements)
     by_completion, by_pair, both_ways = [], [], []
     for given in rankings.values():

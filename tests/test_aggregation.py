@@ -10,10 +10,10 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from labeling.aggregation import Aggregation, aggregate
-from labeling.choices import Block, choices, grid
 from labeling.comparison import Comparison, Completion, Judgement, LabelingError, compare
-from labeling.plackett_luce import Model
+from labeling.quality.aggregation import Aggregation, aggregate
+from labeling.quality.choices import Block, choices, grid
+from labeling.quality.plackett_luce import Model
 from labeling.rankings import Method, to_preferences
 from labeling.simulated import SimulatedAnnotator
 

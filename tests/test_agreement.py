@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labeling import kappa
-from labeling.agreement import (
+from labeling.comparison import Judgement
+from labeling.measures import kappa
+from labeling.measures.agreement import (
     agreement,
     agreement_by_annotator,
     agreement_without,
@@ -19,9 +20,8 @@ from labeling.agreement import (
     midranks,
     pairwise_agreement,
 )
-from labeling.bootstrap import GROUPS, Resampling
-from labeling.comparison import Judgement
-from labeling.ratings import flag_agreement, label_agreement, rating_agreement
+from labeling.measures.bootstrap import GROUPS, Resampling
+from labeling.measures.ratings import flag_agreement, label_agreement, rating_agreement
 
 N = math.nan
 

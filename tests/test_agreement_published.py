@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
-from labeling.agreement import (
+from labeling.comparison import Judgement
+from labeling.measures.agreement import (
     agreement,
     agreement_by_annotator,
     agreement_by_stratum,
@@ -23,9 +24,8 @@ from labeling.agreement import (
     krippendorff_alpha,
     tie_discounted_agreement,
 )
-from labeling.comparison import Judgement
-from labeling.kappa import Weights, cohen_kappa, fleiss_kappa
-from labeling.ratings import flag_agreement, label_agreement, rating_agreement
+from labeling.measures.kappa import Weights, cohen_kappa, fleiss_kappa
+from labeling.measures.ratings import flag_agreement, label_agreement, rating_agreement
 from tests import statistics_by_definition as definition
 from tests.test_real_inputs import shared
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from labeling import endpoint as endpoints
+from labeling.ai import endpoint as endpoints
+from labeling.ai.endpoint import Endpoint, Reply, Usage, ask, url_fault
 from labeling.comparison import LabelingError
-from labeling.endpoint import Endpoint, Reply, Usage, ask, url_fault
 
 KEY = "sk-test-9d1f6a-not-for-anyone"
 

@@ -9,7 +9,7 @@ from itertools import combinations, permutations
 
 import pytest
 
-from labeling.ai_feedback import (
+from labeling.ai.feedback import (
     Opinion,
     form_opinion,
     judge_accuracy,
@@ -19,10 +19,11 @@ from labeling.ai_feedback import (
     route,
     suggestion_of,
 )
-from labeling.ai_prompts import LETTERS, Answer, Question, Rubric, questions_of, read_answer
-from labeling.ai_validation import gold_judgements, position_of, validated, validation_report
+from labeling.ai.prompts import LETTERS, Answer, Question, Rubric, questions_of, read_answer
+from labeling.ai.report import validation_report
+from labeling.ai.validation import gold_judgements, position_of, validated
 from labeling.comparison import Comparison, Completion, Judgement, LabelingError, compare
-from labeling.shares import wilson
+from labeling.measures.shares import wilson
 from tests.test_real_inputs import shared
 
 RUBRIC = Rubric("# Rank\nThe right answer first.")
@@ -353,7 +354,12 @@ def test_the_report_says_what_it_must() -> None:
     assert "**Validated:" in good and "| s/t | 60 |" in good
     assert "Of 60 pairs asked in both orders it told 59 alike (98%); 1 went to whichever stood first" in good
     bad = validation_report(validated(opinions, people, held), judge="j", minimum=0.995, at_least=30)
-    assert "NOT VALIDATED: the bound" in bad
+    assert "NOT VALIDATED: the lower bound of its tie-discounted agreement with people is 0.9" in bad
+    few = validated(opinions[:14], people, held)
+    told = validation_report(few, judge="j", minimum=0.7, at_least=30)
+    low = f"{wilson(14, 14)[0]:.2f}"
+    assert f"is {low} on 14 records (the lower of Wilson's {low} and the bootstrap's 1.00, a record being one" in told
+    assert "0.70 on 30 records or more is asked for: 16 records too few." in told and "1.00 [1.00, 1.00]" in told
     nothing = validated(opinions, [], held)
     assert "labels are not used" in validation_report(nothing, judge="j", minimum=0.7, at_least=30)
     loud = validation_report(nothing, judge="j", minimum=0.7, at_least=30, unvalidated=True)

@@ -1,21 +1,22 @@
 """The labeling stage with a judge model in it, against a real Argilla and simulated annotators."""
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from labeling.argilla import records
-from labeling.connection import connect
-from labeling.rounds import read_sheets
-from tasks.ai_feedback import judge_comparisons, judging_of
+from labeling.collection.rounds import read_sheets
+from labeling.service.argilla import records
+from labeling.service.connection import connect
+from tasks.ai.feedback import judge_comparisons, judging_of
 from tasks.artifact import Row, Work, read_jsonl
-from tasks.label import collect_judgements
-from tasks.label_recipe import AnnotatorRecipe, LabelRecipe
-from tasks.round import campaign_of
-from tests.lifecycle_runs import ROOT, built, rlhf, stages
-from tests.test_ai_endpoint import Brain, completion, serving
+from tasks.labels.label import collect_judgements
+from tasks.labels.recipe import AnnotatorRecipe, LabelRecipe
+from tasks.labels.round import campaign_of
+from tests.lifecycle_runs import ROOT, TINY, built, rlhf, stages
+from tests.test_ai_endpoint import KEY, Brain, completion, serving
 from tests.test_ai_stage import GUIDELINES, TEXTS, completions, endpoint, position_biased, reader
 from tests.tiny_models import work_in
 
@@ -37,9 +38,14 @@ def sure_of_half(body: dict[str, Any], number: int) -> tuple[int, Any]:
     return reader(body, number) if item < 12 else position_biased(body, number)
 
 
+NOTICES: list[str] = []
+"""What the labeling stage of a test told whoever runs it."""
+
+
 @pytest.fixture(autouse=True)
 def surroundings(argilla: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {**argilla, "JUDGE_KEY": "k", "RLHF_HOME": str(tmp_path / "home")}.items():
+    NOTICES.clear()
+    for name, value in {**argilla, "JUDGE_KEY": KEY, "RLHF_HOME": str(tmp_path / "home")}.items():
         monkeypatch.setenv(name, value)
 
 
@@ -65,6 +71,7 @@ def labelled(
         judge_comparisons(judging_of(label.ai, label), inputs, judged)
     inputs["ai"] = judged.out
     work = work_in(tmp_path / "label")
+    work.on_notify = NOTICES.append
     collect_judgements(label, inputs, work)
     return label, work, inputs
 
@@ -78,7 +85,8 @@ def test_people_and_a_validated_judge_share_a_round(tmp_path: Path, sharing: str
     by = {who: {row["record"] for row in judgements if row["by"] == who} for who in ("person", "ai")}
     assert len(by["person"]) == 12 + 6 and len(by["ai"]) == 6 and not by["person"] & by["ai"]
     assert len(read_jsonl(work.out / "comparisons.jsonl")) == 24
-    assert "**Validated" in (work.out / "report" / "ai.md").read_text()
+    report = (work.out / "report" / "ai.md").read_text()
+    assert "**Validated" in report and "It answered 48 questions: " in report and not NOTICES
 
 
 @pytest.mark.parametrize("sharing", ["shared", "personal"])
@@ -87,6 +95,8 @@ def test_people_get_everything_when_the_judge_is_wrong(tmp_path: Path, sharing: 
     judgements = read_jsonl(work.out / "judgements.jsonl")
     assert {row["by"] for row in judgements} == {"person"} and len({row["record"] for row in judgements}) == 24
     assert "NOT VALIDATED" in (work.out / "report" / "ai.md").read_text()
+    [told] = NOTICES
+    assert "is not validated: " in told and "people get 16 records more, 24 instead of 8." in told
     again = work_in(tmp_path / "again")
     collect_judgements(label, inputs, again)
     assert read_jsonl(again.out / "judgements.jsonl") == judgements, "run again, it goes on where it was"
@@ -123,3 +133,28 @@ def test_a_lifecycle_with_its_own_model_as_judge_runs_whole_and_is_reused(
     edited = [*arguments[:1], arguments[1].replace("audit_share = 0.2", "audit_share = 0.4"), *arguments[2:]]
     again = built(rlhf("run", ROOT / "tests" / "recipes" / "tiny.toml", *edited).document)
     assert "label" in again and "judge" not in again, "another share asks nothing again"
+
+
+def shortest_first(body: dict[str, Any], number: int) -> tuple[int, Any]:
+    text = body["messages"][0]["content"]
+    shown = dict(re.findall(r"\[answer ([A-H]) \w{8}\]\n(.*?)\n\[end of answer", text, re.DOTALL))
+    mark = re.search(r"\[guidelines (\w{8})\]", text)
+    assert mark and shown
+    order = sorted(shown, key=lambda letter: (len(shown[letter]), shown[letter]))
+    return 200, completion(f"Verdict {mark[1]}: {' > '.join(order)}")
+
+
+@pytest.mark.slow
+def test_a_lifecycle_with_a_broken_judge_ends_there_and_goes_on_when_it_is_mended(
+    services: dict[str, str], rlhf_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLHF_HOME", str(rlhf_home))
+    with serving(lambda body, number: (200, completion("As a model I like all of them."))) as server:
+        judge = f'{{kind = "endpoint", url = "{server.url}", model = "vendor/judge-1", api_key_env = "JUDGE_KEY"}}'
+        ai = f'{{use = "ai_only", audit_share = 0, unvalidated = true, judge = {judge}}}'
+        arguments = ["run", TINY, "--set", f"label.ai={ai}", "--set", "name=broken-judge"]
+        error = rlhf(*arguments).error
+        assert "the commonest reason: no verdict" in error and "'As a model I like all of them.'" in error
+        asked, server.brain = len(server.requests), shortest_first
+        assert {"judge", "label", "preferences"} <= built(rlhf(*arguments).document)
+        assert len(server.requests) == 2 * asked, "all were asked again"

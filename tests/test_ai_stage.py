@@ -17,24 +17,25 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from labeling import argilla as argilla_api
-from labeling.ai_feedback import Opinion, form_opinion, opinion_from
-from labeling.ai_prompts import Answer, Rubric, questions_of
+from labeling.ai.feedback import Opinion, form_opinion, opinion_from
+from labeling.ai.prompts import Answer, Rubric, questions_of
+from labeling.collection.sheets import Plan
 from labeling.comparison import Comparison, Judgement
-from labeling.connection import connect, items, request
 from labeling.question import QUESTION, guidelines_version
-from labeling.sheets import Plan
-from tasks.ai_answers import Kept, Said
-from tasks.ai_feedback import JudgingRecipe, judge_comparisons, judging_of
-from tasks.ai_recipe import AiRecipe, ai_faults
-from tasks.ai_round import Ai, conclude, read_ai, share_of_people, suggestions
+from labeling.service import argilla as argilla_api
+from labeling.service.connection import connect, items, request
+from tasks.ai.answers import Kept, Said
+from tasks.ai.feedback import JudgingRecipe, judge_comparisons, judging_of
+from tasks.ai.recipe import AiRecipe, ai_faults
+from tasks.ai.round import Ai, conclude, more_for_people, read_ai, share_of_people, suggestions
 from tasks.artifact import InputError, PipelineError, Row, Work, read_jsonl, write_jsonl
-from tasks.label_recipe import LabelRecipe
+from tasks.labels.recipe import LabelRecipe
+from tasks.labels.round import plan_of
 from tasks.models.chat import encode_prompt
 from tasks.models.loading import load_causal_lm, load_tokenizer
 from tasks.models.pretrain_engine import new_llama
 from tasks.recipe import identity
-from tasks.round import plan_of
+from tests.lifecycle_runs import TINY, rlhf
 from tests.test_ai_endpoint import KEY, completion, serving
 from tests.tiny_models import tiny_base, tiny_tokenizer, work_in
 
@@ -142,7 +143,7 @@ def test_invalid_answers_are_counted_and_never_guessed(tmp_path: Path) -> None:
 
     with serving(brain) as server:
         work = work_in(tmp_path / "w")
-        judge_comparisons(judging(endpoint(server.url)), completions(tmp_path / "in", 8), work)
+        judge_comparisons(judging(endpoint(server.url), usable=0.3), completions(tmp_path / "in", 8), work)
     opinions = opinions_in(work)
     assert [opinion.judgement is None for opinion in opinions] == [True] * 5 + [False] * 3
     assert (work.metrics["invalid_records"], work.metrics["invalid_answers"]) == (5, 10)
@@ -185,7 +186,7 @@ def test_a_killed_process_pays_only_for_what_was_under_way(tmp_path: Path) -> No
         work_in(tmp_path / "w")
         code = (
             "import sys; from pathlib import Path; from tasks.artifact import Work\n"
-            "from tasks.ai_feedback import JudgingRecipe, judge_comparisons\n"
+            "from tasks.ai.feedback import JudgingRecipe, judge_comparisons\n"
             "recipe, given, folder = JudgingRecipe.model_validate_json(sys.argv[1]), *map(Path, sys.argv[2:])\n"
             "judge_comparisons(recipe, {'completions': given}, Work(folder / 'out', folder / 'scratch'))"
         )
@@ -270,7 +271,7 @@ def test_a_local_judges_letters_are_the_models_own_probabilities(tmp_path: Path)
 
 
 def test_a_local_judge_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks import ai_local
+    from tasks.ai import local as ai_local
 
     folder, inputs = long_judge(tmp_path / "judge"), completions(tmp_path / "in", 8)
     recipe = judging({"kind": "local", "model": str(folder), "batch_size": 2})
@@ -299,7 +300,8 @@ def test_a_local_judge_that_writes_nonsense_makes_no_judgement(tmp_path: Path) -
     folder = long_judge(tmp_path / "judge")
     work = work_in(tmp_path / "w")
     recipe = judging({"kind": "local", "model": str(folder), "answer": "text", "max_new_tokens": 8, "name": "scribe"})
-    judge_comparisons(recipe, completions(tmp_path / "in", 3), work)
+    with pytest.raises(PipelineError, match="ai-scribe gave no usable judgement on 3 of 3 records"):
+        judge_comparisons(recipe, completions(tmp_path / "in", 3), work)
     assert all(opinion.judgement is None for opinion in opinions_in(work))
     assert work.metrics["invalid_records"] == 3 and work.metrics["invalid_answers"] == 6
     assert work.metrics["completion_tokens"] > 0
@@ -307,11 +309,78 @@ def test_a_local_judge_that_writes_nonsense_makes_no_judgement(tmp_path: Path) -
 
 def test_a_question_longer_than_the_context_is_invalid(tmp_path: Path) -> None:
     work = work_in(tmp_path / "w")
-    judge_comparisons(
-        judging({"kind": "local", "model": str(tiny_base(tmp_path / "b"))}), completions(tmp_path / "in", 2), work
+    recipe = judging({"kind": "local", "model": str(tiny_base(tmp_path / "b")), "name": "short"}, use="assisted")
+    with pytest.raises(PipelineError) as failed:
+        judge_comparisons(recipe, completions(tmp_path / "in", 2), work)
+    assert str(failed.value) == (
+        "ai-short gave no usable judgement on 2 of 2 records; the commonest reason: longer than the judge's context of "
+        "128 tokens (4 of 4 answers); take a judge with a longer context, or shorten label.guidelines or the "
+        "completions, and run again, which asks again what cannot be used."
     )
     reasons = {answer.invalid for opinion in opinions_in(work) for answer in opinion.answers}
     assert reasons == {"longer than the judge's context of 128 tokens"}
+
+
+def test_a_broken_endpoint_ends_the_run_and_is_asked_again_when_it_is_mended(tmp_path: Path) -> None:
+    def broken(body: dict[str, Any], number: int) -> tuple[int, Any]:
+        return 200, completion(f"\x1b[31mI like A,\nBearer {KEY} " + "and so on " * 40)
+
+    inputs = completions(tmp_path / "in", 24)
+    with serving(broken) as server:
+        recipe = judging(endpoint(server.url, prompt_price=1.0))
+        with pytest.raises(PipelineError) as failed:
+            judge_comparisons(recipe, inputs, work_in(tmp_path / "broken"))
+        said = str(failed.value)
+        assert "24 of 24 records; the commonest reason: no verdict (48 of 48 answers, for one '[31mI like A," in said
+        assert (
+            "\x1b" not in said
+            and "\n" not in said
+            and KEY not in said
+            and "Bearer (key) and so on" in said
+            and "...')" in said
+        )
+        assert said.endswith("follows instructions, and run again, which asks again what cannot be used.")
+        server.brain = reader
+        work = work_in(tmp_path / "mended")
+        judge_comparisons(recipe, inputs, work)
+        assert len(server.requests) == 96 and work.metrics["invalid_records"] == 0
+        assert work.metrics["cost"] == pytest.approx(48 * 1000 / 1e6), "what could not be used is no answer of it"
+        judge_comparisons(recipe, inputs, work_in(tmp_path / "again"))
+        assert len(server.requests) == 96
+
+
+def unreadable_below(item: int) -> Any:
+    def brain(body: dict[str, Any], number: int) -> tuple[int, Any]:
+        asked = int(body["messages"][0]["content"].split("Where is item ")[1].split("?")[0])
+        return (200, completion("Hm.")) if asked < item else reader(body, number)
+
+    return brain
+
+
+@pytest.mark.parametrize("use", ["ai_only", "assisted", "route"])
+def test_few_usable_judgements_end_the_run_and_some_lacking_are_told(tmp_path: Path, use: str) -> None:
+    inputs, notices = completions(tmp_path / "in", 20), []
+    with serving(unreadable_below(12)) as server:
+        recipe = judging(endpoint(server.url), use=use)
+        with pytest.raises(PipelineError, match=r"on 12 of 20 records.*ai\.usable, which is 0\.5, to 0\.4 or less"):
+            judge_comparisons(recipe, inputs, work_in(tmp_path / "few"))
+        work = work_in(tmp_path / "accepted")
+        work.on_notify = notices.append
+        judge_comparisons(recipe.model_copy(update={"usable": 0.4}), inputs, work)
+        assert len(server.requests) == 40 + 24, "only what could not be used is asked again"
+        assert len(notices) == 1 and "12 of 20 records; the commonest reason: no verdict (24 of 40" in notices[0]
+        assert "set label.ai.usable over 0.40" in notices[0]
+        server.brain = unreadable_below(2)
+        judge_comparisons(recipe, inputs, work)
+        assert len(notices) == 1, "one in ten is not worth a word"
+
+
+def test_a_key_that_is_not_there_ends_a_run_before_it_begins(tmp_path: Path) -> None:
+    judge = 'label.ai={use = "route", judge = {kind = "endpoint", url = "http://127.0.0.1:9/v1", model = "j", '
+    judge += 'api_key_env = "NO_SUCH_KEY"}}'
+    ended = rlhf("run", TINY, "--set", judge, RLHF_HOME=str(tmp_path / "nobody"))
+    assert ended.error == "NO_SUCH_KEY is not set; put the judge's API key into that environment variable."
+    assert not list((tmp_path / "nobody").rglob("*.log")), "no service was started for it"
 
 
 def test_the_runs_own_sft_model_may_judge(tmp_path: Path) -> None:
@@ -331,6 +400,7 @@ def test_impossible_recipes_are_named() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"use": "assisted", "audit_share": 0.2}, "'audit_share' has no effect"),
         ({"unvalidated": True}, "'unvalidated' has no effect"),
+        ({"unvalidated": True}, "undo what an extended recipe sets: unvalidated = false"),
         ({"form": "rate"}, "needs a judge that writes"),
         ({"judge": endpoint("http://me:pass@host/v1")}, "'url' holds a user"),
         ({"judge": endpoint("https://host/v1", budget=3.0)}, "'budget' needs prices"),
@@ -341,6 +411,7 @@ def test_impossible_recipes_are_named() -> None:
     for change, message in cases:
         with pytest.raises(ValidationError, match=re.escape(message)):
             AiRecipe(**{**good, **change})
+    assert not AiRecipe(**good, unvalidated=False).unvalidated, "a recipe that this one extends may set it"
     with pytest.raises(InputError, match=r"judge's folder .* does not exist"):
         AiRecipe(use="route", judge={"kind": "local", "model": "/nowhere/at/all"}).external_files()  # type: ignore[arg-type]
 
@@ -412,7 +483,8 @@ def test_routing_gives_people_the_unsure_and_the_audit(tmp_path: Path) -> None:
     assert {each.record for each in used} == {each.id for each in held.comparisons}
     assert work.metrics["ai_validated"] == 1 and work.metrics["ai_validation_records"] == 20
     report = (work.out / "report" / "ai.md").read_text()
-    assert "**Validated" in report and "people have 20, and 20 are the judge's and audited" in report
+    assert "**Validated" in report
+    assert "Of 60 records 20 are labelled by the judge alone and 40 are people's: 20 that it was not sure of" in report
 
 
 def test_a_judge_that_people_contradict_gets_nothing(tmp_path: Path) -> None:
@@ -426,7 +498,14 @@ def test_a_judge_that_people_contradict_gets_nothing(tmp_path: Path) -> None:
     work = work_in(tmp_path / "w")
     assert conclude(given, held.comparisons, people(held.comparisons, best=1), work) == people(held.comparisons, best=1)
     assert work.metrics["ai_validated"] == 0
-    assert "NOT VALIDATED" in (work.out / "report" / "ai.md").read_text()
+    report = (work.out / "report" / "ai.md").read_text()
+    assert "NOT VALIDATED" in report and "none of its labels is used: the 20 records that it would have" in report
+    assert "(60 instead of 40), who judged 60 of them" in report and "the judge alone and" not in report
+    told = more_for_people(given, share, held, against)
+    assert told.startswith(
+        "ai-j is not validated: the lower bound of its tie-discounted agreement with people is 0.00 on 20"
+    )
+    assert told.endswith("people get 20 records more, 60 instead of 40.")
 
 
 def test_the_unsure_do_not_speak_for_the_sure() -> None:
@@ -446,10 +525,10 @@ def test_the_judge_alone_is_used_only_when_validated(tmp_path: Path) -> None:
     used = conclude(given, held.comparisons, people(share.comparisons), work_in(tmp_path / "good"))
     assert len(used) == 60 and {each.by for each in used} == {"ai"}
     bad = work_in(tmp_path / "bad")
-    with pytest.raises(PipelineError, match=r"ai-j is not validated: .* 0\.00 on 30 records, 0\.70 on 20"):
+    with pytest.raises(PipelineError, match=r"ai-j is not validated: .* 0\.00 on 30 records .* 0\.70 on 20"):
         conclude(given, held.comparisons, people(share.comparisons, best=1), bad)
     assert "NOT VALIDATED" in (bad.out / "report" / "ai.md").read_text(), "reported before it is refused"
-    with pytest.raises(PipelineError, match="nothing to go by"):
+    with pytest.raises(PipelineError, match="nobody judged a record that it judged too"):
         conclude(given, held.comparisons, [], work_in(tmp_path / "none"))
 
 
@@ -460,7 +539,11 @@ def test_unvalidated_use_is_said_loudly(tmp_path: Path) -> None:
     work = work_in(tmp_path / "w")
     work.on_notify = notices.append
     assert len(conclude(given, held.comparisons, [], work)) == 60
-    assert "NOT VALIDATED" in notices[0] and "UNVALIDATED" in (work.out / "report" / "ai.md").read_text()
+    assert (
+        "not validated: " in notices[0]
+        and "nobody judged" in notices[0]
+        and "UNVALIDATED" in (work.out / "report" / "ai.md").read_text()
+    )
 
 
 def test_gold_and_an_earlier_round_validate_too(tmp_path: Path) -> None:
@@ -491,7 +574,11 @@ def test_gold_and_an_earlier_round_validate_too(tmp_path: Path) -> None:
         judge_comparisons(judging_of(recipe, label), completions(tmp_path / "in", 30, TEXTS[:2]), stage)
         assert len(server.requests) == 60, "the same comparisons are asked once"
     read = read_ai(recipe, stage.out, seed=0)
-    used = conclude(read, now.comparisons, [], work_in(tmp_path / "last"))
+    last = work_in(tmp_path / "last")
+    used = conclude(read, now.comparisons, [], last)
+    report = (last.out / "report" / "ai.md").read_text()
+    assert "Of 30 records it labels 30. People judged 0 of the 0" in report and "people have" not in report
+    assert "It answered 120 questions: 120,000 tokens of prompts, 2,400 of answers; the recipe has no prices" in report
     assert len(used) == 30 and len({each.id for each in used}) == 30
 
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labeling import argilla as rounds
-from labeling.accounts import create_annotators, create_workspace, usernames
 from labeling.comparison import Comparison, Completion, LabelingError, Ranks, compare
-from labeling.connection import connect, request
 from labeling.question import DEFAULT_GUIDELINES, QUESTION, Round, escaped, unescaped
+from labeling.service import argilla as rounds
+from labeling.service.accounts import create_annotators, create_workspace, usernames
+from labeling.service.connection import connect, request
 from labeling.simulated import SimulatedAnnotator, answer_round
 
 TEXTS = ("Aisle 4.", "# Aisle <b>9</b> <script>alert(1)</script>", "", "Größe 4 🛒\n\nline")
@@ -200,7 +200,7 @@ def test_many_annotators_at_once_lose_nothing(client: httpx.Client, argilla: dic
 
 def test_lost_answers_of_the_server_double_nothing(argilla: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every request arrives, but the first answer to each that changes something gets lost on the way back."""
-    monkeypatch.setattr("labeling.connection._BACKOFF", 0.01)
+    monkeypatch.setattr("labeling.service.connection._BACKOFF", 0.01)
     handle, lost = httpx.HTTPTransport.handle_request, set()
 
     def lossy(transport: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
@@ -236,7 +236,7 @@ def test_an_annotators_key_may_not_publish(client: httpx.Client, argilla: dict[s
 
 
 def test_connection_faults_are_one_sentence(argilla: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labeling.connection._BACKOFF", 0.01)
+    monkeypatch.setattr("labeling.service.connection._BACKOFF", 0.01)
     with pytest.raises(LabelingError, match="refuses the API key"):
         connect(argilla["ARGILLA_API_URL"], "wrong")
     with pytest.raises(LabelingError, match=r"does not answer .* run again, nothing given so far is lost"):

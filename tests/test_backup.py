@@ -11,11 +11,14 @@ import httpx
 import pytest
 
 from flows import services as local
-from labeling import archive
-from labeling.backup import backup, restore
 from labeling.comparison import LabelingError
-from labeling.connection import connect, items, request
+from labeling.service import archive
+from labeling.service.backup import backup, restore
+from labeling.service.connection import connect, items, request
+from tasks.labels.passwords import known_passwords
+from tasks.labels.round import argilla as round_argilla
 from tests.argilla_sheet import Sheet
+from tests.lifecycle_runs import rlhf
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,24 @@ def test_everything_comes_back_in_an_empty_argilla_and_only_once(
     assert content(there, "kept") == before
 
     _what_was_lost_comes_back_and_what_is_newer_stays(there, file, before)
+
+
+def test_the_verb_says_where_passwords_are_and_a_run_finds_them(
+    original: Sheet, tmp_path: Path, fresh_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "kept.backup"
+    backup(connect(original.url, original.owner.headers["X-Argilla-Api-Key"]), file, workspace="kept")
+    local.up(only=("argilla",))
+    document = rlhf("restore", file).document
+    assert document["users"] == 3 and document["passwords_in"] == [str(fresh_home / "credentials" / "restored.json")]
+    for name, value in local.environment().items():
+        monkeypatch.setenv(name, value)
+    with round_argilla() as there:
+        known = known_passwords(there, "kept", ["kept-0", "kept-1", "kept-2"])
+        for name, password in known.items():
+            signed = {"username": name, "password": password}
+            assert httpx.post(f"{there.base_url}/api/v1/token", data=signed, trust_env=False).status_code == 201
+    assert len(known) == 3 and "passwords_in" not in rlhf("restore", file).document
 
 
 def _what_was_lost_comes_back_and_what_is_newer_stays(client: httpx.Client, file: Path, before: dict[str, Any]) -> None:

@@ -12,20 +12,19 @@ from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from labeling.blind import Tally, compare_blind, sign_test, vote
-from labeling.comparison import Comparison, Completion, Judgement, LabelingError, compare
-from labeling.connection import connect
-from labeling.question import CANNOT_JUDGE
-from labeling.rounds import open_round, read_sheets
-from tasks.ai_recipe import AiRecipe, LocalJudge
+from labeling.collection.rounds import open_round, read_sheets
+from labeling.comparison import CANNOT_JUDGE, Comparison, Completion, Judgement, LabelingError, compare
+from labeling.service.connection import connect
+from tasks.ai.recipe import AiRecipe, LocalJudge
 from tasks.artifact import InputError, Row, read_jsonl, write_jsonl
-from tasks.blind import BlindRecipe as Recipe
-from tasks.blind import PairsRecipe, VotesRecipe, blind_round, count_votes, sample_pairs
 from tasks.evaluation.gate import GateRecipe, decide, decide_gate, shortlisted
-from tasks.label import collect_judgements
-from tasks.label_recipe import AnnotatorRecipe, EnoughRecipe, LabelRecipe
+from tasks.labels.blind import BlindRecipe as Recipe
+from tasks.labels.blind import PairsRecipe, VotesRecipe, blind_round, count_votes, sample_pairs
+from tasks.labels.label import collect_judgements
+from tasks.labels.recipe import AnnotatorRecipe, EnoughRecipe, LabelRecipe
+from tasks.labels.round import plan_of
 from tasks.models.pretrain import BaseRecipe, build_base
 from tasks.recipe import identity
-from tasks.round import plan_of
 from tests.test_gate import GOOD, correct, evaluation, model, rates
 from tests.test_label import signed_in, work_in
 

@@ -6,11 +6,11 @@ from contextlib import closing
 
 import pytest
 
-from labeling import argilla as rounds
-from labeling.accounts import create_annotators
 from labeling.comparison import Completion, compare
-from labeling.connection import connect
 from labeling.question import DEFAULT_GUIDELINES, Round
+from labeling.service import argilla as rounds
+from labeling.service.accounts import create_annotators
+from labeling.service.connection import connect
 
 CHROMIUM = shutil.which("chromium")
 RANKS = (1, 2, 2, 4)

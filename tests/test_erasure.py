@@ -17,17 +17,17 @@ import pytest
 from flows import erase as erasing
 from flows.erase import SHAPED, erase
 from flows.lifecycle import LABEL, PREFERENCES
-from labeling.connection import connect, items
-from labeling.erasure import answers_of, find_person, leave, sheets_of
-from labeling.sheets import done, follow_ups, share_out
+from labeling.collection.sheets import done, follow_ups, share_out
+from labeling.service.connection import connect, items
+from labeling.service.erasure import answers_of, find_person, leave, sheets_of
 from tasks.artifact import Artifact, PipelineError, Work, read_jsonl, write_jsonl
-from tasks.label import pseudonym
-from tasks.label_recipe import AnnotatorRecipe, LabelRecipe
+from tasks.labels.label import pseudonym
+from tasks.labels.preferences import PreferencesRecipe
+from tasks.labels.recipe import AnnotatorRecipe, LabelRecipe
+from tasks.labels.round import plan_of
 from tasks.lineage import Record
-from tasks.preferences import PreferencesRecipe
 from tasks.recipe import Part
 from tasks.registry import Registry
-from tasks.round import plan_of
 from tasks.store import Order, Stage, Store
 from tasks.tombstones import Tombstone, not_erased, read_tombstones, recognised, write_tombstone
 from tests.lifecycle_runs import TINY, built, rlhf, stages
@@ -216,6 +216,8 @@ def test_a_person_is_erased_and_the_next_run_rebuilds_what_they_shaped(
     assert plan["models"] == [{"name": pipeline.word, "version": model.version}]
     assert sum(each["judgements"] for each in plan["rounds"]) == len(theirs)
     assert bool(plan["personal_datasets"]) == (sharing == "personal")
+    assert all(name in json.dumps(pipeline.record.client.get_run(run).data.params) for run in plan["runs_naming_them"])
+    assert any("take the name out" in each for each in plan["stays"])
     assert holding(pipeline.home, needles) == before, "a dry run changes nothing"
     assert pipeline.run(sharing=sharing) == {n: a for n, a in pipeline.artifacts.items()} and not pipeline.built
 
@@ -301,7 +303,7 @@ def test_files_of_a_half_deleted_snapshot_go_with_the_second_try(
     first = pipeline.run()
     annotator = person(client, pipeline.names[0])
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.lineage.shutil.rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("tasks.erasure.shutil.rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             erase(pipeline.names[0], dry_run=False)
     assert holding(pipeline.home / "store", [annotator]), "the copy is still here"
@@ -353,7 +355,7 @@ def test_who_cannot_be_erased_is_told_in_one_sentence(pipeline: Pipeline, client
     with pytest.raises(PipelineError, match="no annotator 'nobody-at-all'; `rlhf annotators list`"):
         erase("nobody-at-all")
     owner = client.get("/api/v1/me").json()["username"]
-    with pytest.raises(PipelineError, match=r"is owner in Argilla; only annotators can be erased\."):
+    with pytest.raises(PipelineError, match=r"is owner in Argilla, not annotator"):
         erase(owner, dry_run=False)
     assert read_tombstones() == []
 

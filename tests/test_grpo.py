@@ -9,7 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
 from tasks.artifact import InputError
 from tasks.models.adapters import FullRecipe, LoraRecipe, attach
-from tasks.training.grpo import GrpoRecipe
+from tasks.training.grpo import GrpoRecipe, RlooRecipe
+from tasks.training.grpo_settings import leave_one_out
 from tasks.training.grpo_trainer import Grpo, fit
 from tasks.training.rl_loop import finish
 from tests.tiny_policies import ROWS, llama, share_of_apples, word_tokenizer, work
@@ -20,10 +21,10 @@ def tokenizer():
     return word_tokenizer()
 
 
-def trainer(tokenizer, here, score=share_of_apples, rows=ROWS, model=None, **changes):
+def trainer(tokenizer, here, score=share_of_apples, rows=ROWS, model=None, kind=GrpoRecipe, **changes):
     set_seed(here.seed)
     small = {"updates": 3, "prompts": 4, "completions_per_prompt": 6, "micro_batch_size": 24, "max_new_tokens": 6}
-    recipe = GrpoRecipe.model_validate(small | {"learning_rate": 3e-3, "likelihood_coefficient": 0.0} | changes)
+    recipe = kind.model_validate(small | {"learning_rate": 3e-3, "likelihood_coefficient": 0.0} | changes)
     return Grpo(recipe, attach(model or llama(), recipe.adapter), tokenizer, rows, score, here)
 
 
@@ -90,6 +91,69 @@ def test_likelihood_reward_makes_the_policy_surer(tokenizer, tmp_path):
     assert history[-1]["entropy"] < history[0]["entropy"]
 
 
+def test_leave_one_out_by_hand():
+    """Advantages of r - mean(all) over the stretched rewards are r - mean(others) over the rewards less the KL."""
+    recipe = RlooRecipe(completions_per_prompt=3, micro_batch_size=24, kl_coefficient=0.5)
+    rewards, sampled, reference = [1.0, 2.0, 6.0], [-1.0, -2.0, -3.0], [-2.0, -2.0, -5.0]
+    whole = [1.0 - 0.5, 2.0, 6.0 - 1.0]
+    stretched = leave_one_out(recipe, rewards, sampled, reference)
+    mean = sum(stretched) / 3
+    expected = [whole[i] - (sum(whole) - whole[i]) / 2 for i in range(3)]
+    assert [value - mean for value in stretched] == pytest.approx(expected)
+
+
+def test_rloo_raises_the_reward_and_its_kl_holds_it(tokenizer, tmp_path):
+    reached = []
+    for coefficient in (0.0, 5.0):
+        here = work(tmp_path, f"kl-{coefficient}")
+        changes = {"kind": RlooRecipe, "kl_coefficient": coefficient, "missing_eos_penalty": 0.0}
+        history = fit(trainer(tokenizer, here, updates=20, **changes), here).history
+        reached.append((sum(m["reward"] for m in history[-4:]) / 4, history[-1]["kl"]))
+        assert history[0]["kl"] == pytest.approx(0, abs=1e-4) and history[0]["reward"] < 1.0
+    assert reached[0][0] > 2.5
+    assert reached[1][1] < reached[0][1] / 2 and reached[1][0] < reached[0][0]
+
+
+def test_few_prompts_come_again_within_an_update(tokenizer, tmp_path):
+    here = work(tmp_path)
+    assert len(fit(trainer(tokenizer, here, rows=ROWS[:3], updates=2), here).history) == 2
+
+
+VARIANTS = [
+    {"loss": "dr_grpo", "scale_rewards": "none"},
+    {"loss": "dapo", "clip_high": 0.28},
+    {"loss": "cispo", "clip_high": 5.0},
+    {"loss": "grpo", "importance_sampling": "sequence", "clip": 3e-3, "clip_high": 4e-3},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=["dr_grpo", "dapo", "cispo", "gspo"])
+def test_every_variant_raises_the_reward_with_several_steps_per_update(tokenizer, tmp_path, variant):
+    here = work(tmp_path)
+    grpo = trainer(
+        tokenizer, here, updates=12, minibatches=3, micro_batch_size=8, beta=0.02, missing_eos_penalty=0.0, **variant
+    )
+    history = fit(grpo, here).history
+    assert len(history) == 36 and history[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert history[0]["reward"] < 1.0 and sum(m["reward"] for m in history[-6:]) / 6 > 1.8
+    moved = [m["clip_fraction"] for m in history[1::3]]
+    assert history[0]["clip_fraction"] == 0 and (variant["loss"] == "cispo" or max(moved) > 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"minibatches": 5}, "minibatches .5. must divide 64"),
+        ({"minibatches": 4, "micro_batch_size": 12}, "micro_batch_size .12. must divide 16"),
+        ({"importance_sampling": "sequence"}, 'needs loss = "grpo"'),
+        ({"loss": "cispo", "clip_high": 0.28}, "needs clip_high over 1"),
+    ],
+)
+def test_impossible_updates_are_refused(given, words):
+    with pytest.raises(ValidationError, match=words):
+        GrpoRecipe.model_validate(given)
+
+
 def test_only_the_adapter_moves(tokenizer, tmp_path):
     here = work(tmp_path)
     grpo = trainer(tokenizer, here, updates=1)
@@ -104,21 +168,23 @@ class Killed(Exception):
     pass
 
 
-def test_resumes_exactly(tokenizer, tmp_path):
+@pytest.mark.parametrize(("minibatches", "killed", "first"), [(1, 3, 3), (1, 7, 7), (2, 4, 3), (2, 5, 5)])
+def test_resumes_exactly(tokenizer, tmp_path, minibatches, killed, first):
+    changes = {"updates": 8 // minibatches, "minibatches": minibatches, "micro_batch_size": 12}
     whole = work(tmp_path, "whole")
-    expected = fit(trainer(tokenizer, whole, updates=5), whole).history
+    expected = fit(trainer(tokenizer, whole, **changes), whole).history
 
     def kill(metrics, step):
-        if step == 3:
+        if step == killed:
             raise Killed
 
     cut = work(tmp_path, "cut", on_log=kill, checkpoint_seconds=0.0)
     with pytest.raises(Killed):
-        fit(trainer(tokenizer, cut, updates=5), cut)
+        fit(trainer(tokenizer, cut, **changes), cut)
     steps = []
     again = work(tmp_path, "cut", on_log=lambda metrics, step: steps.append(step))
-    progress = fit(trainer(tokenizer, again, updates=5), again)
-    assert steps == [3, 4, 5]
+    progress = fit(trainer(tokenizer, again, **changes), again)
+    assert steps == list(range(first, 9))
     assert progress.history == expected
 
 

@@ -1,25 +1,45 @@
 """The labeling stage against a real Argilla: simulated annotators, people, interruptions, secrets."""
 
 import json
+import os
 import re
 import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from pydantic import ValidationError
+from rich.console import Console
 
-from labeling.comparison import OPTIONS
+from flows.screen import table_of
+from labeling.collection.rounds import Standing
+from labeling.comparison import OPTIONS, Judgement
+from labeling.measures.agreement import Estimate
 from labeling.question import QUESTION, guidelines_version
+from labeling.service.connection import connect, items, request
 from tasks.artifact import InputError, PipelineError, Row, Work, read_jsonl, write_jsonl
-from tasks.label import collect_judgements
-from tasks.label_recipe import AnnotatorRecipe, LabelRecipe
+from tasks.labels.label import collect_judgements, standing_rows
+from tasks.labels.recipe import AnnotatorRecipe, EnoughRecipe, GroupRecipe, LabelRecipe
+from tasks.labels.round import plan_of, publish_round
+from tasks.labels.selection import SelectRecipe, select_completions
 
+PENDING = {
+    "query": {},
+    "filters": {
+        "and": [
+            {"type": "terms", "scope": {"entity": "response", "property": "status"}, "values": ["pending"]},
+        ]
+    },
+}
 TEXTS = ("Aisle 4, with pleasure!", "Aisle 4.", "Aisle 9.", "Not again.")
 
 
@@ -136,12 +156,12 @@ def test_waits_for_people_and_keeps_their_passwords(
     signed_in: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RLHF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("tasks.label.POLL_SECONDS", 0.1)
+    monkeypatch.setattr("tasks.labels.label.POLL_SECONDS", 0.1)
     recipe = LabelRecipe(round="people", people=("ada", "ben"), min_submitted=2)
     told: list[str] = []
     waited = threading.Event()
     work = work_in(
-        tmp_path / "a", "beef0001", on_notify=told.append, on_progress=lambda *step: step[2][0] == "0" and waited.set()
+        tmp_path / "a", "beef0001", on_notify=told.append, on_progress=lambda *step: "lacks" in step[2] and waited.set()
     )
     failures: list[BaseException] = []
 
@@ -175,15 +195,15 @@ def test_waits_for_people_and_keeps_their_passwords(
     assert not any(password in everything for password in passwords.values())
 
 
-def people_rank(url: str, passwords: Mapping[str, str], dataset: str, discarding: str) -> None:
-    """Everybody signs in with their password and ties all answers; one discards their first record."""
+def people_rank(url: str, passwords: Mapping[str, str], dataset: str, discarding: str, most: int = 50) -> None:
+    """Everybody signs in with their password and ties all answers to some records; one discards their first."""
     for name, password in passwords.items():
         with httpx.Client(base_url=url, timeout=30) as browser:
             token = browser.post("/api/v1/token", data={"username": name, "password": password}).json()["access_token"]
             browser.headers["Authorization"] = f"Bearer {token}"
             found = browser.get("/api/v1/me/datasets", params={"name": dataset}).json()["items"][0]["id"]
             path = f"/api/v1/me/datasets/{found}/records/search"
-            records = browser.post(path, params={"limit": 50}, json={"query": {}}).json()["items"]
+            records = browser.post(path, params={"limit": most}, json=PENDING).json()["items"] if most else []
             for place, item in enumerate(records):
                 value = [{"value": option, "rank": 1} for option in OPTIONS[:4]]
                 answer = {"status": "submitted", "values": {QUESTION: {"value": value}}}
@@ -197,7 +217,7 @@ def test_what_cannot_be_reached_or_ranked_is_said_in_one_sentence(
     signed_in: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, inputs = LabelRecipe(**SIMULATED), completions(tmp_path / "in", 2)
-    monkeypatch.setattr("labeling.connection._BACKOFF", 0.01)
+    monkeypatch.setattr("labeling.service.connection._BACKOFF", 0.01)
 
     monkeypatch.setenv("ARGILLA_API_KEY", "wrong")
     with pytest.raises(PipelineError, match="refuses the API key; set ARGILLA_API_KEY"):
@@ -212,9 +232,199 @@ def test_what_cannot_be_reached_or_ranked_is_said_in_one_sentence(
         collect_judgements(recipe, completions(tmp_path / "same", 2, ("A", "A")), work_in(tmp_path / "d", "abcd"))
 
 
+def test_the_report_shows_what_was_spent_of_what_the_selection_may_spend(
+    signed_in: dict[str, str], tmp_path: Path
+) -> None:
+    recipe = LabelRecipe(**SIMULATED, round="budget")
+    chosen = work_in(tmp_path / "select", "5e1e")
+    part = SelectRecipe(method="random", budget_judgements=16, budget_hours=2).in_round(recipe)
+    select_completions(part, completions(tmp_path / "in", 9), chosen)
+    work = work_in(tmp_path / "label", "1abe")
+    collect_judgements(recipe, {"completions": chosen.out}, work)
+    assert len(read_jsonl(work.out / "judgements.jsonl")) == 15, "five records, by three"
+    report = (work.out / "report" / "round.md").read_text()
+    [spent] = [line for line in report.splitlines() if line.startswith("Spent: ")]
+    assert spent.startswith("Spent: 15 judgements")
+    assert "| judgements | 16 | 94% |" in report and re.search(r"\| hours \| 2.00 \| \d+% \|", report)
+
+
+def test_the_table_says_how_far_a_round_is_within_80_columns() -> None:
+    made = "2026-11-20T10:00:00"
+    judgements = [
+        Judgement(f"{who}", "r", who, "submitted", {"r-0": 1, "r-1": worse}, "v", made, made)
+        for who, worse in (("ada-of-the-long-name", 2), ("ben", 2), ("cleo", 1))
+    ]
+    answers = Counter(each.annotator for each in judgements)
+    now = Standing(
+        records=40,
+        done=11,
+        started=3,
+        answers=answers,
+        given=dict.fromkeys(answers, 20),
+        judgements=tuple(judgements),
+        alpha=Estimate(0.61, 0.4, 0.75),
+        missing=("29 of 40 records", "agreement (alpha's lower bound 0.50, now 0.40)"),
+        seconds_left=5 * 3600,
+        datasets=(),
+    )
+    screen = StringIO()
+    Console(width=80, file=screen, color_system=None).print(table_of(standing_rows(now)))
+    shown = screen.getvalue()
+    for line in (
+        "ada-of-the-long-name  1 of 20   50%",
+        "all                   3 of 60           11 done, 3 in progress, 40 in all",
+        " alpha 0.61 [0.40, 0.75]",
+        " 5.0 h to go at this pace",
+        " lacks 29 of 40 records",
+    ):
+        assert line in shown, shown
+    times = {20: "1 min", 5399: "90 min", 7200: "2.0 h", 300_000: "3.5 days"}
+    for seconds, said in times.items():
+        assert f"{said} to go" in str(standing_rows(replace(now, seconds_left=seconds))[-1])
+    assert "The round is complete." in str(standing_rows(replace(now, missing=()))[-1])
+    nothing = float("nan")
+    assert "alpha" not in str(standing_rows(replace(now, alpha=Estimate(nothing, nothing, nothing), missing=()))[-1])
+    assert "nan" not in str(standing_rows(replace(now, alpha=Estimate(0.6, nothing, nothing)))[-1]), "one record, say"
+    late = str(standing_rows(replace(now, left_out={"dan": 1}, overdue="The deadline has passed."))[-1])
+    assert "1 answer of 'dan', who is not in label.people, is left out" in late and "deadline has passed" in late
+
+
+@pytest.mark.parametrize(
+    ("at_deadline", "judged", "ends"),
+    [
+        ("use", 2, "uses 2"),
+        ("use", 0, "deadline has passed and no record is done; move the deadline"),
+        ("fail", 2, "deadline has passed and it lacks [12] of 3 records; move it or lower the rule"),
+        ("extend", 2, "waits"),
+    ],
+)
+def test_what_a_deadline_does_to_a_round(
+    signed_in: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_deadline: Any, judged: int, ends: str
+) -> None:
+    """Two people, three records; the stage waits for them until the deadline and does then what the recipe says."""
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("tasks.labels.label.POLL_SECONDS", 0.1)
+    name = f"late-{at_deadline}-{judged}"
+    recipe = LabelRecipe(round=name, workspace=name, people=(f"{name}-ada", f"{name}-ben"), min_submitted=2)
+    inputs, work = completions(tmp_path / "in", 3), work_in(tmp_path / "a", "dead0001")
+    publish_round(recipe, inputs, work.seed)
+    path = tmp_path / "home" / "credentials" / f"{name}.json"
+    passwords = json.loads(path.read_text())[signed_in["ARGILLA_API_URL"].rstrip("/")]
+    dataset = plan_of(recipe, read_jsonl(inputs["completions"] / "completions.jsonl"), work.seed).round.name
+    people_rank(signed_in["ARGILLA_API_URL"], passwords, dataset, discarding="", most=judged)
+    deadline = datetime.now(UTC) + timedelta(seconds=3)
+    enough = EnoughRecipe(deadline=deadline, at_deadline=at_deadline)
+    ended: list[str] = []
+
+    def stage() -> None:
+        try:
+            collect_judgements(recipe.model_copy(update={"enough": enough}), inputs, work)
+            ended.append(f"uses {len(read_jsonl(work.out / 'judgements.jsonl')) // 2}")
+        except PipelineError as error:
+            ended.append(str(error))
+
+    thread = threading.Thread(target=stage)
+    thread.start()
+    while datetime.now(UTC) < deadline:
+        assert not ended, "it ended before the deadline"
+        time.sleep(0.05)
+    thread.join(2 if ends == "waits" else 30)
+    if ends != "waits":
+        assert re.search(ends, ended[0])
+        return
+    assert thread.is_alive(), ended
+    people_rank(signed_in["ARGILLA_API_URL"], passwords, dataset, discarding="")
+    thread.join(30)
+    assert ended == ["uses 3"]
+
+
+def test_a_run_goes_on_when_answers_are_changed(
+    signed_in: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two people disagree about everything, until one of them ranks everything anew."""
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("tasks.labels.label.POLL_SECONDS", 0.1)
+    people = ("revised-ada", "revised-ben")
+    enough = EnoughRecipe(alpha_low=0.5)
+    recipe = LabelRecipe(round="revised", workspace="revised", people=people, min_submitted=2, enough=enough)
+    counts: list[str] = []
+    inputs = completions(tmp_path / "in", 6)
+    work = work_in(tmp_path / "a", "dead0002", on_progress=lambda _, __, note: counts.append(note))
+    ended: list[str] = []
+
+    def stage() -> None:
+        try:
+            collect_judgements(recipe, inputs, work)
+            ended.append("done")
+        except BaseException as error:
+            ended.append(repr(error))
+
+    thread = threading.Thread(target=stage, daemon=True)  # were it to wait for ever, the tests would not
+    publish_round(recipe, inputs, work.seed)
+    with closing(connect(*signed_in.values())) as owner:
+        keys = {user["username"]: user["api_key"] for user in items(owner, "/api/v1/users")}
+    name = plan_of(recipe, read_jsonl(inputs["completions"] / "completions.jsonl"), work.seed).round.name
+    for person in people:
+        rank_by_text(keys[person], name, best_first=person == people[0])
+    thread.start()
+    wait_until(lambda: any("agreement" in note for note in counts) or bool(ended))
+    before = len(counts)
+    time.sleep(1.5)
+    assert not ended and len(counts) - before <= 1, "nothing happened, so nothing is counted"
+    rank_by_text(keys[people[1]], name, best_first=True)
+    thread.join(30)
+    assert ended == ["done"]
+    made = read_jsonl(work.out / "judgements.jsonl")
+    assert len(made) == 12 and all(sorted(row["ranks"].values()) == [1, 2, 3, 4] for row in made)
+    assert len({json.dumps(row["ranks"], sort_keys=True) for row in made}) == 6, "both say the same now"
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def rank_by_text(key: str, dataset: str, best_first: bool) -> None:
+    """Rank all records of a dataset in the order of `TEXTS` or the other way round; given answers are changed."""
+    with closing(connect(os.environ["ARGILLA_API_URL"], key)) as person:
+        [found] = items(person, "/api/v1/me/datasets", params={"name": dataset})
+        path = f"/api/v1/me/datasets/{found['id']}/records/search?limit=50&include=responses"
+        for item in request(person, "POST", path, json={"query": {}})["items"]:
+            record = item["record"]
+            places = {option: TEXTS.index(record["fields"][option]) for option in OPTIONS[:4]}
+            ranks = [{"value": o, "rank": n + 1 if best_first else 4 - n} for o, n in places.items()]
+            body = {"status": "submitted", "values": {QUESTION: {"value": ranks}}}
+            if given := record.get("responses"):
+                request(person, "PUT", f"/api/v1/responses/{given[0]['id']}", json=body)
+            else:
+                request(person, "POST", f"/api/v1/records/{record['id']}/responses", json=body)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"enough": EnoughRecipe(strata={"nosuch": 3})},
+        {"sharing": "personal", "groups": (GroupRecipe(people=("strata-ada",), strata=("nosuch",)),)},
+    ],
+)
+def test_strata_that_are_not_there_are_refused_before_anything_is_published(
+    signed_in: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path / "home"))
+    recipe = LabelRecipe(workspace="no-strata", people=("strata-ada",), min_submitted=1, **wanted)
+    with pytest.raises(InputError, match=r"of stratum 'nosuch'.*the completions have no strata"):
+        publish_round(recipe, completions(tmp_path / "in", 3), 5)
+    with closing(connect(*signed_in.values())) as owner:
+        assert "no-strata" not in {each["name"] for each in items(owner, "/api/v1/me/workspaces")}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"flags": ("a", "b", "a")}, "'flags' has 'a' twice; remove one"),
+        ({"criteria": ("a", "a")}, "'criteria' has 'a' twice; remove one"),
         ({"source": "simulated"}, "'utility' is needed"),
         ({"people": ("ada", "ada", "ben")}, "names an annotator twice"),
         ({"people": ("ada",), "min_submitted": 2}, "has 1 annotators"),

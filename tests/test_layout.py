@@ -15,13 +15,14 @@ STAGES = {
     "data": "tasks.data.prepare",
     "sft": "tasks.training.sft",
     "sample": "tasks.sampling.completions",
-    "select": "tasks.select",
-    "judge": "tasks.ai_feedback",
-    "label": "tasks.label",
-    "preferences": "tasks.preferences",
+    "select": "tasks.labels.selection",
+    "judge": "tasks.ai.feedback",
+    "label": "tasks.labels.label",
+    "preferences": "tasks.labels.preferences",
     "reward": "tasks.training.reward",
-    "dpo": "tasks.training.dpo",
+    "dpo": "tasks.training.direct",
     "ppo": "tasks.training.ppo",
+    "rejection": "tasks.training.rejection",
     "grpo": "tasks.training.grpo",
     "merge": "tasks.merging",
     "evaluate": "tasks.evaluation.evaluate",
@@ -58,7 +59,7 @@ def test_imports_point_one_way(file: Path) -> None:
     if "argilla" in tops or "argilla_server" in tops:
         assert package == "labeling"
     if "mlflow" in tops:
-        assert name_of(file) in ("tasks.lineage", "tasks.registry")
+        assert name_of(file) in ("tasks.tracking", "tasks.lineage", "tasks.registry", "tasks.erasure")
     if "trl" in tops:
         assert name_of(file).startswith("tasks.training.")
 

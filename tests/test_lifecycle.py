@@ -93,6 +93,15 @@ def test_mlflow_holds_one_parent_and_a_run_per_artifact(first: dict[str, Any], s
     assert len(client.get_metric_history(stages(first)["ppo"]["run_id"], "reward")) == 2
 
 
+def test_nothing_is_optimised_against_a_reward_model_below_its_bar(first: dict[str, Any]) -> None:
+    refused = rlhf("run", TINY, "--set", "reward.bar.accuracy=1", "--set", "policy.ppo.updates=3")
+    assert "The reward model is below its bar: its accuracy on held-out pairs is" in refused.error
+    planned = {
+        step["name"]: step["reused"] for step in rlhf("plan", TINY, "--set", "reward.bar.accuracy=1").document["stages"]
+    }
+    assert all(planned.values()), "the bar decides nothing that is built"
+
+
 def test_prefect_shows_the_run_its_stages_and_the_summary(first: dict[str, Any], services: dict[str, str]) -> None:
     api = services["PREFECT_API_URL"]
     runs = httpx.post(f"{api}/flow_runs/filter", json={"sort": "START_TIME_ASC"}).json()

@@ -8,12 +8,13 @@ import torch
 from pydantic import ValidationError
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
-from tasks.artifact import InputError
+from tasks.artifact import InputError, Message
 from tasks.models.adapters import FullRecipe, LoraRecipe, attach
+from tasks.models.chat import encode_conversation
 from tasks.training import rl_checkpoint
 from tasks.training.advantages import explained_variance
 from tasks.training.ppo import PpoRecipe
-from tasks.training.ppo_trainer import Ppo
+from tasks.training.ppo_trainer import Ppo, adapted
 from tasks.training.rl_loop import finish, run
 from tasks.training.rollouts import Prompts, by_length, encode_prompts, token_logprobs
 from tests.tiny_policies import ROWS, llama, share_of_apples, word_tokenizer, work
@@ -24,12 +25,12 @@ def tokenizer():
     return word_tokenizer()
 
 
-def trainer(tokenizer, seed=0, score=share_of_apples, model=None, **changes):
+def trainer(tokenizer, seed=0, score=share_of_apples, model=None, demonstrations=(), **changes):
     set_seed(seed)
     small = {"updates": 4, "episodes": 24, "max_new_tokens": 6, "learning_rate": 3e-3, "likelihood_coefficient": 0.0}
     recipe = PpoRecipe.model_validate(small | changes)
     model = attach(model or llama(), recipe.adapter)
-    return Ppo(recipe, model, tokenizer, encode_prompts(tokenizer, ROWS), score, seed)
+    return Ppo(recipe, model, tokenizer, encode_prompts(tokenizer, ROWS), score, seed, demonstrations)
 
 
 def test_starts_at_the_reference(tokenizer):
@@ -127,6 +128,47 @@ def test_likelihood_reward_makes_the_policy_surer(tokenizer, tmp_path):
     assert history[-1]["entropy"] < history[0]["entropy"]
 
 
+def test_the_kl_is_steered_to_its_target(tokenizer, tmp_path):
+    reached = []
+    for target in (None, 1.0):
+        changes = {"kl_coefficient": 0.3, "kl_target": target, "kl_gain": 1.0, "learning_rate": 1e-3, "updates": 40}
+        ppo = trainer(tokenizer, **changes)
+        history = run(40, ppo.step, work(tmp_path, str(target)), ppo.modules, ppo.optimizers).history
+        assert history[0].get("kl_coefficient") == (target and 0.3)
+        reached.append(sum(metrics["kl"] for metrics in history[-12:]) / 12)
+    assert reached[0] > 3 and 0.5 < reached[1] < 2
+
+
+def test_a_coefficient_of_zero_cannot_be_steered():
+    with pytest.raises(ValidationError, match="start it higher"):
+        PpoRecipe(kl_coefficient=0, kl_target=1)
+
+
+def test_the_coefficient_by_hand():
+    assert adapted(0.1, kl=3.0, target=2.0, gain=0.5) == pytest.approx(0.1 * 1.1), "the error counts up to 0.2"
+    assert adapted(0.1, kl=2.2, target=2.0, gain=0.5) == pytest.approx(0.1 * 1.05)
+    assert adapted(0.1, kl=0.0, target=2.0, gain=0.5) == pytest.approx(0.1 * 0.9)
+
+
+def test_demonstrations_are_not_forgotten(tokenizer, tmp_path):
+    turns: list[Message] = [{"role": "user", "content": "fig"}, {"role": "assistant", "content": "kiwi lime date"}]
+    rows = [encode_conversation(tokenizer, turns)] * 4
+    losses = []
+    for coefficient in (1e-9, 2.0):
+        ppo = trainer(tokenizer, demonstrations=rows, ptx_coefficient=coefficient, ptx_batch_size=3, updates=8)
+        history = run(8, ppo.step, work(tmp_path, str(coefficient)), ppo.modules, ppo.optimizers).history
+        losses.append([metrics["ptx_loss"] for metrics in history])
+    row = rows[0]
+    with torch.no_grad():
+        logps = llama()(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
+    marked = [t for t, mark in enumerate(row.labels_mask) if mark]
+    expected = -sum(float(logps[t - 1, row.input_ids[t]]) for t in marked) / len(marked)
+    assert losses[0][0] == pytest.approx(expected, rel=0.05), "before the first steps moved it far"
+    assert losses[1][-1] < 0.5 * losses[1][0] and losses[1][-1] < 0.5 * losses[0][-1]
+    with pytest.raises(InputError, match="none of the data's for SFT fits"):
+        trainer(tokenizer, ptx_coefficient=1.0)
+
+
 def test_target_kl_ends_an_update(tokenizer):
     ppo = trainer(tokenizer, target_kl=1e-6, learning_rate=1e-2, minibatches=4, epochs=2)
     steps = []
@@ -150,19 +192,19 @@ class Killed(Exception):
 
 def test_resumes_exactly(tokenizer, tmp_path):
     """The curve of a run that was killed at update 3 and taken up again is that of the run that was not."""
-    whole = trainer(tokenizer)
+    whole = trainer(tokenizer, kl_target=0.5)
     expected = run(5, whole.step, work(tmp_path, "whole"), whole.modules, whole.optimizers).history
 
     def kill(metrics, step):
         if step == 3:
             raise Killed
 
-    first = trainer(tokenizer)
+    first = trainer(tokenizer, kl_target=0.5)
     cut = work(tmp_path, "cut", on_log=kill, checkpoint_seconds=0.0)
     with pytest.raises(Killed):
         run(5, first.step, cut, first.modules, first.optimizers)
     steps = []
-    second = trainer(tokenizer, seed=0)
+    second = trainer(tokenizer, kl_target=0.5)
     with torch.no_grad():
         for module in second.modules.values():
             for p in module.parameters():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tasks.artifact import InputError, Work, read_jsonl, write_jsonl
-from tasks.preferences import BarRecipe, PreferencesRecipe, build_preferences
+from tasks.labels.preferences import BarRecipe, PreferencesRecipe, build_preferences
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -159,7 +159,35 @@ def test_annotators_below_the_bar_are_held_out_and_the_report_says_why(tmp_path:
     assert "orders as expected 25% of 20 gold pairs" in annotators[2]["held_out"]
     assert (annotators[0]["sensitivity"] is not None) == (aggregation == "reliability")
     assert annotators[2]["sensitivity"] is None
+    told = (work.out / "report" / "quality.md").read_text()
+    assert "1 of 3 held out" in told and "\n- annotator-2 orders as expected 25% of 20 gold pairs" in told
+    lines = [line for line in told.splitlines() if line.startswith("| annotator-")]
+    assert [line.split(" | ")[1:4] for line in lines] == [
+        ["", "22", "1.00 (20)"],
+        ["", "22", "1.00 (20)"],
+        ["held out", "22", "0.25 (20)"],
+    ]
     assert (work.out / "report" / "hardest.json").exists()
+
+
+def test_somebody_is_held_out_by_hand_and_a_stranger_is_told(tmp_path: Path) -> None:
+    inputs = checked_round(tmp_path, right=20)
+    work = work_in(tmp_path / "work")
+    build_preferences(PreferencesRecipe(held_out=("annotator-1",)), inputs, work)
+    rows = [row for split in ("train", "validation") for row in read_jsonl(work.out / f"{split}.jsonl")]
+    used = {name for row in rows for name in row["judgements"]}
+    assert used == {"one/0", "one/2", "two-v/0", "two-v/2"}
+    assert work.metrics["held_out"] == 1
+    told = (work.out / "report" / "quality.md").read_text()
+    assert "- annotator-1 is held out by preferences.held&#95;out." in told
+    with pytest.raises(InputError, match=r"names 'cleo', who judged nothing here \(annotator-0, annotator-1, .* list"):
+        build_preferences(PreferencesRecipe(held_out=("cleo",)), inputs, work_in(tmp_path / "other"))
+    later = work_in(tmp_path / "later")
+    build_preferences(PreferencesRecipe(held_out=("annotator-0123abcd",)), inputs, later)  # joins in a later round
+    assert later.metrics["held_out"] == 0
+    everybody = ("annotator-0", "annotator-1", "annotator-2")
+    with pytest.raises(InputError, match=r"Every annotator is held out .* shorten preferences.held_out"):
+        build_preferences(PreferencesRecipe(held_out=everybody), inputs, work_in(tmp_path / "all"))
 
 
 def test_reliability_learns_without_a_bar_what_majority_cannot(tmp_path: Path) -> None:
@@ -177,7 +205,7 @@ def test_reliability_learns_without_a_bar_what_majority_cannot(tmp_path: Path) -
 
 def test_nobody_above_the_bar_is_an_error(tmp_path: Path) -> None:
     inputs = round_of(tmp_path, {f"{n}{end}": [(3, 2, 1)] for n in range(40) for end in ("", "v")})
-    with pytest.raises(InputError, match=r"Every annotator is below the bar .* lower preferences.bar"):
+    with pytest.raises(InputError, match=r"Every annotator is held out .* lower preferences.bar"):
         build_preferences(PreferencesRecipe(), inputs, work_in(tmp_path / "work"))
 
 

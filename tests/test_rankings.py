@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labeling.aggregation import Belief
 from labeling.comparison import Completion, Judgement, LabelingError, compare, comparison_from, judgement_from
+from labeling.quality.aggregation import Belief
 from labeling.rankings import Method, Preference, believe, decide, to_preferences
 
 

@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
+from flows import lifecycle
+from flows.recipe import RESERVED
 from tasks.recipe import Dotted, Part, RecipeError, identity, load_recipe, stable_hash
+from tasks.store import Stage
 
 
 class Dog(Part):
@@ -126,3 +129,8 @@ def test_an_unstable_value_is_refused_not_guessed() -> None:
         stable_hash({"rate": float("nan")})
     with pytest.raises(TypeError):
         stable_hash({"path": Path("x")})
+
+
+def test_no_policy_can_go_by_the_name_of_a_stage() -> None:
+    stages = {value.name for value in vars(lifecycle).values() if isinstance(value, Stage)}
+    assert stages - {stage.name for stage in lifecycle.OPTIMISE.values()} < RESERVED and len(stages) > 10

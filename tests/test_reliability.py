@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from labeling.comparison import Comparison, Completion, Judgement, Kind, LabelingError, Ranks
-from labeling.habits import unusual
-from labeling.reliability import AnnotatorQuality, Bar, annotator_quality, held_out
-from labeling.shares import chance_of_count, wilson
+from labeling.measures.shares import chance_of_count, wilson
+from labeling.quality.habits import unusual
+from labeling.quality.reliability import AnnotatorQuality, Bar, annotator_quality, held_out
 
 HI = ({"role": "user", "content": "Hi"},)
 

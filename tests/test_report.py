@@ -9,17 +9,17 @@ import pytest
 from markdown_it import MarkdownIt
 from scipy import stats
 
-from labeling.advice import advice
-from labeling.agreement import agreement
-from labeling.biases import PositionBias, length_bias, position_bias, tie_share
-from labeling.bootstrap import Estimate
 from labeling.comparison import Comparison, Completion, Judgement, LabelingError, compare
-from labeling.effort import Budget, Effort, effort_by_annotator, total_effort
-from labeling.findings import Findings, measure_round
-from labeling.reliability import annotator_quality
-from labeling.report import annotator_rows, hardest_rows, round_report
-from labeling.report_figures import annotator_heatmap
-from labeling.writing import plain
+from labeling.measures.agreement import agreement
+from labeling.measures.biases import PositionBias, length_bias, position_bias, tie_share
+from labeling.measures.bootstrap import Estimate
+from labeling.measures.effort import Budget, Effort, effort_by_annotator, total_effort
+from labeling.quality.reliability import annotator_quality
+from labeling.report.advice import advice
+from labeling.report.figures import annotator_heatmap
+from labeling.report.findings import Findings, measure_round
+from labeling.report.round_report import annotator_rows, hardest_rows, round_report
+from labeling.report.writing import plain
 
 HOSTILE = (
     "<script>alert(1)</script> <img src=x onerror=alert(1)> [a](javascript:alert(1)) ![b](http://x/y.png) | cell\n"
@@ -205,12 +205,26 @@ def test_report_has_every_part() -> None:
         "| of these discarded | 1 |",
         "| of these on gold and repeated comparisons | 1 |",
         "| judgements by AI | 1 |",
-        "Allowed: 5 judgements, 2 hours.",
+        "| judgements | 5 | 220% |",
+        "| hours | 2 | not known |",
         "| x | – | 0.00 (3) | 0.67 (3) |",
         "| r0 | 0.78 |",
     ):
         assert line in report, line
     assert "bot" not in report, "an AI is no annotator here"
+
+
+def test_the_report_tells_versions_of_the_guidelines_apart() -> None:
+    comparisons, judgements = round_of("Hi")
+    assert "Guidelines" not in round_report(comparisons, judgements), "one version says nothing"
+    dated = [
+        replace(each, updated_at=f"2026-11-2{n % 3}T10:00:0{n}.5", guidelines="old" if n % 3 == 0 else "new")
+        for n, each in enumerate(judgements)
+    ]
+    report = round_report(comparisons, [*dated, replace(dated[0], by="ai", guidelines="the-judge's")])
+    assert "\n## Guidelines\n\nPeople judged under 2 versions;" in report
+    assert "| old | 3 | 2026-11-20 10:00:00 | 2026-11-20 10:00:06 |\n| new | 6 | 2026-11-21 10:00:01 |" in report
+    assert "the-judge's" not in report
 
 
 def test_report_of_nothing() -> None:

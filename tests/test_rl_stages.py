@@ -1,4 +1,4 @@
-"""The sampling, PPO and GRPO stages on artifact folders as the lifecycle hands them over."""
+"""The sampling, PPO, GRPO, RLOO and rejection sampling stages on artifact folders as the lifecycle hands them over."""
 
 import json
 
@@ -10,9 +10,15 @@ from tasks.artifact import InputError, read_jsonl, write_jsonl
 from tasks.models.adapters import LoraRecipe, attach, save
 from tasks.models.loading import load_causal_lm, load_tokenizer
 from tasks.sampling.completions import SampleRecipe, sample_completions, summary
-from tasks.training.grpo import GrpoRecipe, train_grpo
+from tasks.training.grpo import GrpoRecipe, RlooRecipe, train_groups
 from tasks.training.ppo import PpoRecipe, train_ppo
-from tests.tiny_policies import ROWS, llama, word_tokenizer, work
+from tasks.training.rejection import RejectionRecipe, sample_best, train_rejection
+from tests.tiny_policies import ROWS, llama, share_of_apples, word_tokenizer, work
+
+GROUPS = {"updates": 3, "prompts": 4, "completions_per_prompt": 4, "micro_batch_size": 16, "max_new_tokens": 5}
+REJECTION = RejectionRecipe(
+    samples=24, keep=2, max_new_tokens=24, epochs=3, learning_rate=5e-3, likelihood_coefficient=0
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +85,8 @@ def test_no_prompts_to_sample_for(inputs, tmp_path):
     "train, recipe",
     [
         (train_ppo, PpoRecipe(updates=3, episodes=16, max_new_tokens=5, learning_rate=5e-3)),
-        (train_grpo, GrpoRecipe(updates=3, prompts=4, completions_per_prompt=4, micro_batch_size=16, max_new_tokens=5)),
+        (train_groups, GrpoRecipe.model_validate(GROUPS)),
+        (train_groups, RlooRecipe.model_validate(GROUPS)),
     ],
 )
 def test_optimiser_stages(inputs, tmp_path, train, recipe):
@@ -97,3 +104,51 @@ def test_optimiser_stages(inputs, tmp_path, train, recipe):
     train(recipe, inputs, again)
     file = "adapter/adapter_model.safetensors"
     assert (again.out / file).read_bytes() == (here.out / file).read_bytes(), "a build repeats to the byte"
+
+
+def test_rejection_sampling_imitates_the_best_that_ended(inputs, tmp_path):
+    here = work(tmp_path)
+    seen: list[tuple[str, bool]] = []
+
+    def score(prompts, completions, finished):
+        seen.extend(zip(completions, finished, strict=True))
+        return share_of_apples(prompts, completions, finished)
+
+    prompts = [
+        row | {"prompt": [{"role": "user", "content": text}]}
+        for row, text in zip(ROWS[:2], ("apple", "fig"), strict=True)
+    ]
+    rows = sample_best(REJECTION, llama(), word_tokenizer(), prompts, score, here)
+    assert len(seen) == 48
+    for number, prompt in enumerate(prompts):
+        group = seen[24 * number : 24 * number + 24]
+        ended = {text.strip(): share_of_apples([], [text], [])[0] for text, finished in group if finished}
+        mine = [row for row in rows if row["messages"][:-1] == prompt["prompt"]]
+        assert [row["score"] for row in mine] == pytest.approx(sorted(ended.values(), reverse=True)[:2], abs=1e-4)
+        assert all(ended[row["messages"][-1]["content"]] == pytest.approx(row["score"], abs=1e-4) for row in mine)
+        scores = [share_of_apples([], [text], [])[0] for text, _ in group]
+        assert all(row["mean_of_samples"] == pytest.approx(sum(scores) / 24, abs=1e-4) for row in mine)
+    sure = REJECTION.model_copy(update={"likelihood_coefficient": 100.0})
+    held = sample_best(sure, llama(), word_tokenizer(), prompts, score, here)
+    assert [row["messages"] for row in held] != [row["messages"] for row in rows], "the surest, not the best scored"
+
+
+def test_the_rejection_stage(inputs, tmp_path):
+    here = work(tmp_path)
+    train_rejection(REJECTION, inputs, here)
+    rows = read_jsonl(here.out / "imitated.jsonl")
+    assert rows and all(row["score"] >= row["mean_of_samples"] for row in rows if len(rows) > 1)
+    assert here.metrics["imitated"] == len(rows) and here.metrics["sampled_score"] < here.metrics["imitated_score"]
+    tokens = torch.tensor([load_tokenizer(inputs["base"]).encode("apple pear plum")])
+    chain = [inputs["base"], inputs["sft"]]
+    with torch.no_grad():
+        before, after = (load_causal_lm(c)(tokens).logits for c in (chain, [*chain, here.out]))
+    assert not torch.allclose(before, after)
+    (here.scratch / "imitated.jsonl").write_text("")
+    with pytest.raises(InputError, match="raise the policy's max_new_tokens"):
+        train_rejection(REJECTION, inputs, here)
+
+
+def test_keeping_all_rejects_nothing():
+    with pytest.raises(ValueError, match="nothing is rejected"):
+        RejectionRecipe(samples=2, keep=2)

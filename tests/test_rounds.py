@@ -5,18 +5,19 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
 
-from labeling.checks import gold_comparisons, repeats
-from labeling.comparison import OPTIONS, Comparison, Completion, LabelingError, compare
-from labeling.connection import connect, request
-from labeling.question import CANNOT_JUDGE, Round, guidelines_version
-from labeling.rounds import Standing, advance, open_round, read_sheets, standing
-from labeling.sheets import Plan
-from labeling.sufficiency import Enough
+from labeling.collection.checks import gold_comparisons, repeats
+from labeling.collection.rounds import Standing, advance, open_round, read_sheets, standing
+from labeling.collection.sheets import Group, Plan
+from labeling.collection.sufficiency import Enough
+from labeling.comparison import CANNOT_JUDGE, OPTIONS, Comparison, Completion, LabelingError, compare
+from labeling.question import Round, guidelines_version
+from labeling.service.connection import connect, request
 
 PASSWORD = "a long password"
 
@@ -205,6 +206,72 @@ def test_who_leaves_keeps_what_was_judged_and_the_rest_goes_to_others(client: ht
     )
 
 
+def test_only_whom_a_shared_round_lists_or_listed_counts(client: httpx.Client) -> None:
+    round = plan(asked(4), people=4, sharing="shared")
+    ada, ben, cleo, dan = round.people
+    keys = opened(client, round)
+    stranger = replace(round, round=replace(round.round, name=f"{round.round.name}-x"), people=(ben, cleo))
+    opened(client, stranger)  # dan and ada are in the workspace, and were never listed here
+    answer(client, keys[dan], stranger, {})
+    now = standing(client, stranger)
+    assert now.left_out == {dan: 4} and (now.done, now.started, now.judgements) == (0, 0, ()) and now.alpha is None
+    assert now.answers == {ben: 0, cleo: 0}
+    assert now.sentence == (
+        f"The round lacks 4 of 4 records; 4 answers of '{dan}', who is not in label.people, are left out."
+    )
+    answer(client, keys[ben], stranger, {})
+    opened(client, replace(stranger, people=(cleo, ada)))  # ben leaves and keeps what was judged
+    now = standing(client, replace(stranger, people=(cleo, ada)))
+    assert now.answers == {ada: 0, ben: 4, cleo: 0} and now.left_out == {dan: 4} and now.started == 4
+    taken = standing(client, replace(stranger, people=(cleo, dan)))
+    assert taken.sufficient and not taken.left_out and taken.sentence == "The round is complete."
+
+
+def test_only_its_person_counts_in_a_personal_dataset(client: httpx.Client, argilla: dict[str, str]) -> None:
+    round = plan(asked(2), people=1, overlap=1)
+    keys = opened(client, round)
+    assert answer(client, argilla["ARGILLA_API_KEY"], round, {}) == 2, "the owner answers, too"
+    now = standing(client, round)
+    assert now.done == 0 and list(now.left_out.values()) == [2]
+    opened(client, round)
+    [sheet] = read_sheets(client, round)
+    for record in request(client, "GET", f"/api/v1/datasets/{sheet.dataset}/records?include=responses")["items"]:
+        request(client, "DELETE", f"/api/v1/responses/{record['responses'][0]['id']}")
+    answer(client, keys[round.people[0]], round, {})
+    assert standing(client, round).sufficient and not standing(client, round).left_out
+
+
+def test_a_single_flag_is_asked_for_and_comes_back(client: httpx.Client) -> None:
+    round = plan(asked(3), 1, 1, flags=(CANNOT_JUDGE,), sharing="shared")
+    keys = opened(client, round)
+    [name] = round.people
+    with closing(connect(str(client.base_url), keys[name])) as person:
+        [dataset] = request(person, "GET", "/api/v1/me/datasets")["items"]
+        shown = request(person, "GET", f"/api/v1/datasets/{dataset['id']}/questions")["items"]
+        records = request(client, "GET", f"/api/v1/datasets/{dataset['id']}/records")["items"]
+        [flags] = [question for question in shown if question["name"] == "flags"]
+        options = [option["value"] for option in flags["settings"]["options"]]
+        assert [option["text"] for option in flags["settings"]["options"]] == ["Cannot judge", "No"]
+        ranks = {"ranking": {"value": [{"value": option, "rank": 1} for option in OPTIONS[:2]]}}
+        for record, chosen in zip(records, (*options, None), strict=True):
+            values = {**ranks, **({"flags": {"value": chosen}} if chosen else {})}
+            body = {"status": "submitted", "values": values}
+            request(person, "POST", f"/api/v1/records/{record['id']}/responses", json=body)
+    made = {judgement.record: judgement.flags for judgement in standing(client, round).judgements}
+    assert [made[record["external_id"]] for record in records] == [(CANNOT_JUDGE,), (), ()]
+
+
+def test_a_round_past_a_deadline_that_fails_can_be_looked_at(client: httpx.Client) -> None:
+    past = Enough(deadline=datetime(2026, 1, 1, tzinfo=UTC), at_deadline="fail")
+    round = plan(asked(3), 1, 1, sharing="shared", enough=past)
+    keys = opened(client, round)
+    now = standing(client, round)
+    assert now.records == 3 and not now.sufficient and now.missing == ("3 of 3 records",)
+    assert now.sentence == now.overdue and "deadline has passed and it lacks 3 of 3 records" in now.overdue
+    answer(client, keys[round.people[0]], round, {})
+    assert standing(client, round).sufficient and not standing(client, round).overdue
+
+
 def test_a_round_waits_for_agreement(client: httpx.Client) -> None:
     round = plan(asked(6), 2, enough=Enough(alpha_low=0.9))
     keys = opened(client, round)
@@ -213,6 +280,19 @@ def test_a_round_waits_for_agreement(client: httpx.Client) -> None:
     answer(client, keys[round.people[1]], round, {})
     now: Standing = standing(client, round)
     assert now.done == 6 and not now.sufficient and "agreement" in now.sentence
+
+
+def test_a_round_waits_for_its_strata(client: httpx.Client) -> None:
+    law = [replace(each, stratum="law") for each in asked(6)[:2]]
+    round = plan([*law, *asked(6)[2:]], 2, 1, enough=Enough(records=0.5, strata={"law": 2}))
+    lawyer, other = round.people
+    round = replace(round, groups=(Group((lawyer,), ("law",)), Group((other,), ("",))))
+    keys = opened(client, round)
+    assert answer(client, keys[other], round, {}) == 4
+    half = standing(client, round)
+    assert half.done == 4 and half.missing == ("2 of 2 records of stratum 'law'",)
+    assert answer(client, keys[lawyer], round, {}) == 2
+    assert standing(client, round).sufficient
 
 
 def test_too_small_quotas_are_refused_before_anything_is_published(client: httpx.Client) -> None:

@@ -10,10 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.artifact import InputError, Message, Row, Work, read_jsonl, write_jsonl
-from tasks.label_recipe import LabelRecipe
+from tasks.labels.recipe import LabelRecipe
+from tasks.labels.round import plan_of
+from tasks.labels.selection import SelectRecipe, select_completions
 from tasks.recipe import identity
-from tasks.round import plan_of
-from tasks.select import SelectRecipe, select_completions
 from tests.tiny_models import demonstrations, preferences, tiny_base, work_in
 
 LABEL = LabelRecipe(min_submitted=2, people=("one", "two"))

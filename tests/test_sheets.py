@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from labeling.checks import gold_comparisons, repeats
-from labeling.comparison import Comparison, Completion, Judgement, LabelingError, compare
-from labeling.question import CANNOT_JUDGE, Round
-from labeling.sheets import Group, Plan, done, follow_ups, share_out
+from labeling.collection.checks import gold_comparisons, repeats
+from labeling.collection.sheets import Group, Plan, check_strata, done, follow_ups, share_out
+from labeling.collection.sufficiency import Enough
+from labeling.comparison import CANNOT_JUDGE, Comparison, Completion, Judgement, LabelingError, compare
+from labeling.question import Round
 
 PEOPLE = ("ada", "ben", "cleo", "dan")
 
@@ -137,6 +138,25 @@ def test_a_shared_record_is_done_with_its_overlap_or_when_all_answered() -> None
     whole = plan(comparisons(3), people=("ada", "ben"), sharing="shared")
     judgements = [judge("0", "ada"), judge("0", "ben"), judge("1", "ada"), judge("1", "ben", None), judge("2", "ada")]
     assert done(whole, judgements, {}) == ["0", "1"]
+    left = [judge("2", "ada", None), judge("2", "who-left", None)]
+    assert done(whole, left, {}) == [], "ben may still answer"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"groups": (Group(("ada",), ("nosuch",)),)}, r"'nosuch' in label\.groups; there are 'law' \(2\), 'med' \(1\)"),
+        ({"enough": Enough(strata={"law": 3})}, r"asks for 3 records of stratum 'law'; there are 'law' \(2\)"),
+        ({"enough": Enough(strata={"nosuch": 1})}, "asks for 1 records of stratum 'nosuch'"),
+    ],
+)
+def test_strata_that_are_not_there_are_named(wanted: dict[str, Any], words: str) -> None:
+    asked = [*comparisons(2, "law"), *comparisons(1, "med"), *comparisons(1)]
+    with pytest.raises(LabelingError, match=words):
+        check_strata(plan(asked, **wanted))
+    with pytest.raises(LabelingError, match="the completions have no strata"):
+        check_strata(plan(comparisons(4), **wanted))
+    check_strata(plan(asked, groups=(Group(("ada",), ("law", "")),), enough=Enough(strata={"law": 2, "med": 1})))
 
 
 @pytest.mark.parametrize(

@@ -14,23 +14,30 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks.artifact import InputError, PipelineError, read_jsonl, write_jsonl
-from tasks.models.adapters import FullRecipe, LoraRecipe, attach
+from tasks.artifact import InputError, read_jsonl, write_jsonl
+from tasks.models.adapters import FullRecipe, LoraRecipe
 from tasks.models.chat import Encoded, encode_conversation
-from tasks.models.loading import load_causal_lm, load_reward_model, load_tokenizer
-from tasks.training.dpo import DpoRecipe, train_dpo
-from tasks.training.dpo_engine import DpoTrainer, check_start, group_logps
+from tasks.models.loading import load_causal_lm, load_reward_model
+from tasks.training.direct import DpoRecipe, train_direct
 from tasks.training.engine_batches import LengthBatches, completion_logps, logits_at, pad
 from tasks.training.engine_checkpoints import last_checkpoint, seal
 from tasks.training.engine_pairs import collate_groups, group_preferences
 from tasks.training.hyperparameters import Hyperparameters
 from tasks.training.reward import RewardRecipe, train_reward
-from tasks.training.reward_engine import RewardTrainer, held_out_margins
-from tasks.training.reward_quality import bootstrap, quality, reliability
+from tasks.training.reward_engine import RewardTrainer, group_rewards, held_out
 from tasks.training.reward_scoring import RewardScorer, score_sequences
 from tasks.training.sft import SftRecipe, train_sft
 from tasks.training.sft_engine import LanguageTrainer, fit_language_model
-from tests.tiny_models import demonstrations, preference, preferences, tiny_base, tiny_model, tiny_tokenizer, work_in
+from tests.tiny_models import (
+    demonstrations,
+    preference,
+    preferences,
+    tiny_base,
+    tiny_model,
+    tiny_tokenizer,
+    trainer_loss,
+    work_in,
+)
 
 LORA = LoraRecipe(rank=4)
 
@@ -78,14 +85,6 @@ def test_logits_only_where_they_are_needed_are_the_same_logits() -> None:
 # --- SFT -------------------------------------------------------------------------------------------------------------
 
 
-def _trainer_loss(kind, model, batch, recipe=None) -> float:
-    trainer = object.__new__(kind)
-    trainer.accelerator = type("Accelerator", (), {"unwrap_model": staticmethod(lambda model: model)})
-    trainer.recipe = recipe
-    with torch.no_grad():
-        return float(kind.losses(trainer, model, batch)[0]) / batch["items"]
-
-
 def test_sft_loss_is_the_mean_over_assistant_tokens() -> None:
     tokenizer, model = tiny_tokenizer(), tiny_model().eval()
     turns = [["Hi", "Yes."], ["Where is it?", "It is in aisle 4."]]
@@ -101,7 +100,7 @@ def test_sft_loss_is_the_mean_over_assistant_tokens() -> None:
     mask = pad([row.labels_mask for row in rows], 0).bool()
     batch = {"input_ids": pad([row.input_ids for row in rows], 0), "mask": mask, "items": int(mask[:, 1:].sum())}
     assert batch["items"] == len(expected)
-    assert _trainer_loss(LanguageTrainer, model, batch) == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+    assert trainer_loss(LanguageTrainer, model, batch) == pytest.approx(sum(expected) / len(expected), abs=1e-5)
 
 
 @pytest.mark.parametrize(("adapter", "kind"), [(LORA, "llama"), (LORA, "gpt2"), (FullRecipe(), "llama")])
@@ -200,7 +199,7 @@ work = Work(out=here / "out", scratch=here / "scratch", seed=3, on_progress=prog
     [
         ("sft", "SftRecipe", "train_sft", 10),
         pytest.param("reward", "RewardRecipe", "train_reward", 15, marks=pytest.mark.slow),
-        pytest.param("dpo", "DpoRecipe", "train_dpo", 15, marks=pytest.mark.slow),
+        pytest.param("direct", "DpoRecipe", "train_direct", 15, marks=pytest.mark.slow),
     ],
 )
 def test_kill_and_resume_gives_the_uninterrupted_weights(
@@ -296,7 +295,7 @@ def test_the_reward_loss_by_hand() -> None:
     }
     rewards = [2.0, 1.0, -1.0]
     model = lambda **_: type("Output", (), {"logits": torch.tensor(rewards)[:, None]})  # noqa: E731
-    loss = _trainer_loss(RewardTrainer, model, batch, RewardRecipe(centering=0.1, margin=0.5))
+    loss = trainer_loss(RewardTrainer, model, batch, RewardRecipe(centering=0.1, margin=0.5))
     first = math.log1p(math.exp(-1.0)) + 0.1 * 3.0**2
     second = math.log1p(math.exp(-(3.0 - 0.5 * 2.0))) + 0.1 * 1.0**2
     assert loss == pytest.approx((first + 0.5 * second) / 1.5, abs=1e-5)
@@ -318,7 +317,7 @@ def test_reward_model_learns_and_scores_the_same_everywhere(tmp_path: Path, chai
     wins = [c > r for c, r in zip(sides["chosen"], sides["rejected"], strict=True)]
     assert sum(wins) / len(wins) == pytest.approx(work.metrics["validation/accuracy"])
     groups = group_preferences(rows, scorer.tokenizer)
-    margins = [margin for group in held_out_margins(scorer.model, groups, 0) for margin in group]
+    margins = [pair.apart for pair in held_out(groups, group_rewards(scorer.model, groups, 0))]
     by_pair = sorted(c - r for c, r in zip(sides["chosen"], sides["rejected"], strict=True))
     assert sorted(margins) == pytest.approx(by_pair, abs=1e-5)
 
@@ -362,26 +361,7 @@ def test_every_mixture_of_adapters_reloads(tmp_path: Path, base: Path, sft_kind:
     assert np.std(scores) == pytest.approx(kept["std"], abs=1e-4)
 
 
-def test_quality_by_hand() -> None:
-    report, _ = quality([[2.0, -1.0], [0.5, 0.0]], seed=0)
-    assert report["accuracy"] == pytest.approx((1 + 0 + 1 + 0.5) / 4)
-    confidences = [1 / (1 + math.exp(-x)) for x in (2.0, 1.0, 0.5, 0.0)]
-    error = sum(abs(c - right) for c, right in zip(confidences, (1, 0, 1, 0.5), strict=True)) / 4  # each in its own bin
-    assert report["calibration_error"] == pytest.approx(error)
-    assert report["log_loss"] == pytest.approx(sum(math.log1p(math.exp(-x)) for x in (2.0, -1.0, 0.5, 0.0)) / 4)
-    stated, happened, counts = reliability(np.array([0.1, 0.1, -0.1]))
-    assert (
-        counts.tolist() == [3] and happened[0] == pytest.approx(2 / 3) and stated[0] == pytest.approx(0.52498, abs=1e-4)
-    )
-
-
-def test_the_interval_is_over_prompts_not_pairs() -> None:
-    same = [np.array([float(n % 2)] * 50) for n in range(10)]
-    low, high = bootstrap(same, seed=0)
-    assert high - low > 0.5  # ten prompts, not five hundred pairs
-
-
-# --- DPO -------------------------------------------------------------------------------------------------------------
+# --- direct methods (see test_direct.py) -----------------------------------------------------------------------------
 
 
 def test_completion_logps_by_hand() -> None:
@@ -395,46 +375,7 @@ def test_completion_logps_by_hand() -> None:
     assert float(logps[1]) == pytest.approx(float(full[1, 2, 50] + full[1, 3, 2]), abs=1e-4)
 
 
-def test_the_dpo_loss_starts_at_ln_2_and_by_hand() -> None:
-    tokenizer, model = tiny_tokenizer(), tiny_model().eval()
-    groups = group_preferences([preference("a", "x", "yy", weight=0.5), preference("b", "u", "v")], tokenizer)
-    for group, logps in zip(groups, group_logps(model, groups, 0, 8), strict=True):
-        group.reference = logps
-    recipe = DpoRecipe(beta=0.1, sft_weight=0)
-    assert _trainer_loss(DpoTrainer, model, collate_groups(groups, 0), recipe) == pytest.approx(math.log(2), abs=1e-5)
-    check_start(attach(model, LORA), groups, 0, recipe)
-    own = [list(group.reference) for group in groups]
-    groups[0].reference[0] -= 3.0  # as if the policy had come to like the first chosen one by 3 nats
-    loss = _trainer_loss(DpoTrainer, model, collate_groups(groups, 0), recipe)
-    assert loss == pytest.approx((0.5 * math.log1p(math.exp(-0.3)) + math.log(2)) / 1.5, abs=1e-5)
-    with pytest.raises(PipelineError, match="would not start from its reference"):
-        check_start(model, groups, 0, recipe)
-    groups[0].reference[0] += 3.0
-    tilted = _trainer_loss(DpoTrainer, model, collate_groups(groups, 0), DpoRecipe(beta=0.1, sft_weight=1.0))
-    chosen = [(own[0][0], len("x") + 1, 0.5), (own[1][0], len("u") + 1, 1.0)]
-    assert tilted == pytest.approx(math.log(2) + sum(w * -logp / n for logp, n, w in chosen) / 1.5, abs=1e-4)
-
-
-@pytest.mark.parametrize("adapter", [LORA, FullRecipe()])
-def test_dpo_learns_the_preference_and_freezes_the_base(tmp_path: Path, chain: dict[str, Path], adapter) -> None:
-    work = work_in(tmp_path / "dpo", seed=1)
-    curve: list[dict[str, float]] = []
-    work.on_log = lambda metrics, step: curve.append(dict(metrics))
-    recipe = DpoRecipe(adapter=adapter, epochs=20, batch_size=4, learning_rate=2e-3)
-    train_dpo(recipe, chain, work)
-    assert curve[0]["rewards/accuracies"] < curve[-1]["rewards/accuracies"] > 0.95
-    assert {"loss", "rewards/margins", "logps/chosen", "length/chosen"} <= set(curve[0])
-    tokenizer = load_tokenizer(chain["base"])
-    groups = group_preferences(read_jsonl(chain["preferences"] / "validation.jsonl"), tokenizer)
-    reference = group_logps(load_causal_lm([chain["base"], chain["sft"]]), groups, 0, 8)
-    policy = group_logps(load_causal_lm([chain["base"], chain["sft"], work.out]), groups, 0, 8)
-    for own, old, group in zip(policy, reference, groups, strict=True):
-        assert all((own[w] - old[w]) > (own[l_] - old[l_]) for w, l_, _, _ in group.pairs)
-    if adapter.kind == "lora":
-        assert all("lora_" in name for name in load_file(work.out / "adapter" / "adapter_model.safetensors"))
-
-
-@pytest.mark.parametrize(("stage", "recipe"), [(train_reward, RewardRecipe()), (train_dpo, DpoRecipe())])
+@pytest.mark.parametrize(("stage", "recipe"), [(train_reward, RewardRecipe()), (train_direct, DpoRecipe())])
 def test_no_preferences_is_one_sentence(tmp_path: Path, chain: dict[str, Path], stage, recipe) -> None:
     write_jsonl(tmp_path / "none" / "train.jsonl", [])
     with pytest.raises(InputError, match="no preferences"):

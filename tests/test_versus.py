@@ -11,15 +11,15 @@ import pytest
 from flows.blind import ask_people
 from flows.lifecycle import LABEL
 from flows.running import Planning
-from flows.versus import VersusRecipe, load_versus
-from tasks.artifact import Artifact
-from tasks.blind import BlindRecipe
+from flows.versus import VersusRecipe, announcement, load_versus
+from tasks.artifact import Artifact, Row
 from tasks.evaluation.gate import GateRecipe
-from tasks.label_recipe import LabelRecipe
+from tasks.labels.blind import BlindRecipe
+from tasks.labels.recipe import LabelRecipe
 from tasks.lineage import Record
 from tasks.recipe import RecipeError
 from tasks.store import Order, Store
-from tests.lifecycle_runs import ROOT, TINY, built, rlhf, stages
+from tests.lifecycle_runs import LOOSE, ROOT, TINY, built, rlhf, stages
 
 COMPARE = (
     "import json, sys; from pathlib import Path; from flows.versus import compare, markdown\n"
@@ -106,6 +106,21 @@ def test_what_is_no_model_is_one_sentence(first: dict[str, Any], model: str, wor
         compare(named, named, TINY)
 
 
+@pytest.mark.slow
+def test_a_model_is_not_compared_with_itself(first: dict[str, Any]) -> None:
+    dpo = stages(first)["merge dpo"]["artifact"]
+    ended = rlhf("compare", dpo[:12], dpo[:16], "--recipe", TINY)
+    assert "are the same model" in ended.error and "building" not in ended.stderr
+
+
+def test_a_comparison_says_first_whom_it_asks_and_about_how_much() -> None:
+    assert announcement(load_versus()).startswith(
+        "The comparison asks annotator-1, annotator-2, annotator-3: at most 100 prompts, each judged by 3."
+    )
+    own = load_versus(None, None, ["label.people=['ada', 'ben']", "label.min_submitted=2", "blind.pairs.n=7"])
+    assert "asks ada, ben: at most 7 prompts, each judged by 2." in announcement(own)
+
+
 def test_a_recipe_gives_what_a_comparison_needs_and_typing_errors_are_told() -> None:
     recipe = load_versus(TINY, Path("some file.jsonl"), ["blind.pairs.n=7", "seed=3"])
     assert recipe.blind.pairs.prompts == Path("some file.jsonl") and recipe.blind.pairs.n == 7
@@ -153,3 +168,56 @@ def test_a_lifecycle_asks_people_about_the_best_candidate_only_where_its_gate_do
         given, steps = asked(evaluation, gate)
         assert steps == expected and set(given) == ({"blind"} if expected else set())
     assert asked(evaluated, gate.model_copy(update={"max_kl": 1e-9}))[1] == [], "nobody is asked about a refused model"
+
+
+def model_a(row: Row, text: str) -> float:
+    """A hidden utility of people who always prefer the candidate."""
+    return float(text in [each["text"] for each in row["completions"] if each["side"] == "a"])
+
+
+def model_b(row: Row, text: str) -> float:
+    """A hidden utility of people who always prefer what stands against the candidate."""
+    return -model_a(row, text)
+
+
+def asked(mode: str, utility: str, *changes: str) -> dict[str, Any]:
+    """The document of a lifecycle whose gate asks simulated people with this utility."""
+    crowd = "[{name='gate-ada', noise=0, discard_rate=0}, {name='gate-ben', noise=0, discard_rate=0}]"
+    who = f"source='simulated', utility='tests.test_versus:{utility}', simulated={crowd}, min_submitted=2"
+    own = (f"blind.label={{round='gate', {who}}}", f"gate.people={mode}", "name=asked")
+    return rlhf("run", TINY, *(word for change in (*LOOSE, *own, *changes) for word in ("--set", change))).document
+
+
+def gate_inputs(document: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Artifacts behind the decision as MLflow has them: the gate's inputs, and those of the pairs people compared."""
+    found, named = Record().artifacts(), stages(document)
+    gate = found[named["gate"]["artifact"]]["inputs"]
+    blind = found[gate["blind"]]["inputs"]
+    assert blind == {"pairs": named["pairs"]["artifact"], "judgements": named["blind label"]["artifact"]}
+    return gate, found[blind["pairs"]]["inputs"]
+
+
+@pytest.mark.slow
+def test_people_let_the_champion_move_and_keep_it_still(first: dict[str, Any]) -> None:
+    people = {"pairs", "blind label", "blind", "gate"}
+    moved = asked("beside", "model_a")
+    assert people - {"pairs"} <= built(moved) <= people, "the models are those of the first run"
+    best = stages(moved)[f"merge {moved['best']}"]["artifact"]
+    assert moved["promoted"] and moved["champion"] == {"name": "asked", "version": "1"}
+    assert f"{moved['best']} passed the gate" in moved["reason"] and "people prefer it to SFT in" in moved["reason"]
+    gate, pairs = gate_inputs(moved)
+    assert gate == {
+        name: stages(moved)[stage]["artifact"] for name, stage in (("blind", "blind"), ("evaluation", "evaluate"))
+    }
+    assert pairs["a"] == best and pairs["b"] == stages(moved)["sft"]["artifact"]
+    assert built(asked("beside", "model_a")) == set(), "nobody is asked twice"
+
+    still = asked("instead", "model_b", "policy.dpo.epochs=2", "policy.ppo.updates=1")
+    assert people < built(still)
+    assert not still["promoted"] and still["champion"] == {"name": "asked", "version": "1"}
+    assert f"({still['best']}: people prefer it to the champion in" in still["reason"]
+    [candidate] = [each for each in still["candidates"] if each["name"] == still["best"]]
+    assert candidate["refused"] and candidate["refused"][0] in still["reason"]
+    gate, pairs = gate_inputs(still)
+    assert gate["blind"] == stages(still)["blind"]["artifact"]
+    assert pairs["a"] == stages(still)[f"merge {still['best']}"]["artifact"] and pairs["b"] == best

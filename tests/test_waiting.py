@@ -1,5 +1,6 @@
 """Deployed runs: they suspend while people rank, hold no process meanwhile, and go on by themselves, exactly once."""
 
+import fcntl
 import importlib
 import json
 import os
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,20 @@ from prefect import Flow
 
 from flows import services as local
 from flows import waiting
-from flows.lifecycle import LifecycleRecipe
+from flows.collect import round_order
+from flows.recipe import LifecycleRecipe
 from flows.serve import parameters_of
 from flows.webhooks import secret_of, sign
 from tasks.artifact import Artifact, PipelineError
-from tasks.label import collect_judgements
-from tasks.label_recipe import LabelRecipe
+from tasks.labels.label import collect_judgements
+from tasks.labels.recipe import LabelRecipe
+from tasks.labels.round import ArgillaAwayError
+from tasks.lineage import Record
 from tasks.recipe import load_recipe
-from tasks.store import Order, Stage
-from tests.deployed_runs import Prefect, Process, deployed, ranked, submitted, swept, until
-from tests.lifecycle_runs import ROOT, TINY
+from tasks.registry import Registry
+from tasks.store import Order, Stage, Store
+from tests.deployed_runs import Prefect, Process, changes_of, deployed, ranked, submitted, swept, until
+from tests.lifecycle_runs import LOOSE, ROOT, TINY, rlhf, stages, start
 
 
 def completions(folder: Path) -> Order:
@@ -58,11 +64,10 @@ def test_an_argilla_that_is_away_is_told_from_one_that_refuses(
     monkeypatch.setenv("ARGILLA_API_URL", argilla["ARGILLA_API_URL"])
     with pytest.raises(PipelineError) as refusal:
         waiting.count(order)
-    assert not waiting.is_away(refusal.value)
+    assert not isinstance(refusal.value, ArgillaAwayError)
     monkeypatch.setenv("ARGILLA_API_URL", f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(PipelineError) as absence:
+    with pytest.raises(ArgillaAwayError):
         waiting.count(order)
-    assert waiting.is_away(absence.value)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,7 @@ def serving(services: dict[str, str], tmp_path: Path) -> Iterator[Callable[[int]
 
     yield serve
     for process in started:
-        process.kill()
+        process.end()
 
 
 def parents(run: Prefect) -> list[Any]:
@@ -123,11 +128,16 @@ def went_on_once(run: Prefect, suspensions: int) -> None:
     assert "rlhf.waiting" not in parent.data.tags and "rlhf.artifact.gate" in parent.data.tags
 
 
-def restart(*names: str) -> None:
-    """Kill services without warning and start them again with the same data."""
+def kill(*names: str) -> None:
+    """End services without warning."""
     state = json.loads((local.home() / "services.json").read_text())
     for name in names:
         os.killpg(state[name]["pid"], signal.SIGKILL)
+
+
+def restart(*names: str) -> None:
+    """Kill services without warning and start them again with the same data."""
+    kill(*names)
     time.sleep(1)
     local.up()
 
@@ -160,6 +170,101 @@ def test_a_deployed_run_suspends_and_the_scheduled_sweep_resumes_it(
     ranked(rlhf_home, "swept")
     went_on_once(run, suspensions=2)
     assert processes() == 3
+
+
+@pytest.mark.slow
+def test_an_argilla_that_dies_after_the_count_suspends_the_run_again(
+    serving: Callable[[int], Process], services: dict[str, str], rlhf_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in services.items():
+        monkeypatch.setenv(name, value)
+    server = serving(15)
+    run = submitted("dying")
+    until(lambda: run.is_in("Suspended"), 240, server.log)
+    record = Record()
+    order = round_order(
+        load_recipe(LifecycleRecipe, TINY, changes_of("dying")), Store(rlhf_home, record), Registry(record)
+    )
+    assert order is not None
+    with (rlhf_home / "locks" / order.key).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as another run that builds the stage: this one waits with its count made
+        ranked(rlhf_home, "dying")
+        until(lambda: run.is_in("Running") and "waiting-for-labels" not in run.run()["tags"], 120, server.log)
+        kill("argilla")
+    try:
+        until(lambda: run.history().count("Suspended") == 2, 60, server.log)
+        [parent] = parents(run)
+        assert "does not answer" in parent.data.tags["rlhf.waiting"] and parent.info.status == "SCHEDULED"
+        assert run.run()["tags"] == ["waiting-for-labels"]
+    finally:
+        local.up()
+    went_on_once(run, suspensions=2)
+
+
+@pytest.mark.slow
+def test_the_sweep_keeps_deadlines(serving: Callable[[int], Process], rlhf_home: Path) -> None:
+    """Past it one run goes on with what there is, and another one fails with the sentence of its rule."""
+
+    def late(seconds: int, then: str) -> list[str]:
+        moment = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+        return [f"label.enough.deadline={moment}", f"label.enough.at_deadline={then}"]
+
+    server = serving(15)
+    used = submitted("late-use", *late(150, "use"))
+    until(lambda: used.is_in("Suspended"), 150, server.log)
+    done = ranked(rlhf_home, "late-use", leave=4)
+    failed = submitted("late-fail", *late(60, "fail"))
+    until(lambda: failed.is_in("Suspended"), 60, server.log)
+    until(lambda: failed.is_in("Failed"), 150, server.log)
+    assert "The round's deadline has passed and it lacks" in failed.run()["state"]["message"]
+    went_on_once(used, suspensions=1)
+    label = parents(used)[0].data.tags["rlhf.artifact.label"]
+    assert len((rlhf_home / "store" / label / "judgements.jsonl").read_text().splitlines()) == done > 4
+
+
+@pytest.mark.slow
+def test_by_hand_an_argilla_that_dies_is_one_sentence_and_no_judgement_is_lost(
+    services: dict[str, str], rlhf_home: Path
+) -> None:
+    arguments = ["run", TINY, *(word for change in changes_of("by-hand") for word in ("--set", change))]
+    run = start(*arguments)
+    try:
+        until(lambda: datasets("by-hand"), 240, "the round did not open")
+        time.sleep(2)  # it publishes, and begins to wait
+        before = ranked(rlhf_home, "by-hand", leave=4)
+        assert before > 4
+        kill("argilla")
+        out, _ = run.communicate(timeout=120)
+    finally:
+        run.kill()
+        local.up()
+    assert run.returncode == 1 and "does not answer" in json.loads(out)["error"]
+    assert ranked(rlhf_home, "by-hand") == 4
+    label = stages(rlhf(*arguments).document)["label"]
+    rows = (rlhf_home / "store" / label["artifact"] / "judgements.jsonl").read_text().splitlines()
+    assert len(rows) == before + 4
+
+
+def datasets(round: str) -> list[str]:
+    """Argilla's datasets of a round that are published."""
+    url, key = (local.environment()[name] for name in ("ARGILLA_API_URL", "ARGILLA_API_KEY"))
+    found = httpx.get(f"{url}/api/v1/me/datasets", headers={"X-Argilla-Api-Key": key}, trust_env=False).json()["items"]
+    return [each["id"] for each in found if each["name"].startswith(f"{round}-") and each["status"] == "ready"]
+
+
+@pytest.mark.slow
+def test_a_gate_that_asks_people_suspends_the_run_for_them_too(
+    serving: Callable[[int], Process], rlhf_home: Path
+) -> None:
+    server = serving(15)
+    blind = "blind.label={round='gate', people=['annotator-1'], min_submitted=1}"
+    run = submitted("asking", *LOOSE, "gate.people=instead", blind)
+    for count, round in enumerate(("asking", "gate"), 1):
+        until(lambda count=count: run.history().count("Suspended") == count, 240, server.log)
+        assert ranked(rlhf_home, round) > 0
+    went_on_once(run, suspensions=2)
+    [parent] = parents(run)
+    assert "rlhf.artifact.blind" in parent.data.tags and "people prefer it" in parent.data.tags["mlflow.note.content"]
 
 
 @pytest.fixture

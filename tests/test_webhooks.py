@@ -3,6 +3,8 @@
 import base64
 import json
 import os
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from flows.webhooks import Counting, Deliveries, RefusedError, secret_of, sign
 from labeling.comparison import LabelingError
 from tasks.artifact import PipelineError
 from tests.argilla_round import Round
+from tests.lifecycle_runs import RLHF
 
 NOW = 1_700_000_000
 SECRET = secret_of(base64.b64encode(b"what only Argilla and the receiver know").decode())
@@ -278,3 +281,23 @@ def test_argilla_delivers_a_completed_record(receiving: Slow, near_argilla: dict
     assert receiving.times == before, "one of two judgements does not complete a record"
     round.rank(1, 0).raise_for_status()
     until(lambda: receiving.times > before)
+
+
+def test_the_verb_says_when_it_receives_and_when_it_stops(
+    services: dict[str, str], free_port: Callable[[], int]
+) -> None:
+    port = free_port()
+    receiver = subprocess.Popen([str(RLHF), "webhooks", "--port", str(port)], stderr=subprocess.PIPE, text=True)
+    assert receiver.stderr is not None
+    assert f"Receiving Argilla's webhooks at http://127.0.0.1:{port}/argilla" in receiver.stderr.readline()
+    until(lambda: _answers(f"http://127.0.0.1:{port}/health"))
+    receiver.send_signal(signal.SIGINT)
+    _, told = receiver.communicate(timeout=60)
+    assert told.startswith("Stopped:") and len(told.splitlines()) == 1
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).is_success
+    except httpx.TransportError:
+        return False

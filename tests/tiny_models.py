@@ -95,3 +95,12 @@ def preferences(folder: Path, count: int = 16) -> Path:
     write_jsonl(folder / "train.jsonl", rows)
     write_jsonl(folder / "validation.jsonl", rows[:9])
     return folder
+
+
+def trainer_loss(kind, model, batch, recipe=None) -> float:
+    """A trainer's loss of one batch, without the library around it."""
+    trainer = object.__new__(kind)
+    trainer.accelerator = type("Accelerator", (), {"unwrap_model": staticmethod(lambda model: model)})
+    trainer.recipe = recipe
+    with torch.no_grad():
+        return float(kind.losses(trainer, model, batch)[0]) / batch["items"]

@@ -1,4 +1,4 @@
-"""Stage: candidate completions of the SFT model for people (or simulated people) to compare."""
+"""Stage: candidate completions of the SFT model, or of the champion, for people (or simulated people) to compare."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.artifact import InputError, Row, Work, read_jsonl, write_jsonl
+from tasks.artifact import InputError, Row, Work, below, read_jsonl, write_jsonl
 from tasks.recipe import Part
 
 FEW_FINISHED = 0.5
@@ -30,7 +30,7 @@ class SampleRecipe(Part):
 
 
 def sample_completions(recipe: SampleRecipe, inputs: Mapping[str, Path], work: Work) -> None:
-    """Sample from base + sft for every reward prompt: `completions.jsonl`.
+    """Sample from base + sft (or `start`, an earlier champion) for every reward prompt: `completions.jsonl`.
 
     Completions of a prompt that read the same are kept (annotators see what the model does) and counted in the metrics.
     Raises `InputError` when there are no reward prompts.
@@ -46,7 +46,7 @@ def sample_completions(recipe: SampleRecipe, inputs: Mapping[str, Path], work: W
         raise InputError("There are no reward prompts to sample for; raise the data recipe's reward share.")
     tokenizer = load_tokenizer(inputs["base"])
     groups = generate(
-        load_causal_lm([inputs["base"], inputs["sft"]]),
+        load_causal_lm([inputs[name] for name in below(inputs)]),
         tokenizer,
         [encode_prompt(tokenizer, row["prompt"]) for row in prompts],
         n=recipe.completions_per_prompt,

@@ -19,6 +19,8 @@ class Group:
     """The judged completions of one prompt."""
 
     prompt: list[Message]
+    stratum: str = ""
+    """The part of the data it belongs to."""
     sequences: list[list[int]] = field(default_factory=list)
     """Ids of prompt and completion, one per completion."""
     prompt_length: int = 0
@@ -26,7 +28,9 @@ class Group:
     pairs: list[tuple[int, int, float, float]] = field(default_factory=list)
     """(chosen, rejected, weight, margin); the first two are places in `sequences`."""
     reference: list[float] = field(default_factory=list)
-    """Log-probability of each completion under the reference model (DPO)."""
+    """Log-probability of each completion under the reference model."""
+    mismatched: int | None = None
+    """Place in `sequences` of a completion that belongs to another prompt (KTO's KL is measured there)."""
 
     @property
     def length(self) -> int:
@@ -48,7 +52,7 @@ def group_preferences(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -
             raise InputError(f"Preference {number} lacks or garbles {error}; mend or remove that row.") from error
         if texts[0] == texts[1] or not weight > 0:
             raise InputError(f"Preference {number} prefers nothing (same texts, or weight {weight}); remove that row.")
-        group = groups.setdefault(key, Group(row["prompt"]))
+        group = groups.setdefault(key, Group(row["prompt"], str(row.get("stratum") or "")))
         seen = places.setdefault(key, {})
         for text in texts:
             if text not in seen:
@@ -60,16 +64,26 @@ def group_preferences(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -
     return list(groups.values())
 
 
+def mismatch(groups: Sequence[Group]) -> None:
+    """Give each group a completion of the group before it, cut to the group's own length."""
+    completions = [group.sequences[0][group.prompt_length :] for group in groups]
+    for group, other in zip(groups, [completions[-1], *completions], strict=False):
+        group.mismatched = len(group.sequences)
+        group.sequences.append([*group.sequences[0][: group.prompt_length], *other][: group.length])
+
+
 def collate_groups(groups: Sequence[Group], pad_id: int) -> Batch:
     """Tensors of some groups: sequences [n, length] with a mask on completions, and pairs as places in them."""
     sequences: list[list[int]] = []
     masks: list[list[int]] = []
-    chosen, rejected, weights, margins, reference = [], [], [], [], []
+    chosen, rejected, weights, margins, reference, mismatched = [], [], [], [], [], []
     for group in groups:
         first = len(sequences)
         sequences += group.sequences
         masks += [[0] * group.prompt_length + [1] * (len(ids) - group.prompt_length) for ids in group.sequences]
         reference += group.reference
+        if group.mismatched is not None:
+            mismatched.append(first + group.mismatched)
         for winner, loser, weight, margin in group.pairs:
             chosen.append(first + winner)
             rejected.append(first + loser)
@@ -83,6 +97,7 @@ def collate_groups(groups: Sequence[Group], pad_id: int) -> Batch:
         "weights": torch.tensor(weights),
         "margins": torch.tensor(margins),
         "reference": torch.tensor(reference),
+        "mismatched": torch.tensor(mismatched, dtype=torch.long),
         "items": sum(weights),
     }
 

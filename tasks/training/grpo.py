@@ -1,87 +1,111 @@
-"""Stage: group-relative policy optimisation against the reward model (Shao et al. 2024, "DeepSeekMath")."""
+"""Stages: policies learn from how completions of one prompt compare, against the reward model.
+
+GRPO (Shao et al. 2024, "DeepSeekMath") and its variants, and RLOO (Ahmadian et al. 2024).
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.artifact import Work, read_jsonl
-from tasks.models.adapters import AdapterRecipe, FullRecipe, LoraRecipe
-from tasks.recipe import Part
+from tasks.artifact import Work, below, read_jsonl
+from tasks.models.adapters import FullRecipe
+from tasks.training.hyperparameters import OnlineHyperparameters
+from tasks.training.rewards import rewards_of
 
 
-class GrpoRecipe(Part):
-    """How a policy is trained with GRPO."""
+class GroupRecipe(OnlineHyperparameters):
+    """What GRPO and RLOO share."""
 
-    method: Literal["grpo"] = "grpo"
-    """Chooses this optimiser."""
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
-    """What the candidate is called; by default the method."""
-    adapter: AdapterRecipe = LoraRecipe()
-    """What is trained; its dropout must be 0, or the policy's probabilities would be noise."""
-    updates: Annotated[int, Field(ge=1)] = 40
-    """Rounds of sampling and learning."""
     prompts: Annotated[int, Field(ge=1)] = 8
     """Prompts sampled for one update."""
     completions_per_prompt: Annotated[int, Field(ge=2)] = 8
     """Completions that are compared with each other: the group."""
     learning_rate: Annotated[float, Field(gt=0)] = 1.5e-3
     """AdamW's, constant."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 48
-    """Longer completions are cut, and punished by `missing_eos_penalty`."""
-    beta: Annotated[float, Field(gt=0)] = 0.2
-    """Weight of the KL to the SFT model in the loss (k3, corrected by the ratio); without it a reward is hacked."""
-    likelihood_coefficient: Annotated[float, Field(ge=0)] = 0.2
-    """Reward per nat of the log-probability that the SFT model gives the completion. What the reward model cannot judge
-    (is the fact right?) is then settled by what the SFT model is surest of, not by the reward model's noise. Makes
-    answers more alike, and shorter where they would ramble; 0 leaves it out."""
-    loss: Literal["dapo", "dr_grpo", "bnpo", "grpo"] = "dapo"
-    """How token losses are averaged: over all tokens (dapo, bnpo), by a constant (dr_grpo), or per completion (grpo),
-    which favours long bad answers."""
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Whose standard deviation advantages are divided by."""
-    missing_eos_penalty: Annotated[float, Field(ge=0)] = 2.0
-    """Subtracted from the score of a cut completion, in the reward's standard deviations."""
-    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """How far the probability ratio may move before its gradient is cut."""
-    max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this norm."""
+    minibatches: Annotated[int, Field(ge=1)] = 1
+    """Optimiser steps per update, each on its share of the completions; from the second on the policy is no longer the
+    one that sampled, and clipping matters."""
     micro_batch_size: Annotated[int, Field(ge=1)] = 64
     """Rows in memory at once while learning."""
 
     @model_validator(mode="after")
-    def _possible(self) -> "GrpoRecipe":
-        if not isinstance(self.adapter, FullRecipe) and self.adapter.dropout:
-            raise ValueError("adapter.dropout must be 0 for GRPO: the probability ratio would be noise")
+    def _possible(self) -> Self:
         rows = self.prompts * self.completions_per_prompt
-        if rows % min(rows, self.micro_batch_size):
-            raise ValueError(f"micro_batch_size ({self.micro_batch_size}) must divide {rows}, an update's completions")
+        if rows % self.minibatches:
+            raise ValueError(f"minibatches ({self.minibatches}) must divide {rows}, an update's completions")
+        if rows // self.minibatches % self.rows_at_once:
+            raise ValueError(
+                f"micro_batch_size ({self.micro_batch_size}) must divide {rows // self.minibatches}, the completions "
+                "of an optimiser step"
+            )
+        return self
+
+    @property
+    def rows_at_once(self) -> int:
+        """Completions in one forward pass of training."""
+        return min(self.prompts * self.completions_per_prompt // self.minibatches, self.micro_batch_size)
+
+
+class GrpoRecipe(GroupRecipe):
+    """Group-relative policy optimisation: a completion's advantage is its distance from the mean of its group."""
+
+    method: Literal["grpo"] = "grpo"
+    """Chooses this optimiser."""
+    beta: Annotated[float, Field(gt=0)] = 0.2
+    """Weight of the KL to the SFT model in the loss (k3, corrected by the ratio); without it a reward is hacked."""
+    loss: Literal["dapo", "dr_grpo", "bnpo", "grpo", "cispo"] = "dapo"
+    """How token losses are averaged: over all tokens (dapo, bnpo, cispo), by a constant (dr_grpo), or per completion
+    (grpo), which favours long bad answers. cispo clips the ratio and lets every token learn (MiniMax 2025)."""
+    importance_sampling: Literal["token", "sequence"] = "token"
+    """Whose probability ratio is clipped; a sequence's, with loss = "grpo", is GSPO (Zheng et al. 2025)."""
+    clip_high: Annotated[float, Field(gt=0)] | None = None
+    """How far the ratio may rise; None: as far as it may fall (`clip`). DAPO (Yu et al. 2025) lets it rise further."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Whose standard deviation advantages are divided by."""
+
+    @model_validator(mode="after")
+    def _one_objective(self) -> Self:
+        if self.importance_sampling == "sequence" and self.loss != "grpo":
+            raise ValueError(
+                "importance_sampling 'sequence' (GSPO) needs loss = \"grpo\", which weighs completions alike"
+            )
+        if self.loss == "cispo" and (self.clip_high is None or self.clip_high <= 1):
+            raise ValueError("loss 'cispo' needs clip_high over 1, the most a token may weigh; 5 is what TRL advises")
         return self
 
 
-def train_grpo(recipe: GrpoRecipe, inputs: Mapping[str, Path], work: Work) -> None:
-    """Train from base + sft on the RL prompts; writes `adapter/` (or `model/`). Resumes from `work.scratch`.
+class RlooRecipe(GroupRecipe):
+    """REINFORCE leave-one-out: a completion is compared with the mean of the others; no scaling, no value model."""
 
-    The reference is the SFT model: base and sft are merged and the fresh adapter is switched off for it.
+    method: Literal["rloo"] = "rloo"
+    """Chooses this optimiser."""
+    kl_coefficient: Annotated[float, Field(ge=0)] = 0.1
+    """Reward taken off per nat by which a completion's log-probability exceeds the SFT model's (k1 in the reward)."""
+
+
+def train_groups(recipe: GrpoRecipe | RlooRecipe, inputs: Mapping[str, Path], work: Work) -> None:
+    """Train from base + sft (or `start`) on the RL prompts; writes `adapter/` or `model/`. Resumes from `work.scratch`.
+
+    The reference is the model it starts from: the chain is merged and the fresh adapter is switched off for it.
     """
     from transformers import set_seed
 
     from tasks.models.adapters import attach
     from tasks.models.loading import load_causal_lm, load_tokenizer
     from tasks.training.grpo_trainer import Grpo, fit
-    from tasks.training.reward_scoring import RewardScorer
     from tasks.training.rl_loop import finish
 
     set_seed(work.seed)
-    tokenizer = load_tokenizer(inputs["base"])
-    start = load_causal_lm([inputs["base"], inputs["sft"]], trainable=isinstance(recipe.adapter, FullRecipe))
+    tokenizer, rows = load_tokenizer(inputs["base"]), read_jsonl(inputs["data"] / "rl.jsonl")
+    start = load_causal_lm([inputs[name] for name in below(inputs)], trainable=isinstance(recipe.adapter, FullRecipe))
     trainer = Grpo(
         recipe,
         attach(start, recipe.adapter),
         tokenizer,
-        read_jsonl(inputs["data"] / "rl.jsonl"),
-        RewardScorer(inputs["base"], inputs["reward"]).normalised,
+        rows,
+        rewards_of(recipe.rewards, inputs, rows),
         work,
     )
     progress = fit(trainer, work)

@@ -1,4 +1,4 @@
-"""GRPO's engine: TRL's trainer (losses, precision, devices, checkpoints) fed by our own decoding and scoring.
+"""GRPO's and RLOO's engine: TRL's trainer (losses, precision, devices, checkpoints) fed by our decoding and scoring.
 
 What TRL would do otherwise: sample with `generate` (slower), and score a rendered conversation in which a cut
 completion looks finished.
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from tasks.artifact import InputError, Row, Work
@@ -24,10 +24,11 @@ from tasks.models.chat import encode_prompt
 from tasks.sampling.folded import folded
 from tasks.sampling.local import CausalLM, decode, forward_parameters
 from tasks.training.engine_checkpoints import Reporting, last_checkpoint
-from tasks.training.grpo import GrpoRecipe
+from tasks.training.grpo import GrpoRecipe, RlooRecipe
+from tasks.training.grpo_settings import UpdateRows, arguments, leave_one_out
 from tasks.training.policy_losses import k1, k3
+from tasks.training.rewards import Score, parts_of
 from tasks.training.rl_checkpoint import Progress
-from tasks.training.rollouts import Score
 
 ROWS = 16
 """Rows of like length that go through the model at once."""
@@ -38,7 +39,7 @@ class Grpo(GRPOTrainer):
 
     def __init__(
         self,
-        recipe: GrpoRecipe,
+        recipe: GrpoRecipe | RlooRecipe,
         model: CausalLM,
         tokenizer: PreTrainedTokenizerBase,
         rows: list[Row],
@@ -57,15 +58,19 @@ class Grpo(GRPOTrainer):
             super().__init__(
                 model=model,
                 reward_funcs=self._rewards,
-                args=_arguments(recipe, work),
+                args=arguments(recipe, work),
                 train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in rows]),
                 processing_class=tokenizer,
                 rollout_func=self._rollout,
-                callbacks=[CoreReporting(work)],
+                callbacks=[CoreReporting(work, recipe.minibatches)],
             )
         if isinstance(model, PeftModel):
             model.delete_adapter("ref")  # TRL's copy of the fresh adapter: without it, it switches the adapter off
         self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
+        """All updates' prompts in one go: TRL's sampler begins its passes anew when a run is resumed."""
+        return UpdateRows(self.recipe, len(self.train_dataset), self.args)  # type: ignore[arg-type]
 
     def _rollout(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
         """Sample for TRL's prompts, each of which comes as often as it has completions."""
@@ -87,6 +92,7 @@ class Grpo(GRPOTrainer):
             "completion_ids": _cut(sampled.tokens, lengths),
             "logprobs": _cut(sampled.logprobs, lengths),
             "finished": sampled.finished.tolist(),
+            "likelihood": sampled.logprobs.sum(-1).tolist(),
         }
 
     def _get_per_token_logps_and_entropies(
@@ -128,6 +134,7 @@ class Grpo(GRPOTrainer):
         completions: list[Any],
         completion_ids: list[list[int]],
         finished: list[bool],
+        likelihood: list[float],
         **columns: Any,
     ) -> list[float | None]:
         texts = [completion[-1]["content"] for completion in completions]
@@ -139,16 +146,21 @@ class Grpo(GRPOTrainer):
             "reward_std": float(torch.tensor(scores).std(correction=0)),
             "finished_share": sum(finished) / len(finished),
             "reference_logprob": sum(likelihoods) / len(likelihoods),
+            **parts_of(self.score),
         }
         penalty, coefficient = self.recipe.missing_eos_penalty, self.recipe.likelihood_coefficient
-        return [
-            value - penalty * (not ended) + coefficient * likelihood
-            for value, ended, likelihood in zip(scores, finished, likelihoods, strict=True)
+        rewards = [
+            value - penalty * (not ended) + coefficient * reference
+            for value, ended, reference in zip(scores, finished, likelihoods, strict=True)
         ]
+        if isinstance(self.recipe, RlooRecipe):
+            rewards = leave_one_out(self.recipe, rewards, likelihood, likelihoods)
+        return list(rewards)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
         mask = output["completion_mask"].bool()
+        self.core["ties_share"] = self._metrics["train"]["frac_reward_zero_std"][-1]
         self.core["length"] = float(mask.sum(-1).float().mean())
         pair = output["sampling_per_token_logps"], output["ref_per_token_logps"], mask
         self.core |= {"kl": float(k1(*pair).sum(-1).mean()), "kl_k3": float(k3(*pair).sum(-1).mean())}
@@ -159,9 +171,9 @@ class Grpo(GRPOTrainer):
             return
         found = {name: values for name, values in self._metrics["train"].items() if values}
         core = dict(self.core)
-        for ours, theirs in {"entropy": "entropy", "clip_fraction": "clip_ratio/region_mean"}.items():
+        clipped = "cispo_clip_ratio" if self.loss_type == "cispo" else "clip_ratio/region_mean"
+        for ours, theirs in {"entropy": "entropy", "clip_fraction": clipped}.items():
             core[ours] = sum(found[theirs]) / len(found[theirs])
-        core["ties_share"] = found["frac_reward_zero_std"][-1]
         core |= {"policy_loss": logs["loss"], "gradient_norm": logs.get("grad_norm", 0.0)}
         self._metrics["train"].clear()
         self.state.log_history.append({"step": self.state.global_step, **core})
@@ -184,7 +196,16 @@ def _keep_start(model: PreTrainedModel, folder: Path) -> None:
 
 
 class CoreReporting(Reporting):
-    """Hands on our own figures, under our own names."""
+    """Hands on our own figures, under our own names; checkpoints are between updates, so that a resumed run samples
+    when an uninterrupted one does."""
+
+    def __init__(self, work: Work, every: int) -> None:
+        super().__init__(work)
+        self.every = every
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        control.should_save = control.should_save and state.global_step % self.every == 0
 
     def on_log(
         self,
@@ -215,34 +236,3 @@ def _joined(parts: list[torch.Tensor], width: int) -> torch.Tensor:
 
 def _cut(values: torch.Tensor, lengths: Sequence[int]) -> list[list[Any]]:
     return [row[:length] for row, length in zip(values.tolist(), lengths, strict=True)]
-
-
-def _arguments(recipe: GrpoRecipe, work: Work) -> GRPOConfig:
-    rows = recipe.prompts * recipe.completions_per_prompt
-    micro = min(recipe.micro_batch_size, rows)
-    cuda = torch.cuda.is_available()
-    return GRPOConfig(
-        output_dir=str(work.scratch),
-        max_steps=recipe.updates,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=rows // micro,
-        num_generations=recipe.completions_per_prompt,
-        max_completion_length=recipe.max_new_tokens,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="constant",
-        max_grad_norm=recipe.max_gradient_norm,
-        beta=recipe.beta,
-        epsilon=recipe.clip,
-        loss_type=recipe.loss,
-        scale_rewards=recipe.scale_rewards,
-        disable_dropout=True,
-        gradient_checkpointing=False,
-        bf16=cuda,
-        use_cpu=not cuda,
-        seed=work.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-    )

@@ -1,11 +1,12 @@
-"""The fields every gradient-training stage shares."""
+"""The fields that training stages share."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tasks.models.adapters import AdapterRecipe, LoraRecipe
+from tasks.models.adapters import AdapterRecipe, FullRecipe, LoraRecipe
 from tasks.recipe import Part
+from tasks.training.rewards import ModelReward, Terms
 
 
 class Hyperparameters(Part):
@@ -35,3 +36,35 @@ class Hyperparameters(Part):
     """Training is refused when a larger share of the rows is dropped."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
+
+
+class OnlineHyperparameters(Part):
+    """How a policy learns from the rewards of completions that it samples itself: PPO and GRPO."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    """What the candidate is called; by default the method."""
+    adapter: AdapterRecipe = LoraRecipe()
+    """What is trained; its dropout must be 0, or the policy's probabilities would be noise."""
+    updates: int = Field(default=40, ge=1)
+    """Rounds of sampling and learning."""
+    rewards: Terms = Field(default=(ModelReward(),), min_length=1)
+    """What is learnt from: a weighted sum of the reward model, functions, checks, length, and reward servers."""
+    max_new_tokens: int = Field(default=48, ge=1)
+    """Longer completions are cut, and punished by `missing_eos_penalty`."""
+    likelihood_coefficient: float = Field(default=0.2, ge=0)
+    """Reward per nat of the log-probability that the SFT model gives the completion. What the reward model cannot judge
+    (is the fact right?) is then settled by what the SFT model is surest of, not by the reward model's noise. Makes
+    answers more alike, and shorter where they would ramble; 0 leaves it out."""
+    missing_eos_penalty: float = Field(default=2.0, ge=0)
+    """Subtracted from (not put in place of) the score of a cut completion, in the reward's standard deviations."""
+    clip: float = Field(default=0.2, gt=0, lt=1)
+    """How far the probability ratio may move before its gradient is cut."""
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+
+    @model_validator(mode="after")
+    def _same_probabilities_twice(self) -> Self:
+        if not isinstance(self.adapter, FullRecipe) and self.adapter.dropout:
+            method = type(self).model_fields["method"].default
+            raise ValueError(f"adapter.dropout must be 0 for {method.upper()}: the probability ratio would be noise")
+        return self

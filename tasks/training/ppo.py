@@ -6,26 +6,26 @@ Our own, since TRL dropped its trainer. The engine is in `ppo_trainer`, the part
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.artifact import Work, read_jsonl
-from tasks.models.adapters import AdapterRecipe, FullRecipe, LoraRecipe
-from tasks.recipe import Part
+from tasks.artifact import Work, below, read_jsonl
+from tasks.models.adapters import FullRecipe
+from tasks.training.hyperparameters import OnlineHyperparameters
+from tasks.training.rewards import rewards_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tasks.models.chat import Encoded
 
 
-class PpoRecipe(Part):
+class PpoRecipe(OnlineHyperparameters):
     """How a policy is trained with PPO."""
 
     method: Literal["ppo"] = "ppo"
     """Chooses this optimiser."""
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
-    """What the candidate is called; by default the method."""
-    adapter: AdapterRecipe = LoraRecipe()
-    """What is trained; its dropout must be 0, or the policy's probabilities would be noise."""
-    updates: Annotated[int, Field(ge=1)] = 40
-    """Rounds of sampling and learning."""
     episodes: Annotated[int, Field(ge=1)] = 64
     """Completions sampled for one update, each of another prompt."""
     epochs: Annotated[int, Field(ge=1)] = 1
@@ -34,22 +34,23 @@ class PpoRecipe(Part):
     """Optimiser steps per epoch."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """AdamW's, for the policy."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 48
-    """Longer completions are cut, and punished by `missing_eos_penalty`."""
     kl_coefficient: Annotated[float, Field(ge=0)] = 0.1
     """Reward taken off per nat by which a token's log-probability exceeds the SFT model's (k1 in the reward)."""
-    likelihood_coefficient: Annotated[float, Field(ge=0)] = 0.2
-    """Reward per nat of the log-probability that the SFT model gives the completion. What the reward model cannot judge
-    (is the fact right?) is then settled by what the SFT model is surest of, not by the reward model's noise. Makes
-    answers more alike, and shorter where they would ramble; 0 leaves it out."""
-    missing_eos_penalty: Annotated[float, Field(ge=0)] = 2.0
-    """Subtracted from (not put in place of) the score of a cut completion, in the reward's standard deviations."""
+    kl_target: Annotated[float, Field(gt=0)] | None = None
+    """Nats per completion that the KL to the SFT model is steered to: `kl_coefficient` is where its coefficient starts
+    (Ziegler et al. 2019, section 2.2). None: the coefficient stays."""
+    kl_gain: Annotated[float, Field(gt=0, lt=5)] = 0.5
+    """Share by which the coefficient follows the KL's relative distance from the target, which counts up to 0.2."""
+    ptx_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the demonstrations' loss per token in the loss: what SFT taught stays (PPO-ptx, Ouyang et al. 2022)."""
+    ptx_batch_size: Annotated[int, Field(ge=1)] = 16
+    """Demonstrations in each optimiser step."""
+    ptx_max_length: Annotated[int, Field(ge=8)] = 1024
+    """Longer demonstrations (in tokens) are left out and counted."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Discount per token."""
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
     """GAE's lambda: 1 trusts rewards, 0 the value model."""
-    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """How far the probability ratio may move before its gradient is cut."""
     value_clip: Annotated[float, Field(gt=0)] = 0.2
     """How far a value may move from the one at sampling before it gains nothing more."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -62,44 +63,55 @@ class PpoRecipe(Part):
     """Bring an update's advantages to mean 0 and variance 1."""
     target_kl: Annotated[float, Field(gt=0)] | None = None
     """Leave out the rest of an update once the policy is this many nats per token from the one that sampled."""
-    max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this norm."""
     micro_batch_size: Annotated[int, Field(ge=1)] = 16
     """Rows of like length computed at once while learning: less padding, less memory; only rounding differs."""
 
     @model_validator(mode="after")
     def _possible(self) -> "PpoRecipe":
-        if not isinstance(self.adapter, FullRecipe) and self.adapter.dropout:
-            raise ValueError("adapter.dropout must be 0 for PPO: the probability ratio would be noise")
         if self.minibatches > self.episodes:
             raise ValueError(f"minibatches ({self.minibatches}) must be at most episodes ({self.episodes})")
+        if self.kl_target is not None and not self.kl_coefficient:
+            raise ValueError("kl_target steers kl_coefficient, which is 0 and would stay 0; start it higher")
         return self
 
 
 def train_ppo(recipe: PpoRecipe, inputs: Mapping[str, Path], work: Work) -> None:
-    """Train from base + sft on the RL prompts; writes `adapter/` (or `model/`). Resumes from `work.scratch`.
+    """Train from base + sft (or `start`) on the RL prompts; writes `adapter/` or `model/`. Resumes from `work.scratch`.
 
-    The reference is the SFT model: base and sft are merged and the fresh adapter is switched off for it.
+    The reference is the model it starts from: the chain is merged and the fresh adapter is switched off for it.
     """
     from transformers import set_seed
 
     from tasks.models.adapters import attach
     from tasks.models.loading import load_causal_lm, load_tokenizer
     from tasks.training.ppo_trainer import Ppo
-    from tasks.training.reward_scoring import RewardScorer
     from tasks.training.rl_loop import finish, run
     from tasks.training.rollouts import encode_prompts
 
     set_seed(work.seed)
-    tokenizer = load_tokenizer(inputs["base"])
-    start = load_causal_lm([inputs["base"], inputs["sft"]], trainable=isinstance(recipe.adapter, FullRecipe))
+    tokenizer, rows = load_tokenizer(inputs["base"]), read_jsonl(inputs["data"] / "rl.jsonl")
+    start = load_causal_lm([inputs[name] for name in below(inputs)], trainable=isinstance(recipe.adapter, FullRecipe))
     ppo = Ppo(
         recipe,
         attach(start, recipe.adapter),
         tokenizer,
-        encode_prompts(tokenizer, read_jsonl(inputs["data"] / "rl.jsonl")),
-        RewardScorer(inputs["base"], inputs["reward"]).normalised,
+        encode_prompts(tokenizer, rows),
+        rewards_of(recipe.rewards, inputs, rows),
         work.seed,
+        _demonstrations(recipe, inputs["data"], tokenizer, start, work) if recipe.ptx_coefficient else (),
     )
     progress = run(recipe.updates, ppo.step, work, ppo.modules, ppo.optimizers)
     finish(ppo.policy, progress, work)
+
+
+def _demonstrations(
+    recipe: PpoRecipe, data: Path, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel", work: Work
+) -> list["Encoded"]:
+    """What SFT learnt from, as far as it fits; what does not is counted."""
+    from tasks.training.sft_engine import encode_rows
+
+    rows = encode_rows(read_jsonl(data / "sft.jsonl"), tokenizer)
+    limit = min(recipe.ptx_max_length, getattr(model.config, "max_position_embeddings", None) or recipe.ptx_max_length)
+    kept = [row for row in rows if len(row.input_ids) <= limit]
+    work.log({"demonstrations": len(kept), "demonstrations_dropped": len(rows) - len(kept)})
+    return kept

@@ -5,18 +5,24 @@ goes from it into the policy: the two cannot disturb each other, no value coeffi
 head costs no forward pass. What is given up: features are the policy's, so the value model is as good as they are.
 """
 
+from collections.abc import Sequence
+
 import torch
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from tasks.artifact import InputError
+from tasks.models.chat import Encoded
 from tasks.sampling.local import CausalLM, output_layer
 from tasks.training.advantages import explained_variance, gae, masked_mean, token_rewards, whiten
+from tasks.training.engine_batches import logits_at, pad
 from tasks.training.policy_losses import clipped_policy_loss, clipped_value_loss, k3
 from tasks.training.ppo import PpoRecipe
+from tasks.training.rewards import Score, parts_of
 from tasks.training.rl_checkpoint import Progress
 from tasks.training.rl_loop import core_metrics
-from tasks.training.rollouts import Prompts, Reference, Rollouts, Score, by_length, collect, token_logprobs
+from tasks.training.rollouts import Prompts, Reference, Rollouts, by_length, collect, token_logprobs
 
 
 class ValueHead(nn.Module):
@@ -44,7 +50,11 @@ class Ppo:
         prompts: Prompts,
         score: Score,
         seed: int,
+        demonstrations: Sequence[Encoded] = (),
     ) -> None:
+        if recipe.ptx_coefficient and not demonstrations:
+            raise InputError("ptx_coefficient needs demonstrations, and none of the data's for SFT fits; set it to 0.")
+        self.demonstrations = demonstrations
         self.recipe, self.tokenizer, self.prompts, self.score, self.seed = recipe, tokenizer, prompts, score, seed
         self.accelerator = Accelerator()
         self.policy = model.eval()  # no dropout: the ratio must come from the weights alone
@@ -76,15 +86,20 @@ class Ppo:
             micro_batch_size=recipe.micro_batch_size,
             features=True,
         )
-        return core_metrics(rollouts) | self.learn(rollouts, torch.Generator().manual_seed(self.seed * 7919 + update))
+        metrics = core_metrics(rollouts) | parts_of(self.score)
+        held = progress.state.get("kl_coefficient", recipe.kl_coefficient)
+        if recipe.kl_target is not None:
+            progress.state["kl_coefficient"] = adapted(held, metrics["kl"], recipe.kl_target, recipe.kl_gain)
+            metrics["kl_coefficient"] = held
+        return metrics | self.learn(rollouts, torch.Generator().manual_seed(self.seed * 7919 + update), held)
 
-    def learn(self, rollouts: Rollouts, generator: torch.Generator) -> dict[str, float]:
+    def learn(self, rollouts: Rollouts, generator: torch.Generator, kl_coefficient: float) -> dict[str, float]:
         """Take the policy's and the value head's steps on one batch; `generator` shuffles the minibatches."""
         recipe, mask = self.recipe, rollouts.mask
         assert rollouts.features is not None
         scores = rollouts.scores - recipe.missing_eos_penalty * ~rollouts.finished
         rewards = token_rewards(
-            scores, rollouts.logprobs, rollouts.reference, mask, recipe.kl_coefficient, recipe.likelihood_coefficient
+            scores, rollouts.logprobs, rollouts.reference, mask, kl_coefficient, recipe.likelihood_coefficient
         )
         objective = float(rewards.sum(-1).mean())
         if recipe.whiten_rewards:
@@ -111,6 +126,8 @@ class Ppo:
                     self.optimizer.zero_grad()
                     return _means(seen)
                 metrics = seen[-1]
+                if recipe.ptx_coefficient:
+                    metrics["ptx_loss"] = self._ptx_gradient(generator)
                 norm = self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_gradient_norm)
                 metrics["gradient_norm"] = float(norm) if norm is not None else 0.0
                 self.optimizer.step()
@@ -131,6 +148,22 @@ class Ppo:
             for name, values in zip(sums, (loss.detach(), clipped, drift, entropy), strict=True):
                 sums[name] += float(values.sum() / tokens)
         return sums
+
+    def _ptx_gradient(self, generator: torch.Generator) -> float:
+        """Add the gradient of the demonstrations' loss on some of them; returns that loss per token."""
+        count = len(self.demonstrations)
+        drawn = torch.randperm(count, generator=generator)[: self.recipe.ptx_batch_size].tolist()
+        rows = sorted((self.demonstrations[i] for i in drawn), key=lambda row: len(row.input_ids))
+        tokens, summed = sum(sum(row.labels_mask[1:]) for row in rows), 0.0
+        for begin in range(0, len(rows), self.recipe.micro_batch_size):
+            part = rows[begin : begin + self.recipe.micro_batch_size]
+            ids = pad([row.input_ids for row in part], 0).to(self.accelerator.device)  # what is padded is never seen
+            keep = pad([row.labels_mask for row in part], 0).bool().to(ids.device)[:, 1:]
+            logits = logits_at(self.model, output_layer(self.policy), ids[:, :-1], keep)
+            loss = nn.functional.cross_entropy(logits, ids[:, 1:][keep], reduction="sum")
+            self.accelerator.backward(self.recipe.ptx_coefficient * loss / tokens)
+            summed += float(loss.detach())
+        return summed / tokens
 
     def _learn_value(
         self,
@@ -154,6 +187,12 @@ class Ppo:
                 share = masked_mean(clipped.float(), mask[rows])
                 seen.append({"value_loss": float(loss.detach()), "value_clip_fraction": float(share)})
         return _means(seen)
+
+
+def adapted(coefficient: float, kl: float, target: float, gain: float) -> float:
+    """The KL's coefficient for the next update (Ziegler et al. 2019): more where the KL is over the target."""
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coefficient * (1 + gain * error)
 
 
 def _means(seen: list[dict[str, float]]) -> dict[str, float]:

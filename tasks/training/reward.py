@@ -1,12 +1,28 @@
 """A reward model: the SFT model with a scalar head, fitted to preferences by Bradley and Terry's model (1952)."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 from pydantic import Field
 
-from tasks.artifact import InputError, Work, read_jsonl
+from tasks.artifact import InputError, PipelineError, Work, read_jsonl
+from tasks.recipe import Part
 from tasks.training.hyperparameters import Hyperparameters
+
+
+class RewardBar(Part):
+    """What a reward model must reach on held-out pairs before anything is optimised against it."""
+
+    accuracy: float = Field(default=0.5, ge=0, le=1)
+    """What its accuracy must reach: by default that of a coin."""
+    accuracy_low: float | None = Field(default=None, ge=0, le=1)
+    """What the lower end of the accuracy's 95 % interval must reach."""
+    calibration_error: float | None = Field(default=None, gt=0, le=1)
+    """The largest expected calibration error."""
+    length_correlation: float | None = Field(default=None, ge=0, le=1)
+    """The largest correlation of reward and length, either way."""
 
 
 class RewardRecipe(Hyperparameters):
@@ -22,6 +38,39 @@ class RewardRecipe(Hyperparameters):
     """Weight of the squared mean of a pair's rewards, which keeps rewards around zero (Eisenstein et al. 2023)."""
     margin: float = Field(default=0.0, ge=0)
     """How much of a pair's own margin the rewards must differ by (Llama 2, 2023); 0 leaves margins out."""
+    bar: RewardBar = RewardBar()
+    """Below it the run ends before PPO or GRPO. Not a part of what is trained: raising it trains nothing again."""
+
+    @property
+    def trained(self) -> Self:
+        """What decides the model: the recipe without its bar."""
+        return self.model_copy(update={"bar": RewardBar()})
+
+
+def check_bar(bar: RewardBar, figures: Mapping[str, float]) -> None:
+    """Raise `PipelineError`, naming every figure of a reward artifact that is below the bar."""
+
+    def of(name: str) -> float:
+        return figures.get(f"validation/{name}", math.nan)
+
+    faults = []
+    if math.isnan(of("accuracy")):
+        faults.append("there is no held-out pair to measure it on")
+    elif of("accuracy") < bar.accuracy:
+        faults.append(f"its accuracy on held-out pairs is {of('accuracy'):.3f}, below {bar.accuracy:g}")
+    if bar.accuracy_low is not None and not of("accuracy_low") >= bar.accuracy_low:
+        low = of("accuracy_low")
+        faults.append(f"the lower bound of its accuracy on held-out pairs is {low:.3f}, below {bar.accuracy_low:g}")
+    if bar.calibration_error is not None and not of("calibration_error") <= bar.calibration_error:
+        faults.append(f"its calibration error is {of('calibration_error'):.3f}, over {bar.calibration_error:g}")
+    if bar.length_correlation is not None and abs(of("length_correlation")) > bar.length_correlation:
+        found = of("length_correlation")
+        faults.append(f"its correlation with length is {found:.3f}, over {bar.length_correlation:g} either way")
+    if faults:
+        raise PipelineError(
+            f"The reward model is below its bar: {'; '.join(faults)}. Collect more judgements, train it otherwise, or "
+            "lower reward.bar."
+        )
 
 
 def train_reward(recipe: RewardRecipe, inputs: Mapping[str, Path], work: Work) -> None:

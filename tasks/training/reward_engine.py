@@ -17,7 +17,7 @@ from tasks.models.loading import load_causal_lm, load_tokenizer, save_model, sta
 from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short, longest
 from tasks.training.engine_pairs import Group, collate_groups, group_preferences
 from tasks.training.reward import RewardRecipe
-from tasks.training.reward_quality import quality
+from tasks.training.reward_quality import HeldOut, by_part, length_bias, quality
 from tasks.training.reward_scoring import score_sequences
 
 
@@ -87,19 +87,38 @@ def report_quality(
     groups = [group for group in group_preferences(rows, tokenizer) if group.length <= limit]
     if not groups:
         return
-    apart = held_out_margins(model, groups, _pad_id(tokenizer))
+    rewards = group_rewards(model, groups, _pad_id(tokenizer))
+    pairs = held_out(groups, rewards)
+    apart = [[pair.apart for pair in pairs if pair.prompt == number] for number in range(len(groups))]
     report, figure = quality(apart, work.seed)
+    lengths = [[len(ids) - group.prompt_length for ids in group.sequences] for group in groups]
+    parts = by_part(pairs, work.seed)
+    alike = next((row["accuracy"] for row in parts if row["value"] == "alike"), None)
+    beside = {"length_correlation": length_bias(rewards, lengths), "accuracy_at_equal_length": alike}
+    report |= {name: value for name, value in beside.items() if value is not None}
     work.log({f"validation/{name}": value for name, value in report.items()})
     work.figure("calibration", figure)
+    work.table("accuracy", parts)
 
 
-def held_out_margins(model: Any, groups: Sequence[Group], pad_id: int) -> list[list[float]]:
-    """r_chosen - r_rejected of every pair, by prompt."""
+def group_rewards(model: Any, groups: Sequence[Group], pad_id: int) -> list[list[float]]:
+    """The reward of every completion, by prompt."""
     scores = iter(score_sequences(model, [ids for group in groups for ids in group.sequences], pad_id))
-    by_group = [[next(scores) for _ in group.sequences] for group in groups]
+    return [[next(scores) for _ in group.sequences] for group in groups]
+
+
+def held_out(groups: Sequence[Group], rewards: Sequence[Sequence[float]]) -> list[HeldOut]:
+    """Every pair with what the reward model makes of it."""
     return [
-        [own[winner] - own[loser] for winner, loser, _, _ in group.pairs]
-        for own, group in zip(by_group, groups, strict=True)
+        HeldOut(
+            number,
+            own[winner] - own[loser],
+            weight,
+            group.stratum,
+            *(len(group.sequences[place]) - group.prompt_length for place in (winner, loser)),
+        )
+        for number, (group, own) in enumerate(zip(groups, rewards, strict=True))
+        for winner, loser, weight, _ in group.pairs
     ]
 
 

@@ -1,7 +1,8 @@
 """How often, and how surely, a reward model agrees with held-out preferences. Knows numbers only, no model."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -9,6 +10,36 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 10
+MATCHED = 0.1
+"""Completions of a pair are of one length when they differ by no more than this share of the longer."""
+AGREEMENT = {"hardly": (0.0, 1 / 3), "mostly": (1 / 3, 2 / 3), "clearly": (2 / 3, 1.0)}
+"""How far people prefer the chosen completion: bands of the pair's weight, the upper end included."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One held-out pair as a reward model sees it."""
+
+    prompt: int
+    """Which prompt it is of: pairs of one prompt are not independent."""
+    apart: float
+    """r_chosen - r_rejected."""
+    weight: float
+    """In (0, 1]: how far people agree on it."""
+    stratum: str
+    chosen_length: int
+    """Tokens."""
+    rejected_length: int
+
+    @property
+    def hit(self) -> float:
+        return float(self.apart > 0) + 0.5 * float(self.apart == 0)
+
+    @property
+    def matched(self) -> bool:
+        """Whether length tells nothing about which one is better."""
+        longer = max(self.chosen_length, self.rejected_length)
+        return abs(self.chosen_length - self.rejected_length) <= MATCHED * longer
 
 
 def quality(apart: Sequence[Sequence[float]], seed: int) -> tuple[dict[str, float], "Figure"]:
@@ -16,7 +47,7 @@ def quality(apart: Sequence[Sequence[float]], seed: int) -> tuple[dict[str, floa
     bootstrap over prompts, expected calibration error, log loss; and the reliability diagram."""
     margins = [np.asarray(group, dtype=float) for group in apart]
     hits = [(group > 0) + 0.5 * (group == 0) for group in margins]
-    low, high = bootstrap(hits, seed)
+    low, high = bootstrap(hits, seed) if len(hits) > 1 else (0.0, 1.0)  # one prompt says nothing of others
     every = np.concatenate(margins)
     stated, happened, counts = reliability(every)
     report = {
@@ -28,6 +59,50 @@ def quality(apart: Sequence[Sequence[float]], seed: int) -> tuple[dict[str, floa
         "pairs": float(len(every)),
     }
     return report, _diagram(stated, happened, counts, report["calibration_error"])
+
+
+def by_part(pairs: Sequence[HeldOut], seed: int) -> list[dict[str, Any]]:
+    """Accuracy with its 95 % interval, by stratum, by people's agreement, and by which completion is longer."""
+    rows = []
+    for part, value, some in _parts(pairs):
+        groups: dict[int, list[float]] = {}
+        for pair in some:
+            groups.setdefault(pair.prompt, []).append(pair.hit)
+        hits = [np.array(group) for group in groups.values()]
+        low, high = bootstrap(hits, seed) if len(hits) > 1 else (0.0, 1.0)
+        accuracy = float(np.concatenate(hits).mean())
+        rows.append({"part": part, "value": value, "pairs": len(some), "accuracy": accuracy, "low": low, "high": high})
+    return rows
+
+
+def _parts(pairs: Sequence[HeldOut]) -> Iterator[tuple[str, str, list[HeldOut]]]:
+    """What is there of each part: its kind, its name, its pairs."""
+    strata = sorted({pair.stratum for pair in pairs})
+    kinds = [("stratum", name, [p for p in pairs if p.stratum == name]) for name in strata if len(strata) > 1]
+    kinds += [
+        ("agreement", name, [p for p in pairs if low < p.weight <= high]) for name, (low, high) in AGREEMENT.items()
+    ]
+    unlike = [pair for pair in pairs if not pair.matched]
+    kinds += [
+        ("length", "alike", [pair for pair in pairs if pair.matched]),
+        ("length", "the better is longer", [p for p in unlike if p.chosen_length > p.rejected_length]),
+        ("length", "the better is shorter", [p for p in unlike if p.chosen_length < p.rejected_length]),
+    ]
+    return ((kind, name, some) for kind, name, some in kinds if some)
+
+
+def length_bias(rewards: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]) -> float | None:
+    """Spearman's correlation of reward and length over completions, each taken from the mean of its prompt.
+
+    None where all lengths (or all rewards) of every prompt are alike.
+    """
+    from scipy.stats import spearmanr
+
+    apart = [np.concatenate([np.subtract(g, np.mean(g)) for g in given]) for given in (rewards, lengths)]
+    if any(np.ptp(values) < 1e-12 for values in apart):
+        return None
+    correlation, _ = spearmanr(apart[0], apart[1])
+    return float(correlation)  # type: ignore[arg-type]
 
 
 def bootstrap(hits: Sequence[np.ndarray], seed: int, draws: int = 2000) -> tuple[float, float]:

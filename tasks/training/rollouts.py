@@ -1,7 +1,7 @@
 """What on-policy training needs of a batch of prompts: samples, their scores and the reference's log-probabilities."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,13 +9,11 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.artifact import InputError, Message, Row
+from tasks.artifact import InputError, Row
 from tasks.models.chat import encode_prompt
 from tasks.sampling.folded import folded
 from tasks.sampling.local import CausalLM, decode, forward_parameters
-
-Score = Callable[[list[list[Message]], list[str], list[bool]], list[float]]
-"""prompts, completions, finished -> rewards; `RewardScorer.normalised` is one."""
+from tasks.training.rewards import Score
 
 
 @dataclass(frozen=True)
@@ -30,12 +28,17 @@ class Prompts:
 
         A function of its arguments alone, so a resumed run continues with the same prompts.
         """
-        begin, end, count = update * size, (update + 1) * size, len(self.rows)
-        first = begin // count
-        stream: list[int] = []
-        for epoch in range(first, (end - 1) // count + 1):
-            stream += torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch)).tolist()
-        return stream[begin - first * count : end - first * count]
+        return drawn(len(self.rows), update, size, seed)
+
+
+def drawn(count: int, update: int, size: int, seed: int) -> list[int]:
+    """What `Prompts.batch` says, for `count` prompts."""
+    begin, end = update * size, (update + 1) * size
+    first = begin // count
+    stream: list[int] = []
+    for epoch in range(first, (end - 1) // count + 1):
+        stream += torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch)).tolist()
+    return stream[begin - first * count : end - first * count]
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> Prompts:

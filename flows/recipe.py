@@ -1,0 +1,105 @@
+"""The recipe of a lifecycle: one object from the TOML file to the flow's parameter, the hash and MLflow."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from flows.blind import BLIND_LABEL
+from tasks.data.prepare import DataRecipe, ShopData
+from tasks.evaluation.evaluate import EvaluateRecipe
+from tasks.evaluation.gate import GateRecipe
+from tasks.labels.blind import BlindRecipe
+from tasks.labels.preferences import PreferencesRecipe
+from tasks.labels.recipe import LabelRecipe
+from tasks.labels.selection import LEARNERS, SelectRecipe
+from tasks.merging import MergeRecipe
+from tasks.models.pretrain import BaseRecipe
+from tasks.recipe import Part
+from tasks.sampling.completions import SampleRecipe
+from tasks.training.direct import DIRECT, AnyDirect
+from tasks.training.grpo import GrpoRecipe, RlooRecipe
+from tasks.training.ppo import PpoRecipe
+from tasks.training.rejection import RejectionRecipe
+from tasks.training.reward import RewardRecipe
+from tasks.training.sft import SftRecipe
+
+RESERVED = {
+    *("base", "data", "sft", "sample", "select", "judge", "label", "preferences", "reward", "merge", "evaluate"),
+    *("gate", "champion", "pairs", "blind", BLIND_LABEL),
+}
+"""Names that a policy cannot go by: they stand for stages and for whom it is compared with."""
+
+PolicyRecipe = Annotated[
+    AnyDirect | PpoRecipe | GrpoRecipe | RlooRecipe | RejectionRecipe, Field(discriminator="method")
+]
+
+
+class LifecycleRecipe(Part):
+    """Everything that decides what a run computes: the TOML file, the flow's parameter and the hash are this object."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """The registered model whose champion the run may become."""
+    seed: int = Field(default=0, ge=0)
+    """Seeds everything random."""
+    rounds: int = Field(default=1, ge=1, le=50)
+    """How often people compare, candidates learn and the gate decides: each round goes on from the champion of the one
+    before, and learns from the judgements of all."""
+    base: BaseRecipe = BaseRecipe()
+    """The model everything starts from."""
+    data: DataRecipe = ShopData()
+    """Conversations and prompts, split by one ledger."""
+    sft: SftRecipe = SftRecipe()
+    """Supervised fine-tuning."""
+    sample: SampleRecipe = SampleRecipe()
+    """Completions for people to rank."""
+    select: SelectRecipe = SelectRecipe()
+    """What is worth people's time; by default everything."""
+    label: LabelRecipe = LabelRecipe()
+    """The round in Argilla."""
+    preferences: PreferencesRecipe = PreferencesRecipe()
+    """How judgements become pairs."""
+    reward: RewardRecipe = RewardRecipe()
+    """The reward model."""
+    policy: list[PolicyRecipe] = Field(min_length=1)
+    """The optimisers, built side by side from the same SFT model and compared."""
+    merge: MergeRecipe = MergeRecipe()
+    """Adapters into a standalone model."""
+    evaluate: EvaluateRecipe = EvaluateRecipe()
+    """The comparison of all candidates."""
+    blind: BlindRecipe = BlindRecipe()
+    """The comparison by people, where `gate.people` asks for one."""
+    gate: GateRecipe = GateRecipe()
+    """What a candidate must show to become champion."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [policy_name(policy) for policy in self.policy]
+        if len(set(names)) != len(names):
+            raise ValueError(f"'policy' has two entries of one name ({', '.join(names)}); give each its own 'name'")
+        taken = sorted(set(names) & RESERVED)
+        if taken:
+            raise ValueError(f"'policy' has an entry named '{taken[0]}', which means something else; rename it")
+        if any(policy.method not in DIRECT for policy in self.policy) and not self.data.shares.rl:
+            raise ValueError("'data.shares.rl' is 0, but methods that sample need RL prompts; give them a share")
+        imports = self.data.source == "preferences"
+        if imports != (self.preferences.source == "data"):
+            raise ValueError(
+                "'data.source = \"preferences\"' and 'preferences.source = \"data\"' go together: "
+                "set both to import existing preferences, or neither to collect them"
+            )
+        if imports and self.rounds > 1:
+            raise ValueError("'rounds' is over 1, but imported preferences stay the same; collect them, or set 1")
+        collected = {"sample": SampleRecipe(), "select": SelectRecipe(), "label": LabelRecipe()}
+        idle = [name for name, default in collected.items() if imports and getattr(self, name) != default]
+        if idle:
+            raise ValueError(f"'{idle[0]}' has no effect when preferences are imported; remove it")
+        if self.select.show and self.select.show > self.sample.completions_per_prompt:
+            raise ValueError("'select.show' is over 'sample.completions_per_prompt'; raise the one or lower the other")
+        if self.select.method in LEARNERS and not self.select.earlier:
+            raise ValueError("'select.method' learns from an earlier round; set 'select.earlier' or take \"random\"")
+        return self
+
+
+def policy_name(policy: PolicyRecipe) -> str:
+    """The name a policy goes by in the run: its own, else its method."""
+    return policy.name or policy.method

@@ -1,0 +1,252 @@
+"""A judge behind an OpenAI-compatible HTTP endpoint: chat completions, some at a time, tried again, counted.
+
+The key comes from an environment variable, goes into one header and into nothing else: not into errors, which may quote
+what the server says, and not to another host, for redirects are not followed.
+"""
+
+import random
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from threading import Event, Lock
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from labeling.ai.keys import key_in, quoted
+from labeling.comparison import LabelingError
+
+BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+"""Worth another attempt."""
+REFUSED = (400, 413, 422)
+"""This question cannot be answered (too long, filtered); others can."""
+DOWN = 3
+"""As many questions in a row without an answer mean that the endpoint is down."""
+WRONG = 10
+"""As many refusals before the first answer mean that the request itself is wrong."""
+LONGEST_WAIT = 120.0
+"""Seconds; a server that asks for more is not waited for longer."""
+
+Messages = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a judge answers, and how it is asked."""
+
+    url: str
+    """Up to the version, as in `https://api.example.com/v1`; `/chat/completions` is added."""
+    model: str
+    key_env: str | None = None
+    """Name of the environment variable that holds the key; None: none is sent."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the request: temperature, max_tokens, seed, ..."""
+    concurrency: int = 8
+    """Questions under way at once."""
+    timeout: float = 120.0
+    """Seconds to wait for an answer."""
+    attempts: int = 6
+    backoff: float = 1.0
+    """Seconds before the second attempt, doubled for each further one; the server's `Retry-After` goes first."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back for one question."""
+
+    text: str = ""
+    whole: bool = True
+    """False when it was cut at the token limit."""
+    refused: str = ""
+    """Why there is no text: empty when there is."""
+    lasting: bool = True
+    """Asking again would say the same."""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    """As the server counts them; None where it does not say."""
+
+
+@dataclass
+class Usage:
+    """What answers cost."""
+
+    answers: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    unmetered: int = 0
+    """Answers whose tokens the server did not tell."""
+
+    def add(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        """Count one answer."""
+        self.answers += 1
+        self.unmetered += prompt_tokens is None or completion_tokens is None
+        self.prompt_tokens += prompt_tokens or 0
+        self.completion_tokens += completion_tokens or 0
+
+    def cost(self, prompt_price: float, completion_price: float) -> float:
+        """In the currency of the prices, which are for a million tokens."""
+        return (self.prompt_tokens * prompt_price + self.completion_tokens * completion_price) / 1_000_000
+
+
+def ask(endpoint: Endpoint, questions: Mapping[str, Messages], on_reply: Callable[[str, Reply], None]) -> None:
+    """Ask every question; `on_reply` gets its name and reply, one at a time, as soon as it is there.
+
+    What is busy or garbled is tried again. Raises `LabelingError` when the key or the address is refused, or nothing
+    answers any more; what `on_reply` got by then is paid for and need not be asked again.
+    """
+    with _connect(endpoint) as client, ThreadPoolExecutor(endpoint.concurrency) as pool:
+        asking = _Asking(endpoint, client, on_reply)
+        futures = [pool.submit(asking.one, name, messages) for name, messages in questions.items()]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        finally:  # an error, or Ctrl-C: what is under way ends, nothing else begins
+            asking.over.set()
+            for future in futures:
+                future.cancel()
+        for future in done:
+            if not future.cancelled():
+                future.result()
+
+
+def _connect(endpoint: Endpoint) -> httpx.Client:
+    if fault := url_fault(endpoint.url):
+        raise LabelingError(f"The judge's url {fault}.")
+    key = key_in(endpoint.key_env)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    limits = httpx.Limits(max_connections=endpoint.concurrency)
+    timeout = httpx.Timeout(endpoint.timeout, connect=min(10.0, endpoint.timeout))
+    return httpx.Client(headers=headers, timeout=timeout, limits=limits, follow_redirects=False)
+
+
+def url_fault(url: str) -> str:
+    """What is wrong with an endpoint's address, a clause; empty when it is right."""
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or True)
+    except ValueError:
+        return "is malformed; write it as https://host/v1"
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        return "holds a user, a password or parameters; put the key into the environment variable of 'api_key_env'"
+    return "" if right else "is malformed; write it as https://host/v1"
+
+
+class _Asking:
+    """One run over questions: what its threads share."""
+
+    def __init__(self, endpoint: Endpoint, client: httpx.Client, on_reply: Callable[[str, Reply], None]) -> None:
+        self.endpoint, self.client, self.on_reply = endpoint, client, on_reply
+        self.over = Event()
+        self.lock = Lock()
+        self.answered = self.refused = self.failed_in_a_row = 0
+
+    def one(self, name: str, messages: Messages) -> None:
+        """Ask one question and hand its reply on. Raises what ends the whole run, and stops the others."""
+        try:
+            reply = self._reply(messages)
+            with self.lock:
+                if reply is not None:
+                    self._count(reply)
+                    self.on_reply(name, reply)
+        except BaseException:
+            self.over.set()
+            raise
+
+    def _count(self, reply: Reply) -> None:
+        self.answered += not reply.refused
+        self.refused += bool(reply.refused) and reply.lasting
+        self.failed_in_a_row = self.failed_in_a_row + 1 if not reply.lasting else 0
+        if self.failed_in_a_row >= DOWN or (self.failed_in_a_row and not self.answered and not self.refused):
+            raise LabelingError(
+                f"The judge at {self.endpoint.url} gives no answer ({reply.refused}); run again when it does, what was "
+                "answered is kept."
+            )
+        if self.refused >= WRONG and not self.answered:
+            raise LabelingError(
+                f"The judge at {self.endpoint.url} refuses every question ({reply.refused}); check the judge's model "
+                "and options."
+            )
+
+    def _reply(self, messages: Messages) -> Reply | None:
+        """The reply after as many attempts as it takes; None when the run is over."""
+        failure = ""
+        pause = 0.0
+        for attempt in range(self.endpoint.attempts):
+            if self.over.wait(pause):
+                return None
+            pause = self.endpoint.backoff * 2**attempt * random.uniform(0.5, 1)
+            try:
+                response = self._post(messages)
+            except httpx.TransportError as error:
+                failure = type(error).__name__
+                continue
+            if response.status_code in BUSY:
+                failure = f"HTTP {response.status_code}{self._said(response)}"
+                pause = max(pause, _retry_after(response))
+                continue
+            reply = self._read(response)
+            if reply is not None:
+                return reply
+            failure = "what it sends is no chat completion"
+        return Reply(refused=f"{failure}, {self.endpoint.attempts} attempts", lasting=False)
+
+    def _post(self, messages: Messages) -> httpx.Response:
+        body = {"model": self.endpoint.model, "messages": [dict(each) for each in messages], **self.endpoint.options}
+        return self.client.post(f"{self.endpoint.url.rstrip('/')}/chat/completions", json=body)
+
+    def _read(self, response: httpx.Response) -> Reply | None:
+        """The reply in a response, None when it is garbled. Raises `LabelingError` when no question can be answered."""
+        if response.status_code in (401, 403):
+            name = self.endpoint.key_env or "no key: name its variable in 'api_key_env'"
+            raise LabelingError(f"The judge at {self.endpoint.url} refuses the API key ({name}); set the right one.")
+        if response.status_code in REFUSED:
+            return Reply(refused=f"HTTP {response.status_code}{self._said(response)}")
+        if response.status_code != 200:
+            raise LabelingError(
+                f"The judge at {self.endpoint.url} answers with HTTP {response.status_code}{self._said(response)}; "
+                "check its url and model."
+            )
+        return read_completion(response)
+
+    def _said(self, response: httpx.Response) -> str:
+        """What the server says about a failure, shortened, on one line and without the key it may quote."""
+        key = str(self.client.headers.get("Authorization", "")).removeprefix("Bearer ")
+        shown = quoted(response.text, key)
+        return f": {shown}" if shown else ""
+
+
+def read_completion(response: httpx.Response) -> Reply | None:
+    """The first choice of a chat completion, None when the body is none."""
+    try:
+        body = response.json()
+        choice = body["choices"][0]
+        content, finish = choice["message"].get("content"), choice.get("finish_reason")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return None
+    usage = body.get("usage")
+    counts = [_count_of(usage, name) for name in ("prompt_tokens", "completion_tokens")]
+    tokens = dict(zip(("prompt_tokens", "completion_tokens"), counts, strict=True))
+    if finish == "content_filter" or choice["message"].get("refusal"):
+        return Reply(refused="the judge refuses to answer", **tokens)
+    if not isinstance(content, str):
+        return Reply(refused="an answer without text", **tokens)
+    return Reply(content, whole=finish != "length", **tokens)
+
+
+def _count_of(usage: Any, name: str) -> int | None:
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds the server asks to wait; 0 where it says nothing that can be read."""
+    value = response.headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return min(float(value), LONGEST_WAIT)
+    try:
+        return min(max(0.0, parsedate_to_datetime(value).timestamp() - time.time()), LONGEST_WAIT)
+    except (ValueError, TypeError):
+        return 0.0

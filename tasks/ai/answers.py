@@ -1,0 +1,169 @@
+"""Every answer of a judge that can be read is kept as soon as it is there, so that it is not paid for twice."""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from labeling.ai.endpoint import Endpoint, Reply, Usage, ask
+from labeling.ai.prompts import LETTERS, Answer, Question, Rubric, read_answer
+from labeling.comparison import LabelingError
+from tasks.ai.recipe import EndpointJudge
+from tasks.artifact import PipelineError, Work
+from tasks.recipe import stable_hash
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a judge said to one question, before it is read."""
+
+    at: str
+    text: str = ""
+    whole: bool = True
+    refused: str = ""
+    worth: tuple[float, ...] | None = None
+    """Probability of each letter, where those were read instead."""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+    def read(self, question: Question, rubric: Rubric) -> Answer:
+        """The answer in it."""
+        if self.refused:
+            return Answer(question.order, invalid=self.refused.partition(":")[0])
+        if self.worth is not None:
+            return Answer(question.order, worth=dict(zip(question.order, self.worth, strict=True)))
+        return read_answer(self.text, question, rubric, whole=self.whole)
+
+
+class Kept:
+    """Answers by question in a file that is only ever added to, one line each.
+
+    Several processes may add to it. What a crash cut off is left out when it is read, and asked again.
+    """
+
+    def __init__(self, path: Path, judge: str) -> None:
+        self.path, self.judge, self.lock = path, judge, Lock()
+        self.said: dict[str, Said] = {}
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        for line in text.split("\n"):
+            try:
+                row = json.loads(line)
+                key, worth = row.pop("key"), row.pop("worth")
+                self.said[key] = Said(**row, worth=tuple(worth) if worth is not None else None)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+
+    def key(self, question: Question) -> str:
+        """What a question to this judge is kept under."""
+        return stable_hash([self.judge, [dict(message) for message in question.messages]])
+
+    def add(self, key: str, said: Said) -> None:
+        """Keep an answer: it is in the file when this returns."""
+        line = json.dumps({"key": key, **asdict(said)}, ensure_ascii=False)
+        with self.lock:
+            self.said[key] = said
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "r+b", buffering=0) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                size = os.fstat(file.fileno()).st_size
+                cut = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+                _write(file.fileno(), ("\n" * cut + line + "\n").encode())
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def now() -> str:
+    """The time of an answer."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def kept_answers(judge: str, work: Work) -> Kept:
+    """Answers of an endpoint, for all rounds and recipes: they are paid. In `RLHF_HOME`, or the work's scratch."""
+    home = os.environ.get("RLHF_HOME")
+    folder = Path(home) / "ai-answers" if home else work.scratch
+    return Kept(folder / f"{stable_hash(judge)[:16]}.jsonl", judge)
+
+
+def answer_by_endpoint(
+    recipe: EndpointJudge, questions: Sequence[Question], rubric: Rubric, judge: str, work: Work
+) -> tuple[list[Said], Usage]:
+    """What the endpoint says to each question, and what this call paid for.
+
+    Answers that cannot be read are asked for again by each call: the endpoint may have been mended.
+    Raises `PipelineError` when it cannot be asked or the budget is used up; what was answered is kept.
+    """
+    kept = kept_answers(judge, work)
+    keys = [kept.key(question) for question in questions]
+    asked = dict(zip(keys, questions, strict=True))
+    said = {key: kept.said[key] for key in asked if key in kept.said}
+    said = {key: each for key, each in said.items() if not each.read(asked[key], rubric).invalid}
+    missing = {key: question.messages for key, question in asked.items() if key not in said}
+    paid, spent = Usage(), usage_of(list(said.values()))
+    total, before = len(asked), len(said)
+    _check_budget(recipe, spent, before, total)
+
+    def on_reply(key: str, reply: Reply) -> None:
+        each = Said(now(), reply.text, reply.whole, reply.refused, None, reply.prompt_tokens, reply.completion_tokens)
+        said[key] = each
+        if not each.read(asked[key], rubric).invalid:
+            kept.add(key, each)
+        for usage in (paid, spent):
+            usage.add(reply.prompt_tokens, reply.completion_tokens)
+        work.progress(before + paid.answers, total, "questions to the judge")
+        if before + paid.answers < total:
+            _check_budget(recipe, spent, before + paid.answers, total)
+
+    work.progress(before, total, "questions to the judge")
+    if missing:
+        try:
+            ask(_endpoint(recipe), missing, on_reply)
+        except LabelingError as error:
+            raise PipelineError(str(error)) from error
+    return [said[key] for key in keys], paid
+
+
+def _endpoint(recipe: EndpointJudge) -> Endpoint:
+    settings = {name: getattr(recipe, name) for name in ("options", "concurrency", "timeout", "attempts")}
+    return Endpoint(recipe.url, recipe.model, recipe.api_key_env, **settings)
+
+
+def usage_of(said: Sequence[Said]) -> Usage:
+    """What these answers cost when they were given."""
+    usage = Usage()
+    for each in said:
+        usage.add(each.prompt_tokens, each.completion_tokens)
+    return usage
+
+
+def _check_budget(recipe: EndpointJudge, spent: Usage, done: int, total: int) -> None:
+    cost = spent.cost(recipe.prompt_price, recipe.completion_price)
+    if recipe.budget is not None and cost >= recipe.budget and done < total:
+        raise PipelineError(
+            f"The judge's budget of {recipe.budget:g} is used up after {done} of {total} questions; raise "
+            "label.ai.judge.budget, what was answered is kept."
+        )
+
+
+def letters_mean(said: Sequence[Said]) -> float | None:
+    """Mean probability the judge gives to letters at all, where it is read; near 0 it says something else."""
+    masses = [sum(each.worth) for each in said if each.worth is not None]
+    return sum(masses) / len(masses) if masses else None
+
+
+def letter_options(question: Question) -> str:
+    """The letters a question may be answered with."""
+    return LETTERS[: len(question.order)]
+
+
+def judge_identity(settings: Mapping[str, Any]) -> str:
+    """All that decides what a judge answers, as one text."""
+    return json.dumps(settings, sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,158 @@
+"""A local causal LM as judge, over the project's own decoding engine.
+
+Letters: the probabilities of `A`, `B`, ... as next token after the question. No answer is invalid and each says how
+sure it is; the judge cannot reason first. With K answers the letters' shares are read as a Plackett-Luce first choice
+(Luce 1959), which orders the rest too. Text: it writes, greedily, and the verdict is read.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from labeling.ai.prompts import Question
+from tasks.ai.answers import Kept, Said, letter_options, now
+from tasks.ai.recipe import MODEL_FILES, LocalJudge
+from tasks.artifact import InputError, Work
+from tasks.models.chat import DEFAULT_TEMPLATE, encode_prompt
+from tasks.models.loading import load_causal_lm, load_tokenizer, resolve_hub_model
+from tasks.sampling.local import CausalLM, decode, generate, output_layer
+
+TOLERANCE = 0.1
+"""How far a log-probability from the output layer may be from the model's own (bf16 rounds)."""
+ROUNDS = 8
+"""Batches answered between two writes to disk."""
+
+
+def chain_of(recipe: LocalJudge, inputs: Mapping[str, Path]) -> list[Path]:
+    """The artifacts that make the judge. Raises `InputError` when it cannot be found."""
+    if recipe.model == "sft":
+        return [inputs["base"], inputs["sft"]]
+    folder = recipe.folder()
+    if folder is not None:
+        return [folder]
+    try:
+        return [resolve_hub_model(recipe.model, recipe.revision)[0]]
+    except InputError as error:
+        raise InputError(f"The judge is not there: {error}") from error
+
+
+def chain_digest(chain: Sequence[Path]) -> str:
+    """SHA-256 of the files that decide what a chain of artifacts answers."""
+    digest = hashlib.sha256()
+    for folder in chain:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file() and file.suffix in MODEL_FILES and file.relative_to(folder).parts[0] != "report":
+                with file.open("rb") as opened:
+                    digest.update(f"{file.relative_to(folder)}".encode())
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def answer_locally(
+    recipe: LocalJudge, chain: Sequence[Path], questions: Sequence[Question], judge: str, work: Work
+) -> list[Said]:
+    """What the model says to each question; answers so far survive a kill in the work's scratch."""
+    kept = Kept(work.scratch / "answers.jsonl", judge)
+    keys = [kept.key(question) for question in questions]
+    missing = {key: q for key, q in zip(keys, questions, strict=True) if key not in kept.said}
+    if missing:
+        total, before = len(set(keys)), len(set(keys)) - len(missing)
+        step = recipe.batch_size * ROUNDS
+        answer = _answering(recipe, chain, work.seed)
+        for start in range(0, len(missing), step):
+            part = list(missing.items())[start : start + step]
+            for (key, _), said in zip(part, answer([question for _, question in part]), strict=True):
+                kept.add(key, said)
+            work.progress(before + start + len(part), total, "questions to the judge")
+    return [kept.said[key] for key in keys]
+
+
+def _answering(recipe: LocalJudge, chain: Sequence[Path], seed: int) -> Callable[[Sequence[Question]], list[Said]]:
+    """The model, loaded, as a function of questions."""
+    tokenizer = load_tokenizer(chain[0])
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = DEFAULT_TEMPLATE
+    model = load_causal_lm(chain)
+    longest = getattr(model.config, "max_position_embeddings", None) or float("inf")
+    new_tokens = 1 if recipe.answer == "letters" else recipe.max_new_tokens
+
+    def answer(questions: Sequence[Question]) -> list[Said]:
+        prompts = [encode_prompt(tokenizer, [{**message} for message in each.messages]) for each in questions]  # type: ignore[typeddict-item]
+        fit = [place for place, ids in enumerate(prompts) if len(ids) + new_tokens <= longest]
+        refusal = Said(now(), refused=f"longer than the judge's context of {longest} tokens")
+        said = [refusal] * len(questions)
+        if not fit:
+            return said
+        chosen, asked = [prompts[place] for place in fit], [questions[place] for place in fit]
+        given = (
+            _letters(model, tokenizer, chosen, asked, recipe.batch_size)
+            if recipe.answer == "letters"
+            else _texts(model, tokenizer, chosen, recipe, seed)
+        )
+        for place, each in zip(fit, given, strict=True):
+            said[place] = each
+        return said
+
+    return answer
+
+
+def _texts(
+    model: CausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], recipe: LocalJudge, seed: int
+) -> list[Said]:
+    groups = generate(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=recipe.max_new_tokens,
+        greedy=True,
+        seed=seed,
+        batch_size=recipe.batch_size,
+    )
+    return [
+        Said(now(), one.text, one.finished, prompt_tokens=len(ids), completion_tokens=len(one.token_ids))
+        for ids, [one] in zip(prompts, groups, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _letters(
+    model: CausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    questions: Sequence[Question],
+    batch_size: int,
+) -> list[Said]:
+    ids = letter_ids(tokenizer)
+    decoded = decode(
+        model, tokenizer, prompts, max_new_tokens=1, greedy=True, seed=0, batch_size=batch_size, features=True
+    )
+    assert decoded.features is not None
+    layer = output_layer(model)
+    logits = layer(decoded.features[:, 0].to(layer.weight.dtype)).float()
+    logprobs = torch.log_softmax(logits, -1)
+    chosen = logprobs.gather(-1, decoded.tokens[:, :1]).squeeze(-1)
+    if (chosen - decoded.logprobs[:, 0]).abs().max() > TOLERANCE:
+        raise InputError(
+            "This judge changes its logits after the output layer, so letters cannot be read; set "
+            'judge.answer = "text".'
+        )
+    probabilities = logprobs.exp()
+    said: list[Said] = []
+    for row, (prompt, question) in enumerate(zip(prompts, questions, strict=True)):
+        worth = [float(probabilities[row, ids[letter]].sum()) for letter in letter_options(question)]
+        said.append(Said(now(), worth=tuple(worth), prompt_tokens=len(prompt), completion_tokens=1))
+    return said
+
+
+def letter_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """The tokens that say a letter, with and without a space before it. Raises `InputError` where there is none."""
+    found: dict[str, list[int]] = {}
+    for letter in "ABCDEFGH":
+        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (letter, f" {letter}")]
+        found[letter] = sorted({ids[0] for ids in encoded if len(ids) == 1})
+        if not found[letter]:
+            raise InputError(f"The judge's tokenizer has no token for '{letter}'; set judge.answer = \"text\".")
+    return found

@@ -1,0 +1,188 @@
+"""Where rewards come from: the reward model, functions, verifiable checks, length, a reward server; a weighted sum.
+
+Each term is asked for every completion of a batch; the means of the terms are logged apart, as `reward/NAME`.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import Field, field_validator
+
+from tasks.artifact import InputError, Message, PipelineError, Row
+from tasks.recipe import Dotted, Part, resolve
+
+Texts = Sequence[str]
+
+
+class Term(Part):
+    """What the terms of a reward share."""
+
+    weight: float = Field(default=1.0)
+    """Multiplies the term; below 0 it is a penalty."""
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    """What it is logged as; by default its kind."""
+
+
+class ModelReward(Term):
+    """The run's own reward model, with mean 0 and deviation 1 on the completions it was trained on."""
+
+    kind: Literal["model"] = "model"
+
+
+class FunctionReward(Term):
+    """A Python function of (row with `prompt` and `reference`, completion text) -> float."""
+
+    kind: Literal["function"] = "function"
+    function: Dotted
+    """Its dotted path, `package.module:function`."""
+
+
+class PatternReward(Term):
+    """1 where a regular expression is found in the completion, else 0."""
+
+    kind: Literal["pattern"] = "pattern"
+    pattern: str = Field(min_length=1, max_length=1000)
+    """Python's syntax."""
+    whole: bool = False
+    """The whole completion must match."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"'{value}' is not a regular expression ({error})") from error
+        return value
+
+
+class LengthReward(Term):
+    """Minus one for each `per` words over `most` or under `least`."""
+
+    kind: Literal["length"] = "length"
+    least: int = Field(default=0, ge=0)
+    """Words a completion may have at least."""
+    most: int | None = Field(default=None, ge=1)
+    """Words it may have at most."""
+    per: int = Field(default=10, ge=1)
+    """Words that cost one."""
+
+
+class ServerReward(Term):
+    """A reward model behind HTTP (`rlhf serve-reward`, or another that speaks the same)."""
+
+    kind: Literal["server"] = "server"
+    url: str = Field(pattern=r"^https?://")
+    """Takes `{"prompts": [text], "query": [text]}`, or messages, and answers `{"rewards": [number]}`."""
+    timeout: float = Field(default=60.0, gt=0)
+    """Seconds to wait for a batch."""
+    attempts: int = Field(default=5, ge=1)
+    """How often a busy or absent server is asked, each time after twice as long."""
+
+
+RewardTerm = Annotated[
+    ModelReward | FunctionReward | PatternReward | LengthReward | ServerReward, Field(discriminator="kind")
+]
+Terms = tuple[RewardTerm, ...]
+
+
+class Score(Protocol):
+    """prompts, completions, whether EOS ended them -> rewards."""
+
+    def __call__(
+        self, prompts: Sequence[Sequence[Message]], completions: Texts, finished: Sequence[bool], /
+    ) -> list[float]: ...
+
+
+class Rewards:
+    """The weighted sum of a recipe's terms. `rows` are the prompts that may be asked about, with their references.
+
+    `model` loads the reward model, where a term asks for it.
+    """
+
+    def __init__(self, terms: Sequence[RewardTerm], rows: Sequence[Row], model: Score | None) -> None:
+        self.terms, self.model = terms, model
+        self.rows = {_key(row["prompt"]): row for row in rows}
+        self.parts: dict[str, float] = {}
+        """Mean of each term over the last batch, by name; empty for a reward of one term."""
+
+    def __call__(
+        self, prompts: Sequence[Sequence[Message]], completions: Texts, finished: Sequence[bool], /
+    ) -> list[float]:
+        total = [0.0] * len(completions)
+        for term in self.terms:
+            values = self._of(term, prompts, completions, finished)
+            _check(term, values, len(completions))
+            if len(self.terms) > 1:
+                self.parts[f"reward/{called(term)}"] = sum(values) / max(1, len(values))
+            total = [so_far + term.weight * value for so_far, value in zip(total, values, strict=True)]
+        return total
+
+    def _of(
+        self, term: RewardTerm, prompts: Sequence[Sequence[Message]], completions: Texts, finished: Sequence[bool]
+    ) -> list[float]:
+        match term:
+            case FunctionReward():
+                function = resolve(term.function)
+                rows = [self.rows[_key(prompt)] for prompt in prompts]
+                return [_call(term, function, row, text) for row, text in zip(rows, completions, strict=True)]
+            case PatternReward():
+                found = re.compile(term.pattern)
+                look = found.fullmatch if term.whole else found.search
+                return [float(look(text) is not None) for text in completions]
+            case LengthReward():
+                return [_too_long(term, len(text.split())) for text in completions]
+            case ServerReward():
+                from tasks.training.reward_client import ask
+
+                return ask(term, prompts, completions, finished)
+            case _:
+                if self.model is None:
+                    raise PipelineError("A reward term of kind 'model' needs the run's reward model; give it one.")
+                return self.model(prompts, completions, finished)
+
+
+def rewards_of(terms: Sequence[RewardTerm], inputs: Mapping[str, Path], rows: Sequence[Row]) -> Rewards:
+    """The rewards of a stage with the inputs base and reward; the reward model is loaded where a term asks for it."""
+    model: Score | None = None
+    if any(isinstance(term, ModelReward) for term in terms):
+        from tasks.training.reward_scoring import RewardScorer
+
+        model = RewardScorer(inputs["base"], inputs["reward"]).normalised
+    return Rewards(terms, rows, model)
+
+
+def parts_of(score: Score) -> dict[str, float]:
+    """The means of the terms of a sum over its last batch; nothing for another score."""
+    return dict(score.parts) if isinstance(score, Rewards) else {}
+
+
+def called(term: RewardTerm) -> str:
+    """What a term is logged as."""
+    return term.name or term.kind
+
+
+def _too_long(term: LengthReward, words: int) -> float:
+    over = 0 if term.most is None else max(0, words - term.most)
+    return -(over + max(0, term.least - words)) / term.per
+
+
+def _call(term: FunctionReward, function: Any, row: Row, text: str) -> float:
+    try:
+        return float(function(row, text))
+    except Exception as error:  # the user's function may fail in any way
+        raise InputError(
+            f"The reward {term.function} failed on a completion ({type(error).__name__}: {error}); mend it."
+        ) from error
+
+
+def _check(term: RewardTerm, values: Sequence[float], count: int) -> None:
+    if len(values) != count or not all(map(math.isfinite, values)):
+        raise InputError(f"The reward '{called(term)}' must give a finite number for each completion; mend it.")
+
+
+def _key(prompt: Sequence[Message]) -> tuple[tuple[str, str], ...]:
+    return tuple((turn["role"], turn["content"]) for turn in prompt)
