@@ -257,9 +257,9 @@ def test_a_gate_that_asks_people_suspends_the_run_for_them_too(
     serving: Callable[[int], Process], rlhf_home: Path
 ) -> None:
     server = serving(15)
-    blind = "blind.label={round='gate', people=['annotator-1'], min_submitted=1}"
+    blind = "blind.label={round='blind-gate', people=['annotator-1'], min_submitted=1}"
     run = submitted("asking", *LOOSE, "gate.people=instead", blind)
-    for count, round in enumerate(("asking", "gate"), 1):
+    for count, round in enumerate(("asking", "blind-gate"), 1):
         until(lambda count=count: run.history().count("Suspended") == count, 240, server.log)
         assert ranked(rlhf_home, round) > 0
     went_on_once(run, suspensions=2)
