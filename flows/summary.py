@@ -24,12 +24,10 @@ def conclude(
     best = decision["best"]
     promoted = None
     if decision["promoted"]:
-        before = registry.find(name)
+        rates = {f"win_rate.{bound}": rate for bound, rate in _rates(evaluation, best).items()}
         promoted = registry.promote(
-            name, built.merged[best], built.champion, decision["reason"], built.number, built.last
+            name, built.merged[best], built.champion, decision["reason"], rates, built.number, built.last
         )
-        if before is None or before.version != promoted.version:
-            registry.note(name, promoted.version, {f"win_rate.{k}": v for k, v in _rates(evaluation, best).items()})
     return {
         "run_id": run_id,
         "name": name,

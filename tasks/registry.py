@@ -59,10 +59,18 @@ class Registry:
         return [_registered(version) for version in found if KEY in version.tags]
 
     def promote(
-        self, name: str, artifact: Artifact, beaten: Registered | None, reason: str, number: int = 1, last: bool = True
+        self,
+        name: str,
+        artifact: Artifact,
+        beaten: Registered | None,
+        reason: str,
+        figures: Mapping[str, float] | None = None,
+        number: int = 1,
+        last: bool = True,
     ) -> Registered:
         """Make a merged policy the champion; the same policy twice is one version.
 
+        `figures` are shown beside the version for the reviewer.
         `number` is the round of its run, `last` whether the run ends with it: an earlier round's winner that was
         champion once and is not any more stays so.
 
@@ -82,7 +90,7 @@ class Registry:
         self._ensure_model(name)
         version = known
         tags = {KEY: artifact.key, DIGEST: artifact.digest, BEATEN: beaten.version if beaten else ""}
-        tags |= {ROUND: str(number)}
+        tags |= {ROUND: str(number)} | {metric: f"{value:.4g}" for metric, value in (figures or {}).items()}
         with answering():
             if version is None:
                 source = f"{self.client.get_run(artifact.run_id).info.artifact_uri}/model"
@@ -98,12 +106,6 @@ class Registry:
         if found is None:
             raise PipelineError(f"MLflow did not keep the champion of {name}; run again.")
         return found
-
-    def note(self, name: str, version: str, metrics: Mapping[str, float]) -> None:
-        """Show figures beside a version for the reviewer."""
-        with answering():
-            for metric, value in metrics.items():
-                self.client.set_model_version_tag(name, version, metric, f"{value:.4g}")
 
     def _ensure_model(self, name: str) -> None:
         from mlflow.exceptions import MlflowException

@@ -53,14 +53,6 @@ class Process:
                     found.append(child.pid)
         return found
 
-    def end(self) -> None:
-        """Between two flow runs: one that dies keeps its place under a concurrency limit for minutes."""
-        deadline, quiet = time.monotonic() + 60, 0
-        while self.process.poll() is None and quiet < 4 and time.monotonic() < deadline:
-            quiet = 0 if self.runs() else quiet + 1
-            time.sleep(0.5)
-        self.kill()
-
     def kill(self) -> None:
         """As the kernel does when memory runs out: at once, with all that it started."""
         if self.process.poll() is None:

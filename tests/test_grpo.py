@@ -134,10 +134,9 @@ def test_every_variant_raises_the_reward_with_several_steps_per_update(tokenizer
         tokenizer, here, updates=12, minibatches=3, micro_batch_size=8, beta=0.02, missing_eos_penalty=0.0, **variant
     )
     history = fit(grpo, here).history
-    assert len(history) == 36 and history[0]["kl"] == pytest.approx(0, abs=1e-4)
-    assert history[0]["reward"] < 1.0 and sum(m["reward"] for m in history[-6:]) / 6 > 1.8
-    moved = [m["clip_fraction"] for m in history[1::3]]
-    assert history[0]["clip_fraction"] == 0 and (variant["loss"] == "cispo" or max(moved) > 0)
+    assert len(history) == 12 and history[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert history[0]["reward"] < 1.0 and history[-1]["reward"] + history[-2]["reward"] > 3.6
+    assert variant["loss"] == "cispo" or max(m["clip_fraction"] for m in history) > 0
 
 
 @pytest.mark.parametrize(
@@ -168,23 +167,27 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(("minibatches", "killed", "first"), [(1, 3, 3), (1, 7, 7), (2, 4, 3), (2, 5, 5)])
-def test_resumes_exactly(tokenizer, tmp_path, minibatches, killed, first):
-    changes = {"updates": 8 // minibatches, "minibatches": minibatches, "micro_batch_size": 12}
+@pytest.mark.parametrize(("minibatches", "killed", "first"), [(1, 3, 3), (1, 7, 7), (2, 4, 2), (2, 5, 3)])
+def test_resumes_exactly(tokenizer, tmp_path, monkeypatch, minibatches, killed, first):
+    updates = 8 // minibatches
+    changes = {"updates": updates, "minibatches": minibatches, "micro_batch_size": 12}
     whole = work(tmp_path, "whole")
     expected = fit(trainer(tokenizer, whole, **changes), whole).history
+    log = Grpo.log
 
-    def kill(metrics, step):
-        if step == killed:
+    def kill(self, logs, start_time=None):
+        if "loss" in logs and self.state.global_step == killed:
             raise Killed
+        log(self, logs, start_time)
 
-    cut = work(tmp_path, "cut", on_log=kill, checkpoint_seconds=0.0)
-    with pytest.raises(Killed):
+    cut = work(tmp_path, "cut", checkpoint_seconds=0.0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Grpo, "log", kill)
         fit(trainer(tokenizer, cut, **changes), cut)
     steps = []
     again = work(tmp_path, "cut", on_log=lambda metrics, step: steps.append(step))
     progress = fit(trainer(tokenizer, again, **changes), again)
-    assert steps == list(range(first, 9))
+    assert steps == list(range(first, updates + 1))
     assert progress.history == expected
 
 

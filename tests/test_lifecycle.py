@@ -152,6 +152,8 @@ def test_every_pair_keeps_the_judgements_behind_it(first: dict[str, Any], rlhf_h
 
 
 def test_the_champion_moves_only_when_the_gate_says_so(first: dict[str, Any], services: dict[str, str]) -> None:
+    from mlflow import MlflowClient
+
     lenient = [
         *("--set", "gate.min_win_rate=0", "--set", "gate.check_tolerance=1", "--set", "gate.max_finished_drop=1"),
         *("--set", "gate.min_distinct_2=0", "--set", "gate.max_length=99", "--set", "gate.min_length=0"),
@@ -163,6 +165,8 @@ def test_the_champion_moves_only_when_the_gate_says_so(first: dict[str, Any], se
     assert built(refused) <= {"gate"}
     promoted = rlhf("run", TINY, *lenient).document
     assert promoted["promoted"] and promoted["champion"]["version"] == "1"
+    tags = MlflowClient(services["MLFLOW_TRACKING_URI"]).get_model_version("lenient", "1").tags
+    assert float(tags["win_rate.mean"]) == pytest.approx(promoted["win_rate"]["vs_sft"]["mean"], rel=1e-3)
     again = rlhf("run", TINY, *lenient).document
     assert again["promoted"] and again["champion"]["version"] == "1" and built(again) == set()
     assert rlhf("lineage", "lenient").document["model"] == "lenient version 1"

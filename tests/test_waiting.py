@@ -102,7 +102,7 @@ def serving(services: dict[str, str], tmp_path: Path) -> Iterator[Callable[[int]
 
     yield serve
     for process in started:
-        process.end()
+        process.kill()  # in the middle of a sweep, as may be: the next one that serves sweeps at once
 
 
 def parents(run: Prefect) -> list[Any]:

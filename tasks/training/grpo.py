@@ -56,10 +56,12 @@ class GrpoRecipe(GroupRecipe):
     beta: Annotated[float, Field(gt=0)] = 0.2
     """Weight of the KL to the SFT model in the loss (k3, corrected by the ratio); without it a reward is hacked."""
     loss: Literal["dapo", "dr_grpo", "bnpo", "grpo", "cispo"] = "dapo"
-    """How token losses are averaged: over all tokens (dapo, bnpo, cispo), by a constant (dr_grpo), or per completion
-    (grpo), which favours long bad answers. cispo clips the ratio and lets every token learn (MiniMax 2025)."""
+    """How token losses are averaged: over all tokens of an optimiser step (dapo, cispo) or of `micro_batch_size` rows
+    (bnpo), by a constant (dr_grpo), or per completion (grpo), which favours long bad answers. cispo clips the ratio and
+    lets every token learn (MiniMax 2025); clipping does nothing while minibatches = 1."""
     importance_sampling: Literal["token", "sequence"] = "token"
-    """Whose probability ratio is clipped; a sequence's, with loss = "grpo", is GSPO (Zheng et al. 2025)."""
+    """Whose probability ratio is clipped; a sequence's, with loss = "grpo", is GSPO (Zheng et al. 2025). Either is 1,
+    and the same, while minibatches = 1."""
     clip_high: Annotated[float, Field(gt=0)] | None = None
     """How far the ratio may rise; None: as far as it may fall (`clip`). DAPO (Yu et al. 2025) lets it rise further."""
     scale_rewards: Literal["group", "batch", "none"] = "group"

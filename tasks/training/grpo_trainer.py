@@ -50,6 +50,7 @@ class Grpo(GRPOTrainer):
             raise InputError("There are no RL prompts; raise the data recipe's share for RL.")
         self.recipe, self.score = recipe, score
         self.core: dict[str, float] = {}
+        self.steps: list[dict[str, float]] = []
         self.places = "position_ids" in forward_parameters(model)
         if not isinstance(model, PeftModel):
             _keep_start(model, work.scratch / "start")
@@ -176,8 +177,13 @@ class Grpo(GRPOTrainer):
             core[ours] = sum(found[theirs]) / len(found[theirs])
         core |= {"policy_loss": logs["loss"], "gradient_norm": logs.get("grad_norm", 0.0)}
         self._metrics["train"].clear()
-        self.state.log_history.append({"step": self.state.global_step, **core})
-        self.control = self.callback_handler.on_log(self.args, self.state, self.control, core)
+        self.steps.append(core)
+        if len(self.steps) < self.recipe.minibatches:
+            return
+        update = {name: sum(step[name] for step in self.steps) / len(self.steps) for name in core}
+        self.steps.clear()
+        self.state.log_history.append({"step": self.state.global_step, **update})
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, update)
 
 
 def fit(trainer: Grpo, work: Work) -> Progress:
@@ -186,7 +192,7 @@ def fit(trainer: Grpo, work: Work) -> Progress:
     checkpoint = last_checkpoint(work.scratch)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [{name: row[name] for name in row if name != "step"} for row in trainer.state.log_history]
-    return Progress(trainer.state.global_step, history)
+    return Progress(len(history), history)
 
 
 def _keep_start(model: PreTrainedModel, folder: Path) -> None:
@@ -216,9 +222,9 @@ class CoreReporting(Reporting):
         **kwargs: Any,
     ) -> None:
         if logs:
-            self.work.log(logs, state.global_step)
-            note = f"reward {logs['reward']:.2f}, KL {logs['kl']:.2f}"
-            self.work.progress(state.global_step, state.max_steps, note)
+            update, updates = state.global_step // self.every, state.max_steps // self.every
+            self.work.log(logs, update)
+            self.work.progress(update, updates, f"reward {logs['reward']:.2f}, KL {logs['kl']:.2f}")
 
 
 def _like_lengths(attention_mask: torch.Tensor, completion: int) -> Iterator[tuple[torch.Tensor, slice, int]]:
