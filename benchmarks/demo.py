@@ -1,6 +1,8 @@
 """How long the demo takes, stage by stage, what a second run costs, and what the pipeline itself adds.
 
 python -m benchmarks.demo
+
+The demo runs three times, each from nothing; what is shown is the run whose own cost is the middle one.
 """
 
 import json
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measured import fresh_home, keep, rlhf, show
 
@@ -26,7 +29,35 @@ SIDE_BY_SIDE = (
 """Stages that the lifecycle builds at the same time, in its order."""
 
 
+RUNS = 3
+
+
 def main() -> None:
+    results = sorted((_demo() for _ in range(RUNS)), key=lambda result: result["own_share"])
+    result = results[RUNS // 2]
+    shares = [each["own_share"] for each in results]
+    show("seconds in each stage", ["stage", "seconds"], list(result["stage_seconds"].items()))
+    show(
+        "the demo",
+        ["", ""],
+        [
+            ["services up (s)", result["services_up_seconds"]],
+            ["first run (s)", result["first_run_seconds"]],
+            ["second run, nothing to build (s)", result["second_run_seconds"]],
+            ["of the first run: not in a stage's own work (s)", result["around_stages_seconds"]],
+            [
+                "of that: what any Python process needs to import torch, transformers, peft and trl (s)",
+                result["bare_import_seconds"],
+            ],
+            ["the rest: the command, Prefect, MLflow and the store (s)", result["own_seconds"]],
+            ["the rest as a share of the first run", f"{result['own_share']:.1%}"],
+            [f"the same in each of the {RUNS} runs", ", ".join(f"{share:.1%}" for share in shares)],
+        ],
+    )
+    keep("demo", {**result, "own_share_of_runs": shares})
+
+
+def _demo() -> dict[str, Any]:
     with fresh_home() as environment:
         _, up = rlhf(environment, "up")
         first, first_seconds = rlhf(environment, "run", "deployments/recipes/demo.toml")
@@ -41,7 +72,7 @@ def main() -> None:
     working = sum(max(worked[name] for name in group) for group in SIDE_BY_SIDE)
     around = first_seconds - working  # what is neither training, sampling, labeling nor evaluating
     bare = _bare_import()
-    result = {
+    return {
         "services_up_seconds": up,
         "first_run_seconds": first_seconds,
         "second_run_seconds": second_seconds,
@@ -53,21 +84,6 @@ def main() -> None:
         "win_rate": first["win_rate"],
         "promoted": first["promoted"],
     }
-    show("seconds in each stage", ["stage", "seconds"], list(worked.items()))
-    show(
-        "the demo",
-        ["", ""],
-        [
-            ["services up (s)", up],
-            ["first run (s)", first_seconds],
-            ["second run, nothing to build (s)", second_seconds],
-            ["of the first run: not in a stage's own work (s)", around],
-            ["of that: what any Python process needs to import torch, transformers, peft and trl (s)", bare],
-            ["the rest: the command, Prefect, MLflow and the store (s)", result["own_seconds"]],
-            ["the rest as a share of the first run", f"{result['own_share']:.1%}"],
-        ],
-    )
-    keep("demo", result)
 
 
 def _bare_import() -> float:

@@ -51,7 +51,7 @@ class Workers:
         self._context = multiprocessing.get_context("spawn")
         self._queue = self._context.Queue()
         self._free: queue.Queue[ProcessPoolExecutor | None] = queue.Queue()
-        self._count, self._warm, self._closing = count, False, False
+        self._count, self._started, self._closing = count, 0, False
         self._warming = threading.Lock()
         self._pools: set[ProcessPoolExecutor] = set()
         self._listeners: dict[str, Listener] = {}
@@ -77,16 +77,14 @@ class Workers:
         self._listener.join(timeout=5)
         self._queue.close()
 
-    def warm_up(self) -> None:
-        """Start all processes, if not done yet: they import the heavy libraries while other work goes on."""
+    def warm_up(self, count: int) -> None:
+        """Start this many processes, if not done yet; each is there for stages once it has imported the libraries."""
         with self._warming:
-            if self._warm:
-                return
-            self._warm = True
-            for _ in range(self._count):
+            while self._started < count:
+                self._started += 1
                 pool = self._start()
-                pool.submit(_import_libraries)
-                self._free.put(pool)
+                imported = pool.submit(_import_libraries)
+                imported.add_done_callback(lambda _, pool=pool: self._free.put(pool))
 
     def run(self, order: Order, out: Path, scratch: Path, listener: Listener) -> dict[str, float]:
         """Run an order's stage function in a free process; returns its final metrics.
@@ -94,7 +92,7 @@ class Workers:
         Raises `WorkerDied` when the process was killed, and whatever the function raised.
         """
         key = order.key
-        self.warm_up()
+        self.warm_up(self._count)
         pool = self._free.get()
         self._listeners[key] = listener
         try:
@@ -138,10 +136,13 @@ _early: list[Workers] = []
 
 
 def start_early(home: Path) -> None:
-    """Where nothing was built yet, start the workers of the coming run while this process still imports its own."""
+    """Where nothing was built yet, start one worker of the coming run while this process still imports its own.
+
+    One: the first long stage runs in it at once, where several would import side by side and be late.
+    """
     if not any((home / "store").glob("*")):
         _early.append(workers_of(home))
-        _early[0].warm_up()
+        _early[0].warm_up(1)
 
 
 def workers_of(home: Path) -> Workers:

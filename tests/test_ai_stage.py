@@ -220,6 +220,26 @@ def test_the_budget_is_kept(tmp_path: Path) -> None:
         judge_comparisons(judging(endpoint(server.url, budget=0.02, **settings)), inputs, work_in(tmp_path / "c"))
 
 
+def test_the_budget_holds_for_answers_that_could_not_be_used_too(tmp_path: Path) -> None:
+    inputs = completions(tmp_path / "in", 10)
+    with serving(lambda body, number: (200, completion("I like both.", prompt=1000, given=20))) as server:
+        with pytest.raises(PipelineError, match="no usable judgement on 10 of 10"):
+            judge_comparisons(judging(endpoint(server.url, prompt_price=1.0)), inputs, work_in(tmp_path / "a"))
+        asked = len(server.requests)
+        with pytest.raises(PipelineError, match=r"budget of 0\.01 is used up after 0 of 20"):
+            tight = judging(endpoint(server.url, budget=0.01, prompt_price=1.0))
+            judge_comparisons(tight, inputs, work_in(tmp_path / "b"))
+        assert len(server.requests) == asked == 20
+
+
+def test_a_judge_that_never_answers_the_question_is_not_asked_a_whole_round(tmp_path: Path) -> None:
+    with serving(lambda body, number: (200, completion("I like both."))) as server:
+        with pytest.raises(PipelineError, match=r"None of the judge's first 50 answers can be used .*no verdict"):
+            recipe = judging(endpoint(server.url, concurrency=2))
+            judge_comparisons(recipe, completions(tmp_path / "in", 100), work_in(tmp_path / "w"))
+        assert 50 <= len(server.requests) <= 53
+
+
 def test_what_was_kept_survives_a_cut_line_and_two_writers(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "answers.jsonl"
     first, second = Kept(path, "j"), Kept(path, "j")

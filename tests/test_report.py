@@ -193,9 +193,8 @@ def test_report_has_every_part() -> None:
     gold = replace(comparison("g", "a", "b"), kind="gold", expected={"g-0": 1, "g-1": 2})
     checks = [judgement("g", "x", 1, 2), replace(judgement("r0", "bot", 1, 2, 3), by="ai"), judgement("r0", "w")]
     quality = [each.row() for each in annotator_quality([*comparisons, gold], judgements + checks[:1])]
-    report = round_report(
-        [*comparisons, gold], judgements + checks, quality_rows=quality, budget=Budget(judgements=5, hours=2)
-    )
+    budget = Budget(judgements=5, hours=2)
+    report = round_report([*comparisons, gold], judgements + checks, quality_rows=quality, budget=budget, left_out=4)
     for title in ("What to do next", "Progress", "Agreement", "Checks", "Biases", "Hardest records", "Label budget"):
         assert f"\n## {title}\n" in report
     for line in (
@@ -205,6 +204,7 @@ def test_report_has_every_part() -> None:
         "| of these discarded | 1 |",
         "| of these on gold and repeated comparisons | 1 |",
         "| judgements by AI | 1 |",
+        "| answers left out, of people whom the round does not list | 4 |",
         "| judgements | 5 | 220% |",
         "| hours | 2 | not known |",
         "| x | – | 0.00 (3) | 0.67 (3) |",

@@ -52,6 +52,8 @@ class Findings:
     """Judgements of an AI, which count for nothing else here."""
     checks: int = 0
     """Judgements of gold and repeated comparisons."""
+    left_out: int = 0
+    """Answers of people whom the round does not list; they count for nothing here."""
     guidelines: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Version of the guidelines, by first use -> the times of people's judgements under it, in order."""
     quality: Sequence[Mapping[str, Any]] = ()
@@ -67,6 +69,7 @@ def measure_round(
     *,
     quality_rows: Sequence[Mapping[str, Any]] = (),
     budget: Budget | None = None,
+    left_out: int = 0,
     seed: int = 0,
 ) -> Findings:
     """The figures of a round. Raises `LabelingError` for a judgement of a record that is not among the comparisons."""
@@ -92,6 +95,7 @@ def measure_round(
         cannot_judge=sum(CANNOT_JUDGE in judgement.flags for judgement in people),
         ai=len(judgements) - len(people),
         checks=len(people) - len(asked),
+        left_out=left_out,
         guidelines=_guidelines(people),
         quality=quality_rows,
         efforts=efforts,

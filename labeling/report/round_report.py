@@ -22,15 +22,19 @@ def round_report(
     *,
     quality_rows: Sequence[Mapping[str, Any]] = (),
     budget: Budget | None = None,
+    left_out: int = 0,
     seed: int = 0,
 ) -> str:
     """The round in Markdown, for MLflow and Prefect. Texts and names are untrusted and escaped.
 
     Agreement and biases are those of people on what was asked: gold and repeated comparisons and AI judgements are
-    counted and left out. `quality_rows` are the rows of `AnnotatorQuality`. Raises `LabelingError` for a judgement of a
+    counted and left out. `quality_rows` are the rows of `AnnotatorQuality`, `left_out` counts the
+    answers of people whom the round does not list. Raises `LabelingError` for a judgement of a
     record that is not among the comparisons.
     """
-    found = measure_round(comparisons, judgements, quality_rows=quality_rows, budget=budget, seed=seed)
+    found = measure_round(
+        comparisons, judgements, quality_rows=quality_rows, budget=budget, left_out=left_out, seed=seed
+    )
     asked = asked_of_people(comparisons, judgements)
     parts = {
         "What to do next": "\n".join(f"- {sentence}" for sentence in advice(found)),

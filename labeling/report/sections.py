@@ -34,6 +34,7 @@ def progress(found: Findings) -> str:
         ("of these impossible to judge", found.cannot_judge),
         ("of these on gold and repeated comparisons", found.checks),
         ("judgements by AI", found.ai),
+        *([("answers left out, of people whom the round does not list", found.left_out)] if found.left_out else ()),
     ]
     return table(["", "count"], counts)
 

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -16,6 +16,9 @@ from labeling.comparison import LabelingError
 from tasks.ai.recipe import EndpointJudge
 from tasks.artifact import PipelineError, Work
 from tasks.recipe import stable_hash
+
+NONE = 50
+"""As many answers without one that can be read mean that there will be none."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,15 @@ class Kept:
     def __init__(self, path: Path, judge: str) -> None:
         self.path, self.judge, self.lock = path, judge, Lock()
         self.said: dict[str, Said] = {}
+        self.all: dict[str, list[Said]] = {}
+        """What was said before to the same question as well: it was paid for."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         for line in text.split("\n"):
             try:
                 row = json.loads(line)
                 key, worth = row.pop("key"), row.pop("worth")
-                self.said[key] = Said(**row, worth=tuple(worth) if worth is not None else None)
+                self._take(key, Said(**row, worth=tuple(worth) if worth is not None else None))
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
 
@@ -67,13 +72,17 @@ class Kept:
         """Keep an answer: it is in the file when this returns."""
         line = json.dumps({"key": key, **asdict(said)}, ensure_ascii=False)
         with self.lock:
-            self.said[key] = said
+            self._take(key, said)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
             with os.fdopen(descriptor, "r+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 size = os.fstat(file.fileno()).st_size
                 cut = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
                 _write(file.fileno(), ("\n" * cut + line + "\n").encode())
+
+    def _take(self, key: str, said: Said) -> None:
+        self.said[key] = said
+        self.all.setdefault(key, []).append(said)
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -98,8 +107,9 @@ def answer_by_endpoint(
 ) -> tuple[list[Said], Usage]:
     """What the endpoint says to each question, and what this call paid for.
 
-    Answers that cannot be read are asked for again by each call: the endpoint may have been mended.
-    Raises `PipelineError` when it cannot be asked or the budget is used up; what was answered is kept.
+    Questions whose answers cannot be read are asked again by each call: the endpoint may have been mended.
+    Raises `PipelineError` when it cannot be asked, none of its first answers can be read, or the budget, which is for
+    all that was ever paid for these questions, is used up. What was answered is kept.
     """
     kept = kept_answers(judge, work)
     keys = [kept.key(question) for question in questions]
@@ -107,15 +117,26 @@ def answer_by_endpoint(
     said = {key: kept.said[key] for key in asked if key in kept.said}
     said = {key: each for key, each in said.items() if not each.read(asked[key], rubric).invalid}
     missing = {key: question.messages for key, question in asked.items() if key not in said}
-    paid, spent = Usage(), usage_of(list(said.values()))
+    paid, spent = Usage(), usage_of([each for key in asked for each in kept.all.get(key, ())])
     total, before = len(asked), len(said)
+    unreadable = 0
     _check_budget(recipe, spent, before, total)
 
     def on_reply(key: str, reply: Reply) -> None:
         each = Said(now(), reply.text, reply.whole, reply.refused, None, reply.prompt_tokens, reply.completion_tokens)
+        nonlocal unreadable
         said[key] = each
-        if not each.read(asked[key], rubric).invalid:
+        fault = each.read(asked[key], rubric).invalid
+        if not fault:
             kept.add(key, each)
+        elif reply.completion_tokens:
+            kept.add(key, replace(each, text="", refused=fault))  # paid for, and asked again
+        unreadable += bool(fault)
+        if unreadable == NONE == before + paid.answers + 1:
+            raise PipelineError(
+                f"None of the judge's first {NONE} answers can be used (the last one: {fault}); mend its endpoint, or "
+                "take a model that follows instructions, and run again."
+            )
         for usage in (paid, spent):
             usage.add(reply.prompt_tokens, reply.completion_tokens)
         work.progress(before + paid.answers, total, "questions to the judge")

@@ -47,16 +47,17 @@ def collect_judgements(recipe: LabelRecipe, inputs: Mapping[str, Path], work: Wo
     """
     rows = read_jsonl(inputs["completions"] / "completions.jsonl")
     campaign = campaign_of(recipe, inputs, work.seed)
-    plan, judgements = campaign.whole, []
+    plan, judgements, left_out = campaign.whole, [], 0
     if campaign.start.asked:
         with argilla() as client:
-            judgements = _signed(client, _run_round(recipe, rows, campaign, client, work).judgements)
+            ended = _run_round(recipe, rows, campaign, client, work)
+            judgements, left_out = _signed(client, ended.judgements), sum(ended.left_out.values())
     if campaign.ai:
         judgements = conclude(campaign.ai, plan.comparisons, judgements, work)
     write_jsonl(work.out / "comparisons.jsonl", [comparison.row() for comparison in plan.comparisons])
     write_jsonl(work.out / "judgements.jsonl", [judgement.row() for judgement in judgements])
     (work.out / "guidelines.md").write_text(recipe.guidelines, encoding="utf-8")
-    _report(plan.comparisons, judgements, _budget(inputs["completions"]), work)
+    _report(plan.comparisons, judgements, _budget(inputs["completions"]), left_out, work)
 
 
 def _budget(completions: Path) -> Budget | None:
@@ -200,7 +201,11 @@ def _invitation(plan: Plan, passwords: Mapping[str, str], datasets: Mapping[str 
 
 
 def _report(
-    comparisons: Sequence[Comparison], judgements: Sequence[Judgement], budget: Budget | None, work: Work
+    comparisons: Sequence[Comparison],
+    judgements: Sequence[Judgement],
+    budget: Budget | None,
+    left_out: int,
+    work: Work,
 ) -> None:
     people = asked_of_people(comparisons, judgements)
     submitted = [judgement.ranks for judgement in people if judgement.ranks is not None]
@@ -216,7 +221,10 @@ def _report(
         }
     )
     quality = [each.row() for each in annotator_quality(comparisons, judgements)]
-    work.text("round", round_report(comparisons, judgements, quality_rows=quality, budget=budget, seed=work.seed))
+    report = round_report(
+        comparisons, judgements, quality_rows=quality, budget=budget, left_out=left_out, seed=work.seed
+    )
+    work.text("round", report)
     work.figure("annotators", annotator_heatmap(people))
     work.table("judgements", judgement_rows(comparisons, judgements))
     work.table("annotators", annotator_rows(people))
