@@ -121,8 +121,20 @@ def test_the_figures_follow_from_the_samples(inputs: dict[str, Path], tmp_path: 
     table = json.loads((report / "completions.json").read_text())
     assert table["columns"] == ["prompt", "sft", "same", "sharp", "champion"] and len(table["data"]) == 6
     assert {path.name for path in report.glob("*.png")} == {
-        "win_rates.png", "kl_vs_win_rate.png", "reward_vs_utility.png"
+        "win_rates.png", "kl_vs_win_rate.png", "reward_vs_utility.png", "best_of_n.png"
     }  # fmt: skip
+
+
+def test_the_best_of_n_curve_is_there_with_a_judge(inputs: dict[str, Path], tmp_path: Path) -> None:
+    found = json.loads((build(tmp_path, inputs, **JUDGED, best_of=6).out / "evaluation.json").read_text())["best_of"]
+    assert [row["n"] for row in found] == [1, 2, 4, 6]
+    proxies = [row["proxy"] for row in found]
+    assert proxies == sorted(proxies) and proxies[0] < proxies[-1]
+    assert all(row["low"] <= row["truth"] <= row["high"] for row in found)
+    for name, settings in (("none", {**JUDGED, "best_of": 0}), ("reward", {})):
+        assert "best_of" not in json.loads(
+            (build(tmp_path / name, inputs, **settings).out / "evaluation.json").read_text()
+        )
 
 
 def test_without_a_judge_the_reward_model_judges_and_equal_texts_tie(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -160,9 +172,9 @@ def test_a_killed_evaluation_keeps_what_it_sampled(
         sampled.append("once")
         return generate(*arguments, **named)
 
-    monkeypatch.setattr("tasks.sampling.local.generate", counting)
+    monkeypatch.setattr("tasks.evaluation.bench.generate", counting)
     resumed = build(tmp_path / "killed", inputs, **JUDGED)
-    assert sampled == ["once"]
+    assert len(sampled) == 2, "the model that was not there, and the best-of-n curve"
     for name in ("evaluation.json", "samples.jsonl"):
         assert (resumed.out / name).read_bytes() == (whole.out / name).read_bytes()
 

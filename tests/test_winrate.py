@@ -1,10 +1,13 @@
 """Win rates, intervals and distinct-n against values worked out by hand."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.evaluation.best_of import best_of_n, curve
 from tasks.evaluation.text import distinct_n
 from tasks.evaluation.winrate import bootstrap, win_rates
 
@@ -74,3 +77,32 @@ def test_bootstrap_of_one_prompt_nothing_and_not_a_number() -> None:
 )
 def test_distinct_n(texts: list[str], n: int, value: float) -> None:
     assert distinct_n(texts, n) == pytest.approx(value)
+
+
+def test_best_of_n_by_hand() -> None:
+    proxy, truth = [3.0, 1.0, 2.0], [0.0, 10.0, 20.0]
+    assert best_of_n(proxy, truth, 1) == pytest.approx((2.0, 10.0))
+    # Of two: {1, 2} gives the 2, {1, 3} and {2, 3} give the 3.
+    assert best_of_n(proxy, truth, 2) == pytest.approx((8 / 3, 20 / 3))
+    assert best_of_n(proxy, truth, 3) == pytest.approx((3.0, 0.0))
+    assert best_of_n([1.0, 1.0, 0.0], [0.0, 4.0, 9.0], 3) == pytest.approx((1.0, 2.0)), "a tie is settled by chance"
+    for n in (0, 4):
+        with pytest.raises(ValueError, match="cannot be drawn"):
+            best_of_n(proxy, truth, n)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_best_of_n_is_the_mean_over_all_subsets(n: int) -> None:
+    rng = np.random.default_rng(n)
+    proxy, truth = rng.integers(0, 4, 7).astype(float), rng.normal(size=7)
+    values = []
+    for some in combinations(range(7), n):
+        best = [i for i in some if proxy[i] == max(proxy[list(some)])]
+        values.append((proxy[best[0]], truth[best].mean()))
+    assert best_of_n(list(proxy), list(truth), n) == pytest.approx(tuple(np.mean(values, axis=0)))
+
+
+def test_the_curve_goes_as_far_as_the_fewest_completions() -> None:
+    rows = curve([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0, 3.0]], [[0.0, 1.0, 2.0], [0.0, 1.0, 2.0, 3.0]], 100, 0)
+    assert [row["n"] for row in rows] == [1, 2, 3] and all(row["proxy"] == row["truth"] for row in rows)
+    assert [row["kl"] for row in rows] == pytest.approx([0.0, np.log(2) - 1 / 2, np.log(3) - 2 / 3])

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tasks.artifact import Row
+from tasks.evaluation.best_of import curve as best_of_curve
 from tasks.evaluation.text import distinct_n
 from tasks.evaluation.winrate import Interval, bootstrap, win_rates
 
@@ -19,11 +20,13 @@ def compare(
     bootstrap_samples: int,
     seed: int,
     fair: Collection[str] | None = None,
+    best_of: Sequence[Row] = (),
 ) -> dict[str, Any]:
     """The content of `evaluation.json`: every model beside the SFT model, and beside the champion where there is one.
 
     `judge` is "utility" or "reward_model". All intervals are of the same resampled prompts; only those in `fair` (ids)
-    count in comparisons with the champion, by default all.
+    count in comparisons with the champion, by default all. `best_of` are rows of more completions of the SFT model: the
+    best-of-n curve is made of them.
     """
     models: dict[str, Any] = {}
     for name, rows in samples.items():
@@ -41,6 +44,7 @@ def compare(
             "judge": judge,
             "prompts": len(samples["sft"]),
             **({} if fair is None else {"prompts_vs_champion": len(fair)}),
+            **({"best_of": _best_of(best_of, bootstrap_samples, seed)} if best_of else {}),
             "models": models,
         }
     )
@@ -75,6 +79,10 @@ def _figures(rows: Sequence[Row], checks: Sequence[str], bootstrap_samples: int,
     }
 
 
+def _best_of(rows: Sequence[Row], bootstrap_samples: int, seed: int) -> list[dict[str, Any]]:
+    return best_of_curve(values(rows, "reward"), values(rows, "utility"), bootstrap_samples, seed)
+
+
 def _rates(
     ours: Sequence[Row], theirs: Sequence[Row], judge: str, bootstrap_samples: int, seed: int
 ) -> dict[str, Interval]:
@@ -95,4 +103,6 @@ def _rounded(value: Any) -> Any:
         return round(value, 6) if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
     return value

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifact import Message, Row, Work
+from tasks.evaluation.best_of import figure as best_of_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,9 @@ def report(work: Work, evaluation: Mapping[str, Any], samples: Mapping[str, Sequ
             for place, row in enumerate(samples["sft"][:SHOWN])
         ],
     )
+    if best_of := evaluation.get("best_of"):
+        work.figure("best_of_n", best_of_figure(best_of, "judge's value"))
+        work.table("best_of_n", best_of)
     for name, figures in models.items():
         work.log({f"{key}/{name}": value for key, value in _flat(figures).items() if value is not None})
 
