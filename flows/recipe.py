@@ -21,6 +21,7 @@ from tasks.training.grpo import GrpoRecipe, RlooRecipe
 from tasks.training.ppo import PpoRecipe
 from tasks.training.rejection import RejectionRecipe
 from tasks.training.reward import RewardRecipe
+from tasks.training.rewards import ModelReward
 from tasks.training.sft import SftRecipe
 
 RESERVED = {
@@ -97,6 +98,16 @@ class LifecycleRecipe(Part):
             raise ValueError("'select.show' is over 'sample.completions_per_prompt'; raise the one or lower the other")
         if self.select.method in LEARNERS and not self.select.earlier:
             raise ValueError("'select.method' learns from an earlier round; set 'select.earlier' or take \"random\"")
+        unrated = sorted({*self.reward.criteria} - {*self.label.criteria})
+        if unrated:
+            raise ValueError(f"'reward.criteria' has '{unrated[0]}', which 'label.criteria' does not ask to be rated")
+        for policy in self.policy:
+            for term in getattr(policy, "rewards", ()):
+                asked = {*term.criteria, *term.at_least} if isinstance(term, ModelReward) else set()
+                if without := sorted(asked - {*self.reward.heads.criteria}):
+                    raise ValueError(
+                        f"a reward of '{policy_name(policy)}' asks for '{without[0]}', which 'reward.criteria' lacks"
+                    )
         return self
 
 

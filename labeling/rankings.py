@@ -20,7 +20,7 @@ judgements that voted or tied on its pair.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Literal
 
@@ -64,6 +64,18 @@ class Outcome:
     """Records without one judgement that says anything."""
     reliability: list[Reliability] = field(default_factory=list)
     """What `reliability` made of the annotators; empty for `majority`."""
+
+
+def by_rating(judgements: Iterable[Judgement], criterion: str) -> list[Judgement]:
+    """The judgements with the ranks that their ratings of one criterion make, equal ratings tied; of those who rated
+    two completions or more by it."""
+    found = []
+    for each in judgements:
+        given = each.ratings.get(criterion, {})
+        if each.ranks is not None and len(given) > 1:
+            ranks = {id: 1 + sum(other > rating for other in given.values()) for id, rating in given.items()}
+            found.append(replace(each, ranks=ranks))
+    return found
 
 
 def to_preferences(

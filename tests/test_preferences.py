@@ -89,6 +89,28 @@ def test_pairs_below_the_least_weight_are_left_out(tmp_path: Path) -> None:
     assert work.metrics["pairs_train"] == 2
 
 
+@pytest.mark.parametrize("aggregation", ["majority", "reliability"])
+def test_ratings_become_pairs_of_their_criterion(tmp_path: Path, aggregation: Any) -> None:
+    inputs = round_of(tmp_path, {"one": [(1, 2, 3), (1, 2, 3)], "two-v": [(1, 2, 3)]})
+    file = inputs["judgements"] / "judgements.jsonl"
+    judgements = read_jsonl(file)
+    judgements[0]["ratings"] = {"kind": {"one-0": 1, "one-1": 5, "one-2": 5}, "short": {"one-1": 3}}
+    judgements[1]["ratings"] = {"kind": {"one-0": 2, "one-1": 3}}
+    judgements[2]["ratings"] = {"kind": {"two-v-0": 4, "two-v-1": 5, "two-v-2": 1}}
+    write_jsonl(file, judgements)
+    work = work_in(tmp_path / "work")
+    build_preferences(PreferencesRecipe(aggregation=aggregation), inputs, work)
+    rated = {split: read_jsonl(work.out / f"rated_{split}.jsonl") for split in ("train", "validation")}
+    found = {(row["chosen_id"], row["rejected_id"]): row for row in rated["train"]}
+    assert set(found) == {("one-1", "one-0"), ("one-2", "one-0")}, "5 and 5 are a tie, one rating alone says nothing"
+    assert {row["criterion"] for rows in rated.values() for row in rows} == {"kind"}
+    assert found["one-1", "one-0"]["judgements"] == ["one/0", "one/1"]
+    assert found["one-2", "one-0"]["judgements"] == ["one/0"] or aggregation == "reliability"
+    assert [row["chosen_id"] for row in read_jsonl(work.out / "train.jsonl")] == ["one-0", "one-0", "one-1"]
+    ids = [row["id"] for name in ("train", "rated_train") for row in read_jsonl(work.out / f"{name}.jsonl")]
+    assert len(set(ids)) == len(ids) == 5
+
+
 def test_the_same_judgements_give_the_same_bytes(tmp_path: Path) -> None:
     inputs = round_of(tmp_path, {"one": [(1, 2, 3), (3, 1, 2)], "two-v": [(2, 1, 3)]})
     outcomes = []

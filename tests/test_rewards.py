@@ -55,7 +55,7 @@ def by_length(
 
 
 def of(*terms: RewardTerm) -> Rewards:
-    return Rewards(terms, ROWS, by_length)
+    return Rewards(terms, ROWS, lambda prompts, completions, finished, _: by_length(prompts, completions, finished))
 
 
 def test_every_kind_of_term() -> None:

@@ -24,8 +24,8 @@ from tasks.training.engine_checkpoints import last_checkpoint, seal
 from tasks.training.engine_pairs import collate_groups, group_preferences
 from tasks.training.hyperparameters import Hyperparameters
 from tasks.training.reward import RewardRecipe, train_reward
-from tasks.training.reward_engine import RewardTrainer, group_rewards, held_out
-from tasks.training.reward_scoring import RewardScorer, score_sequences
+from tasks.training.reward_engine import RewardTrainer, by_group, held_out
+from tasks.training.reward_scoring import RewardScorer, score_heads
 from tasks.training.sft import SftRecipe, train_sft
 from tasks.training.sft_engine import LanguageTrainer, fit_language_model
 from tests.tiny_models import (
@@ -291,6 +291,8 @@ def test_the_reward_loss_by_hand() -> None:
         "rejected": torch.tensor([1, 2]),
         "weights": torch.tensor([1.0, 0.5]),
         "margins": torch.tensor([0.0, 2.0]),
+        "heads": torch.tensor([0, 0]),
+        "draws": torch.tensor([[1.0], [1.0]]),
         "items": 1.5,
     }
     rewards = [2.0, 1.0, -1.0]
@@ -299,6 +301,14 @@ def test_the_reward_loss_by_hand() -> None:
     first = math.log1p(math.exp(-1.0)) + 0.1 * 3.0**2
     second = math.log1p(math.exp(-(3.0 - 0.5 * 2.0))) + 0.1 * 1.0**2
     assert loss == pytest.approx((first + 0.5 * second) / 1.5, abs=1e-5)
+    # Two criteria with two members each: the first pair is about the second criterion and seen by its second member,
+    # twice; the second pair about the first criterion, seen by its first member.
+    heads = torch.tensor([[0.0, 9.0, 9.0, 2.0], [9.0, 9.0, 9.0, 1.0], [-3.0, 9.0, 9.0, 9.0]])
+    batch |= {"heads": torch.tensor([1, 0]), "draws": torch.tensor([[0.0, 2.0], [1.0, 0.0]])}
+    several = lambda **_: type("Output", (), {"logits": heads})  # noqa: E731
+    loss = trainer_loss(RewardTrainer, several, batch, RewardRecipe(criteria=("kind",), members=2, centering=0))
+    told = (2 * math.log1p(math.exp(-1.0)) + 0.5 * math.log1p(math.exp(-3.0))) / 2
+    assert loss == pytest.approx(told / 1.5, abs=1e-5)
 
 
 def test_reward_model_learns_and_scores_the_same_everywhere(tmp_path: Path, chain: dict[str, Path]) -> None:
@@ -317,7 +327,8 @@ def test_reward_model_learns_and_scores_the_same_everywhere(tmp_path: Path, chai
     wins = [c > r for c, r in zip(sides["chosen"], sides["rejected"], strict=True)]
     assert sum(wins) / len(wins) == pytest.approx(work.metrics["validation/accuracy"])
     groups = group_preferences(rows, scorer.tokenizer)
-    margins = [pair.apart for pair in held_out(groups, group_rewards(scorer.model, groups, 0))]
+    scores = score_heads(scorer.model, [ids for group in groups for ids in group.sequences], 0)[:, 0]
+    margins = [pair.apart for pair in held_out(groups, by_group(groups, scores))]
     by_pair = sorted(c - r for c, r in zip(sides["chosen"], sides["rejected"], strict=True))
     assert sorted(margins) == pytest.approx(by_pair, abs=1e-5)
 
@@ -341,7 +352,7 @@ def test_scores_do_not_depend_on_padding_and_differ_without_eos(tmp_path: Path, 
     with torch.no_grad():
         padded = scorer.model(input_ids=left, attention_mask=(left != 0).long()).logits[:, 0].tolist()
     rows = [[1, 20, 21, 2], [1, 20, 21, 22, 23, 2]]
-    assert score_sequences(scorer.model, rows, 0) == pytest.approx(padded, abs=1e-4)
+    assert score_heads(scorer.model, rows, 0)[:, 0] == pytest.approx(padded, abs=1e-4)
 
 
 @pytest.mark.parametrize("sft_kind", ["lora", "full"])
@@ -355,10 +366,10 @@ def test_every_mixture_of_adapters_reloads(tmp_path: Path, base: Path, sft_kind:
     train_reward(RewardRecipe(adapter=adapters[reward_kind], epochs=3), inputs, reward)
     model, tokenizer = load_reward_model(base, reward.out)
     groups = group_preferences(read_jsonl(inputs["preferences"] / "train.jsonl"), tokenizer)
-    scores = score_sequences(model, [ids for group in groups for ids in group.sequences], 0)
+    scores = score_heads(model, [ids for group in groups for ids in group.sequences], 0)[:, 0]
     kept = json.loads((reward.out / "reward.json").read_text())
-    assert np.mean(scores) == pytest.approx(kept["mean"], abs=1e-4)
-    assert np.std(scores) == pytest.approx(kept["std"], abs=1e-4)
+    assert np.mean(scores) == pytest.approx(kept["mean"][0][0], abs=1e-4)
+    assert np.std(scores) == pytest.approx(kept["std"][0][0], abs=1e-4)
 
 
 # --- direct methods (see test_direct.py) -----------------------------------------------------------------------------

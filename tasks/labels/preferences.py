@@ -12,7 +12,7 @@ from labeling.comparison import Comparison, Judgement, LabelingError, comparison
 from labeling.measures.agreement import agreement
 from labeling.quality.reliability import AnnotatorQuality, Bar, annotator_quality, held_out
 from labeling.quality.summary import quality_report
-from labeling.rankings import Method, Outcome, Preference, to_preferences
+from labeling.rankings import Method, Outcome, Preference, by_rating, to_preferences
 from labeling.report.round_report import hardest_rows
 from tasks.artifact import InputError, Row, Work, read_jsonl, write_jsonl
 from tasks.recipe import Part, stable_hash
@@ -61,7 +61,8 @@ class PreferencesRecipe(Part):
 
 def build_preferences(recipe: PreferencesRecipe, inputs: Mapping[str, Path], work: Work) -> None:
     """Write `train.jsonl` and `validation.jsonl`: rows with prompt, chosen, rejected, weight and the judgements behind;
-    `chosen_finished` and `rejected_finished` say whether a completion ended by itself or was cut.
+    `chosen_finished` and `rejected_finished` say whether a completion ended by itself or was cut. Where completions
+    were rated, `rated_train.jsonl` and `rated_validation.jsonl` hold the like for each `criterion`.
 
     Raises `InputError` when a split gets no pair.
     """
@@ -71,7 +72,8 @@ def build_preferences(recipe: PreferencesRecipe, inputs: Mapping[str, Path], wor
             raise InputError(
                 f"There is no {split} preference; label or import more prompts, or lower preferences.min_weight."
             )
-        write_jsonl(work.out / f"{split}.jsonl", rows[split])
+    for name, found in rows.items():
+        write_jsonl(work.out / f"{name}.jsonl", found)
     weights = [row["weight"] for split in SPLITS for row in rows[split]]
     work.log(
         {
@@ -92,6 +94,7 @@ def _imported(recipe: PreferencesRecipe, data: Path) -> dict[str, list[Row]]:
 
 
 def _judged(recipe: PreferencesRecipe, inputs: Mapping[str, Path], work: Work) -> dict[str, list[Row]]:
+    """The pairs by split, `rated_` before those of ratings."""
     pool = _pool(inputs)
     comparisons, judgements = pool.comparisons, pool.judgements
     by_id = {comparison.id: comparison for comparison in comparisons}
@@ -100,6 +103,9 @@ def _judged(recipe: PreferencesRecipe, inputs: Mapping[str, Path], work: Work) -
         out = _by_hand(recipe, qualities, work) | held_out(qualities, Bar(**recipe.bar.model_dump()))
         kept = [judgement for judgement in judgements if judgement.annotator not in out]
         outcome = to_preferences(comparisons, kept, recipe.aggregation)
+        asked = [comparison for comparison in comparisons if comparison.kind == "asked"]  # gold says who ranks well
+        criteria = sorted({criterion for judgement in kept for criterion in judgement.ratings})
+        of_criteria = {each: to_preferences(asked, by_rating(kept, each), recipe.aggregation) for each in criteria}
     except LabelingError as error:
         raise InputError(str(error)) from error
     if out and not kept:
@@ -108,10 +114,16 @@ def _judged(recipe: PreferencesRecipe, inputs: Mapping[str, Path], work: Work) -
             f"Every annotator is held out ({told}); lower preferences.bar or shorten preferences.held_out."
         )
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    for preference in outcome.preferences:
-        aged = replace(preference, weight=preference.weight * recipe.decay ** pool.age[preference.record])
-        if aged.weight >= recipe.min_weight:
-            rows[pool.split[aged.record]].append(_row(aged, by_id[aged.record], pool.finished))
+    for criterion, own in [("", outcome), *of_criteria.items()]:
+        for preference in own.preferences:
+            aged = replace(preference, weight=preference.weight * recipe.decay ** pool.age[preference.record])
+            if aged.weight < recipe.min_weight:
+                continue
+            split, row = pool.split[aged.record], _row(aged, by_id[aged.record], pool.finished)
+            if criterion:
+                row |= {"id": stable_hash([row["id"], criterion])[:16], "criterion": criterion}
+                split = f"rated_{split}"
+            rows.setdefault(split, []).append(row)
     _report(outcome, comparisons, judgements, qualities, out, work)
     return rows
 

@@ -77,10 +77,10 @@ def open_adapter(model: PreTrainedModel, adapter: Path, trainable: bool = False)
     return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
 
 
-def start_reward_model(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A reward model on a language model's weights: the same body (shared, not copied) and a fresh scalar head."""
+def start_reward_model(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, heads: int = 1) -> PreTrainedModel:
+    """A reward model on a language model's weights: the same body (shared, not copied) and fresh scalar heads."""
     config = copy.deepcopy(policy.config)
-    config.num_labels, config.pad_token_id = 1, tokenizer.pad_token_id
+    config.num_labels, config.pad_token_id = heads, tokenizer.pad_token_id
     try:
         with torch.device("meta"):
             model: Any = AutoModelForSequenceClassification.from_config(config)
@@ -109,7 +109,9 @@ def load_reward_model(base: Path, reward: Path) -> tuple[PreTrainedModel, PreTra
         )
     else:
         start = [base, *([reward / "start"] if (reward / "start").is_dir() else [])]
-        model = start_reward_model(load_causal_lm(start, dtype=torch.float32), tokenizer)
+        told = json.loads((reward / "reward.json").read_text())
+        heads = len(told.get("criteria", [""])) * told.get("members", 1)
+        model = start_reward_model(load_causal_lm(start, dtype=torch.float32), tokenizer, heads)
         model = merge_adapter(model, reward / "adapter")
     return model.to(device=device(), dtype=compute_dtype()).eval().requires_grad_(False), tokenizer
 

@@ -27,6 +27,10 @@ class Group:
     """How many of the ids are the prompt's."""
     pairs: list[tuple[int, int, float, float]] = field(default_factory=list)
     """(chosen, rejected, weight, margin); the first two are places in `sequences`."""
+    heads: list[int] = field(default_factory=list)
+    """What each pair is about: the place of its criterion among a reward model's; 0 is the ranking."""
+    draws: list[float] = field(default_factory=lambda: [1.0])
+    """How often each member of an ensemble sees the prompt."""
     reference: list[float] = field(default_factory=list)
     """Log-probability of each completion under the reference model."""
     mismatched: int | None = None
@@ -37,9 +41,13 @@ class Group:
         return max(map(len, self.sequences))
 
 
-def group_preferences(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Group]:
-    """Preference rows by prompt, in their order. `chosen_finished` / `rejected_finished` (default true) say whether EOS
-    ended a completion. Raises `InputError` naming a row that is no preference, or whose two completions are the same.
+def group_preferences(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, criteria: Sequence[str | None] = (None,)
+) -> list[Group]:
+    """Preference rows by prompt, in their order; a row's `criterion` must be among the criteria.
+
+    `chosen_finished` / `rejected_finished` (default true) say whether EOS ended a completion. Raises `InputError`
+    naming a row that is no preference, or whose two completions are the same.
     """
     groups: dict[str, Group] = {}
     places: dict[str, dict[tuple[str, bool], int]] = {}
@@ -61,6 +69,7 @@ def group_preferences(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -
                 group.sequences.append([*prompt, *completion])
                 seen[text] = len(seen)
         group.pairs.append((seen[texts[0]], seen[texts[1]], weight, margin))
+        group.heads.append(criteria.index(row.get("criterion")))
     return list(groups.values())
 
 
@@ -77,6 +86,8 @@ def collate_groups(groups: Sequence[Group], pad_id: int) -> Batch:
     sequences: list[list[int]] = []
     masks: list[list[int]] = []
     chosen, rejected, weights, margins, reference, mismatched = [], [], [], [], [], []
+    heads: list[int] = []
+    draws: list[list[float]] = []
     for group in groups:
         first = len(sequences)
         sequences += group.sequences
@@ -84,6 +95,8 @@ def collate_groups(groups: Sequence[Group], pad_id: int) -> Batch:
         reference += group.reference
         if group.mismatched is not None:
             mismatched.append(first + group.mismatched)
+        heads += group.heads
+        draws += [group.draws] * len(group.pairs)
         for winner, loser, weight, margin in group.pairs:
             chosen.append(first + winner)
             rejected.append(first + loser)
@@ -96,6 +109,8 @@ def collate_groups(groups: Sequence[Group], pad_id: int) -> Batch:
         "rejected": torch.tensor(rejected),
         "weights": torch.tensor(weights),
         "margins": torch.tensor(margins),
+        "heads": torch.tensor(heads, dtype=torch.long),
+        "draws": torch.tensor(draws),
         "reference": torch.tensor(reference),
         "mismatched": torch.tensor(mismatched, dtype=torch.long),
         "items": sum(weights),

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from tasks.artifact import InputError, PipelineError, Work, read_jsonl
+from tasks.artifact import InputError, PipelineError, Row, Work, read_jsonl
 from tasks.recipe import Part
 from tasks.training.hyperparameters import Hyperparameters
+from tasks.training.reward_heads import OVERALL, Heads
 
 
 class RewardBar(Part):
@@ -38,8 +39,25 @@ class RewardRecipe(Hyperparameters):
     """Weight of the squared mean of a pair's rewards, which keeps rewards around zero (Eisenstein et al. 2023)."""
     margin: float = Field(default=0.0, ge=0)
     """How much of a pair's own margin the rewards must differ by (Llama 2, 2023); 0 leaves margins out."""
+    criteria: tuple[str, ...] = ()
+    """Criteria of the round's ratings that get heads of their own beside the ranking's; what they count for is said in
+    a policy's `rewards`."""
+    members: int = Field(default=1, ge=1, le=32)
+    """Heads that learn the same, each from its own draw of the prompts: where they differ the model is not sure."""
     bar: RewardBar = RewardBar()
     """Below it the run ends before PPO or GRPO. Not a part of what is trained: raising it trains nothing again."""
+
+    @field_validator("criteria")
+    @classmethod
+    def _named_once(cls, criteria: tuple[str, ...]) -> tuple[str, ...]:
+        if len({*criteria, OVERALL}) <= len(criteria):
+            raise ValueError(f"criteria must differ, and '{OVERALL}' is the ranking's own head")
+        return criteria
+
+    @property
+    def heads(self) -> Heads:
+        """What the model has heads for."""
+        return Heads((OVERALL, *self.criteria), self.members)
 
     @property
     def trained(self) -> Self:
@@ -81,10 +99,28 @@ def train_reward(recipe: RewardRecipe, inputs: Mapping[str, Path], work: Work) -
     """
     from tasks.training.reward_engine import fit_reward_model, report_quality, save_reward_model, start
 
-    rows = read_jsonl(inputs["preferences"] / "train.jsonl")
+    rows = preferences(recipe, inputs["preferences"], "train")
     if not rows:
         raise InputError("There are no preferences to learn from; collect judgements or import a preference file.")
     model, tokenizer = start(inputs["base"], inputs["sft"], recipe, work.seed)
     groups = fit_reward_model(model, tokenizer, rows, recipe, work)
-    save_reward_model(model, tokenizer, groups, inputs["sft"], work)
-    report_quality(model, tokenizer, read_jsonl(inputs["preferences"] / "validation.jsonl"), recipe, work)
+    save_reward_model(model, tokenizer, groups, inputs["sft"], recipe, work)
+    report_quality(model, tokenizer, preferences(recipe, inputs["preferences"], "validation"), recipe, work)
+
+
+def preferences(recipe: RewardRecipe, folder: Path, split: str) -> list[Row]:
+    """The pairs of a split: people's rankings, and the ratings of the recipe's criteria.
+
+    Raises `InputError` for a criterion that nobody rated.
+    """
+    rows = read_jsonl(folder / f"{split}.jsonl")
+    if not recipe.criteria:
+        return rows
+    file = folder / f"rated_{split}.jsonl"
+    rated = read_jsonl(file) if file.exists() else []
+    if lacking := sorted({*recipe.criteria} - {row["criterion"] for row in rated}):
+        raise InputError(
+            f"No {split} preference is about '{lacking[0]}'; rate it in the round (label.criteria), or take it out of "
+            "reward.criteria."
+        )
+    return rows + [row for row in rated if row["criterion"] in recipe.criteria]

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tasks.artifact import Message
 from tasks.models.chat import encode_completion
 from tasks.models.loading import device, load_reward_model
 from tasks.training.engine_batches import pad
+from tasks.training.reward_heads import Scale, of_criteria, of_ensemble
+from tasks.training.rewards import ModelReward
 
 BATCH_TOKENS = 8192
 """Padded tokens in one forward pass."""
@@ -21,12 +24,18 @@ class RewardScorer:
 
     def __init__(self, base: Path, reward: Path) -> None:
         self.model, self.tokenizer = load_reward_model(base, reward)
-        self._scale: dict[str, float] = json.loads((reward / "reward.json").read_text())
+        self.scale = Scale.read(json.loads((reward / "reward.json").read_text()))
 
     def score(
         self, prompts: Sequence[Sequence[Message]], completions: Sequence[str], finished: Sequence[bool]
     ) -> list[float]:
-        """One reward per completion, read at its last token: EOS for a finished one, as in training.
+        """The ranking's reward of each completion, the mean of its members."""
+        return self.values(prompts, completions, finished)[:, 0].mean(-1).tolist()
+
+    def values(
+        self, prompts: Sequence[Sequence[Message]], completions: Sequence[str], finished: Sequence[bool]
+    ) -> np.ndarray:
+        """Rewards [completions, criteria, members], read at the last token: EOS for a finished one, as in training.
 
         An unfinished completion is scored as it was cut, without EOS.
         """
@@ -34,25 +43,34 @@ class RewardScorer:
         for prompt, text, whole in zip(prompts, completions, finished, strict=True):
             ids, answer = encode_completion(self.tokenizer, prompt, text, whole)
             sequences.append([*ids, *answer])
-        return score_sequences(self.model, sequences, int(self.tokenizer.pad_token_id))  # type: ignore[arg-type]
+        pad_id = int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        return self.scale.heads.apart(score_heads(self.model, sequences, pad_id))
 
     def normalised(
-        self, prompts: Sequence[Sequence[Message]], completions: Sequence[str], finished: Sequence[bool]
+        self,
+        prompts: Sequence[Sequence[Message]],
+        completions: Sequence[str],
+        finished: Sequence[bool],
+        term: ModelReward | None = None,
     ) -> list[float]:
-        """Rewards with the mean 0 and deviation 1 that they have on the training completions."""
-        mean, std = self._scale["mean"], self._scale["std"] or 1.0
-        return [(score - mean) / std for score in self.score(prompts, completions, finished)]
+        """Rewards with the mean 0 and deviation 1 that each head has on the training completions, combined as a term
+        says; by default the ranking's, the mean of its members."""
+        term = term or ModelReward()
+        values = self.scale.normalised(self.values(prompts, completions, finished))
+        each = of_ensemble(values, term.ensemble, term.penalty)
+        heads = self.scale.heads
+        return of_criteria(each, heads, term.criteria, term.combine, term.at_least, term.shortfall).tolist()
 
 
 @torch.no_grad()
-def score_sequences(model: Any, sequences: Sequence[Sequence[int]], pad_id: int) -> list[float]:
-    """Rewards of sequences of ids in their order, computed in batches of similar length; the model is in eval mode."""
-    scores = [0.0] * len(sequences)
+def score_heads(model: Any, sequences: Sequence[Sequence[int]], pad_id: int) -> np.ndarray:
+    """What each head gives to sequences of ids, [sequences, heads] in their order; computed in batches of similar
+    length, the model in eval mode."""
+    scores = np.zeros((len(sequences), model.config.num_labels))
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     while order:
         count = max(1, BATCH_TOKENS // len(sequences[order[-1]]))
         batch, order = order[-count:], order[:-count]
         input_ids = pad([sequences[i] for i in batch], pad_id).to(device())
-        for i, score in zip(batch, model(input_ids=input_ids, use_cache=False).logits[:, 0].tolist(), strict=True):
-            scores[i] = score
+        scores[batch] = model(input_ids=input_ids, use_cache=False).logits.double().cpu().numpy()
     return scores

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 
 from tasks.artifact import InputError, Message, PipelineError, Row
 from tasks.recipe import Dotted, Part, resolve
+from tasks.training.reward_heads import Ensemble
 
 Texts = Sequence[str]
 
@@ -27,9 +28,22 @@ class Term(Part):
 
 
 class ModelReward(Term):
-    """The run's own reward model, with mean 0 and deviation 1 on the completions it was trained on."""
+    """The run's own reward model; each head has mean 0 and deviation 1 on the completions it was trained on."""
 
     kind: Literal["model"] = "model"
+    ensemble: Ensemble = "mean"
+    """What the members of an ensemble (reward.members) say together: their mean, the least, or the mean less `penalty`
+    times their variance."""
+    penalty: float = Field(default=1.0, ge=0)
+    """For ensemble = "uncertain"."""
+    criteria: dict[str, float] = Field(default={})
+    """Weight of each criterion (reward.criteria; the ranking is "overall"); none: the ranking alone."""
+    combine: Literal["sum", "worst"] = "sum"
+    """The weighted sum of the criteria, or the least of them, each times its weight."""
+    at_least: dict[str, float] = Field(default={})
+    """Criterion -> what it must reach, in deviations from its mean: a constraint."""
+    shortfall: float = Field(default=5.0, ge=0)
+    """Reward taken off for each deviation that such a criterion falls short."""
 
 
 class FunctionReward(Term):
@@ -97,13 +111,26 @@ class Score(Protocol):
     ) -> list[float]: ...
 
 
+class ModelScore(Protocol):
+    """The same of a reward model, whose heads are combined as a term says."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        completions: Texts,
+        finished: Sequence[bool],
+        term: ModelReward,
+        /,
+    ) -> list[float]: ...
+
+
 class Rewards:
     """The weighted sum of a recipe's terms. `rows` are the prompts that may be asked about, with their references.
 
     `model` loads the reward model, where a term asks for it.
     """
 
-    def __init__(self, terms: Sequence[RewardTerm], rows: Sequence[Row], model: Score | None) -> None:
+    def __init__(self, terms: Sequence[RewardTerm], rows: Sequence[Row], model: ModelScore | None) -> None:
         self.terms, self.model = terms, model
         self.rows = {_key(row["prompt"]): row for row in rows}
         self.parts: dict[str, float] = {}
@@ -139,15 +166,15 @@ class Rewards:
                 from tasks.training.reward_client import ask
 
                 return ask(term, prompts, completions, finished)
-            case _:
+            case ModelReward():
                 if self.model is None:
                     raise PipelineError("A reward term of kind 'model' needs the run's reward model; give it one.")
-                return self.model(prompts, completions, finished)
+                return self.model(prompts, completions, finished, term)
 
 
 def rewards_of(terms: Sequence[RewardTerm], inputs: Mapping[str, Path], rows: Sequence[Row]) -> Rewards:
     """The rewards of a stage with the inputs base and reward; the reward model is loaded where a term asks for it."""
-    model: Score | None = None
+    model: ModelScore | None = None
     if any(isinstance(term, ModelReward) for term in terms):
         from tasks.training.reward_scoring import RewardScorer
 
