@@ -208,10 +208,12 @@ def _local_url(name: str, state: dict[str, Known]) -> str:
 
 
 def _remote(name: str, state: dict[str, Known]) -> str | None:
-    """The address the user's environment gives, unless it is that of the service here."""
+    """The address the user's environment gives, unless it is that of the service here, or free for it to take."""
     given = os.environ.get(URL_VARIABLES[name], "").rstrip("/")
-    here = given.removesuffix("/api").replace("//localhost:", f"//{HOST}:") == _local_url(name, state)
-    return None if not given or here else given
+    local = _local_url(name, state)
+    same = given.removesuffix("/api").replace("//localhost:", f"//{HOST}:") == local
+    ours = same and (processes.alive(state[name]) or processes.port_free(int(local.rpartition(":")[2])))
+    return None if not given or ours else given
 
 
 def _log(name: str) -> Path:

@@ -147,11 +147,19 @@ def test_a_server_that_dies_while_starting_is_named_with_its_log(fresh_home: Pat
         local.up(only=("argilla",))
 
 
+@pytest.mark.parametrize("on_our_ports", [False, True], ids=["their ports", "the ports of services here"])
 def test_addresses_given_by_the_user_win_and_nothing_is_started_for_them(
-    services: dict[str, str], fresh_home: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+    services: dict[str, str],
+    fresh_home: Path,
+    free_port: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    on_our_ports: bool,
 ) -> None:
     for name in local.NAMES:
-        monkeypatch.setenv(local.URL_VARIABLES[name], services[local.URL_VARIABLES[name]])
+        address = services[local.URL_VARIABLES[name]]
+        monkeypatch.setenv(local.URL_VARIABLES[name], address)
+        if on_our_ports:
+            monkeypatch.setenv(f"RLHF_{name.upper()}_PORT", address.removesuffix("/api").rpartition(":")[2])
     with pytest.raises(PipelineError, match="ARGILLA_API_KEY is not"):
         local.up()
     monkeypatch.setenv("ARGILLA_API_KEY", "theirs")
