@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -13,21 +13,33 @@ from transformers import PreTrainedTokenizerBase
 
 from tasks.artifact import Row, Work, link_tree
 from tasks.models.adapters import attach
-from tasks.models.loading import load_causal_lm, load_tokenizer, save_model, start_reward_model
+from tasks.models.loading import (
+    load_causal_lm,
+    load_tokenizer,
+    open_reward_base,
+    reads_last_token,
+    save_model,
+    score_modules,
+    start_reward_model,
+)
+from tasks.models.source import find_model, refer
+from tasks.models.templates import prepare_tokenizer
 from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short, longest
 from tasks.training.engine_pairs import Group, collate_groups, group_preferences
 from tasks.training.reward import RewardRecipe
 from tasks.training.reward_quality import HeldOut, by_part, length_bias, quality
-from tasks.training.reward_scoring import score_sequences
+from tasks.training.reward_scoring import rewards_of, score_sequences
 
 
 class RewardTrainer(Trainer):
     """-log sigmoid(r_chosen - r_rejected - margin) + centering (r_chosen + r_rejected)^2, weighted mean over pairs."""
 
     recipe: RewardRecipe
+    pad_id: int | None = None
+    """Set for an encoder, which must not attend to padding."""
 
     def losses(self, model: Any, batch: Batch) -> Losses:
-        rewards = model(input_ids=batch["input_ids"], use_cache=False).logits[:, 0].float()
+        rewards = rewards_of(model, batch["input_ids"], self.pad_id).float()
         chosen, rejected = rewards[batch["chosen"]], rewards[batch["rejected"]]
         apart = chosen - rejected
         each = -logsigmoid(apart - self.recipe.margin * batch["margins"])
@@ -41,12 +53,24 @@ class RewardTrainer(Trainer):
         return (batch["weights"] * each).sum(), figures
 
 
-def start(base: Path, sft: Path, recipe: RewardRecipe, seed: int) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The SFT model's body with a fresh head and what the recipe trains attached; dropout is off throughout."""
-    tokenizer = load_tokenizer(base)
-    torch.manual_seed(seed)
-    model = start_reward_model(load_causal_lm([base, sft], trainable=True), tokenizer)
-    return attach(_without_dropout(model), recipe.adapter, "SEQ_CLS", seed=seed), tokenizer
+def start(recipe: RewardRecipe, inputs: Mapping[str, Path], work: Work) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The recipe's own base, or the SFT model's body with a fresh head, and what the recipe trains attached.
+
+    Dropout is off throughout. Another base is left where it is; the artifact says which one it is.
+    """
+    if recipe.base is None:
+        tokenizer = load_tokenizer(inputs["base"])
+        torch.manual_seed(work.seed)
+        model = start_reward_model(load_causal_lm([inputs["base"], inputs["sft"]], trainable=True), tokenizer)
+        heads = score_modules(model)
+    else:
+        folder, commit = find_model(recipe.base, recipe.revision, "reward.base")
+        tokenizer = prepare_tokenizer(load_tokenizer(folder), recipe.chat_template, scoring=True)
+        torch.manual_seed(work.seed)
+        model, heads = open_reward_base(folder, tokenizer)
+        if recipe.adapter.kind != "full":
+            refer(work.out, recipe.base, folder, commit)
+    return attach(_without_dropout(model), recipe.adapter, "SEQ_CLS", seed=work.seed, heads=heads), tokenizer
 
 
 def fit_reward_model(
@@ -60,18 +84,19 @@ def fit_reward_model(
         model, groups, [group.length for group in groups], lambda batch: collate_groups(batch, pad_id), recipe, work
     )
     trainer.recipe = recipe
+    trainer.pad_id = None if reads_last_token(model) else pad_id
     work.log({"pairs": sum(len(group.pairs) for group in groups), "prompts": len(groups)})
     fit(trainer, work)
     return groups
 
 
 def save_reward_model(
-    model: Any, tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group], sft: Path, work: Work
+    model: Any, tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group], sft: Path | None, work: Work
 ) -> None:
-    """Everything a scorer needs beside the base."""
+    """Everything a scorer needs beside the base. `sft`: what an adapter was trained on; None: what `start` referred to."""
     save_model(model, tokenizer, work.out)
     tokenizer.save_pretrained(work.out / "tokenizer")
-    if (work.out / "adapter").is_dir():
+    if sft is not None and (work.out / "adapter").is_dir():
         _keep_start(model, sft, work.out)
     scores = score_sequences(model, [ids for group in groups for ids in group.sequences], _pad_id(tokenizer))
     scale = {"mean": round(fmean(scores), 6), "std": round(pstdev(scores), 6)}
@@ -136,6 +161,9 @@ def _without_dropout(model: Any) -> Any:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):  # what goes to a function, not through a module
+                setattr(module, name, 0.0)
     return model
 
 
