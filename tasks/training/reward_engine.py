@@ -93,7 +93,7 @@ def fit_reward_model(
 def save_reward_model(
     model: Any, tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group], sft: Path | None, work: Work
 ) -> None:
-    """Everything a scorer needs beside the base. `sft`: what an adapter was trained on; None: what `start` referred to."""
+    """Everything a scorer needs beside the base. `sft`: what an adapter is on; None: what `start` referred to."""
     save_model(model, tokenizer, work.out)
     tokenizer.save_pretrained(work.out / "tokenizer")
     if sft is not None and (work.out / "adapter").is_dir():
