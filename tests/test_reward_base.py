@@ -104,9 +104,7 @@ def test_training_evaluation_and_scoring_agree_and_the_artifact_reloads(
         tuple(ids): score
         for ids, score in zip([ids for group in groups for ids in group.sequences], evaluated, strict=True)
     }
-    encoded = [
-        sum(encode_completion(scorer.tokenizer, *asked), []) for asked in zip(prompts, texts, finished, strict=True)
-    ]
+    encoded = [_ids(scorer.tokenizer, *asked) for asked in zip(prompts, texts, finished, strict=True)]
     assert together == pytest.approx([places[tuple(ids)] for ids in encoded], abs=1e-4)
     # the same text, finished and cut
     whole, cut = scorer.score([prompts[-4]] * 2, ["Aisle 3. Thank you!"] * 2, [True, False])
@@ -196,12 +194,9 @@ def test_the_prompt_gives_way_from_the_left_and_the_completion_stays() -> None:
 @pytest.mark.parametrize("kind", ["bert", "deberta-v2", "roberta", "gpt2"])
 def test_a_completion_too_long_for_the_model_is_scored(tmp_path: Path, kind: str) -> None:
     base = reward_base(tmp_path / kind, kind)
-    if kind == "gpt2":  # absolute positions too
-        config = json.loads((base / "config.json").read_text())
-        assert config["n_positions"] == 128
     scorer = RewardScorer(NOWHERE, _trained(tmp_path, base, epochs=1))
     limit = positions(scorer.model)
-    assert limit == (128 if kind == "gpt2" else POSITIONS)
+    assert limit == POSITIONS
     prompts: list[list[Message]] = [[{"role": "user", "content": "x" * length}] for length in (300, 301, 5)]
     tail, other, short = scorer.score(prompts, ["In 4.", "In 4.", "y" * 400], [True] * 3)
     assert tail == pytest.approx(other, abs=1e-4), "what is cut off does not count"

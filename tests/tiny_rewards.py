@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -14,22 +15,26 @@ from transformers import (
     DebertaV2Tokenizer,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaTokenizer,
 )
 
 from tasks.models.pretrain_engine import train_tokenizer
-from tests.tiny_models import TEXTS, tiny_model
+from tests.tiny_models import TEXTS
 
 DECODERS = ("llama", "gpt2")
 ENCODERS = ("bert", "deberta-v2")
 FURTHER = ("roberta", "distilbert")
 POSITIONS = 96
-"""The longest sequence each of them takes; GPT-2: 128."""
+"""The longest sequence each of them takes."""
+END = "<|endoftext|>"
 _SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -59,7 +64,17 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerBase:
     if kind == "roberta":
         vocabulary = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", *letters]
         return RobertaTokenizer(vocab={piece: i for i, piece in enumerate(vocabulary)}, merges=[])
-    tokenizer = train_tokenizer([text.lower() for text in TEXTS], 300 if kind == "gpt2" else 400)
+    if kind == "gpt2":  # as the real one: no pad token, and one token for begin, end and unknown
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+        bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=300, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        )
+        bpe.train_from_iterator(TEXTS, trainer)
+        return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END, unk_token=END)
+    tokenizer = train_tokenizer([text.lower() for text in TEXTS], 400)
     tokenizer.chat_template = None
     return tokenizer
 
@@ -90,4 +105,5 @@ def _model(kind: str, tokenizer: PreTrainedTokenizerBase) -> Any:
             wide = size | {"hidden_size": 48, "num_hidden_layers": 3, "intermediate_size": 96}
             return LlamaForCausalLM(LlamaConfig(**wide, max_position_embeddings=POSITIONS))
         case _:
-            return tiny_model("gpt2")
+            own = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": POSITIONS, "initializer_range": 0.2}
+            return GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **own))

@@ -39,7 +39,9 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
     for folder in (base / "tokenizer", base / "model", base):
         if (folder / "tokenizer.json").exists():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    raise PipelineError(f"{base} holds no tokenizer.json; rebuild that artifact with `rlhf run`.")
+    raise PipelineError(
+        f"{base} holds no tokenizer.json; rebuild that artifact with `rlhf run`, or save a fast tokenizer in that folder."
+    )
 
 
 def load_causal_lm(
@@ -151,9 +153,11 @@ def positions(model: Any) -> int | None:
 
     RoBERTa and its kin count positions from the pad token's id, so that many of their embeddings are never used.
     """
-    limit = getattr(model.config, "max_position_embeddings", None) or None
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if not limit or limit < 0:
+        return None
     for name, module in model.named_modules():
-        if limit and name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return limit - module.padding_idx - 1
     return limit
 
