@@ -40,7 +40,7 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
         if (folder / "tokenizer.json").exists():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     raise PipelineError(
-        f"{base} holds no tokenizer.json; rebuild that artifact with `rlhf run`, or save a fast tokenizer in that folder."
+        f"{base} holds no tokenizer.json; rebuild that artifact with `rlhf run`, or save a fast tokenizer there."
     )
 
 
