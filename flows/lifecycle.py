@@ -70,6 +70,7 @@ def build_lifecycle(recipe: LifecycleRecipe, build: Builder, store: Store, regis
 
     Whoever takes them lets the champion move (`flows.summary.conclude`) before asking for the next one.
     """
+    recipe.reward.external_files()  # what is missing is said before anything is built
     rivals = Rivals(registry, store, recipe.name)
     base, data = build.side_by_side(
         [Order(BASE, recipe.base, {}, recipe.seed), Order(DATA, recipe.data, {}, recipe.seed)]
@@ -135,8 +136,9 @@ def build_round(
     direct = [policy for policy in recipe.policy if policy.method in DIRECT]
     by_reward = [policy for policy in recipe.policy if policy.method not in DIRECT]
     learnt = {"preferences": preferences}
+    beneath = {"base": base} if recipe.reward.base else first
     reward, *policies = build.side_by_side(
-        [order(REWARD, recipe.reward.trained, {**first, **learnt}), *(optimise(policy, learnt) for policy in direct)]
+        [order(REWARD, recipe.reward.trained, {**beneath, **learnt}), *(optimise(policy, learnt) for policy in direct)]
     )
     if by_reward:
         build.require(lambda: check_bar(recipe.reward.bar, reward.metrics))

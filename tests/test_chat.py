@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.artifact import InputError, Message
-from tasks.models.chat import encode_completion, encode_conversation, encode_prompt, plain, prepare_tokenizer
+from tasks.models.chat import encode_completion, encode_conversation, encode_prompt, plain
+from tasks.models.templates import prepare_tokenizer
 from tests.tiny_models import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.lifecycle_runs import ROOT, TINY, built, rlhf, stages
+from tests.tiny_rewards import reward_base
 
 EVERY = {
     *("base", "data", "sft", "sample", "label", "preferences", "reward"),
@@ -66,6 +67,19 @@ def test_a_plan_rebuilds_what_depends_on_the_change(first: dict[str, Any], chang
 def test_a_changed_policy_builds_only_what_follows_it(first: dict[str, Any]) -> None:
     document = rlhf("run", TINY, "--set", "policy.ppo.updates=1").document
     assert built(document) == {"ppo", "merge ppo", "evaluate", "gate"}
+
+
+def test_a_reward_model_of_another_family_changes_only_what_follows_it(first: dict[str, Any], tmp_path: Path) -> None:
+    """An encoder scores what the policy writes, in PPO, in the evaluation and on its server."""
+    change = ("--set", f"reward.base={reward_base(tmp_path / 'bert', 'bert')}", "--set", "reward.max_length=96")
+    document = rlhf("run", TINY, *change).document
+    assert built(document) == {"reward", "ppo", "merge ppo", "evaluate", "gate"}
+    again = rlhf("plan", TINY, *change).document
+    assert all(step["reused"] for step in again["stages"])
+    rebuilt = rlhf("plan", TINY, *change, "--set", "sft.epochs=2").document
+    assert "reward" in {step["name"] for step in rebuilt["stages"] if not step["reused"]}, "its pairs are other ones"
+    (tmp_path / "bert").rename(tmp_path / "moved")
+    assert "does not exist; check reward.base" in rlhf("plan", TINY, *change).error
 
 
 def test_mlflow_holds_one_parent_and_a_run_per_artifact(first: dict[str, Any], services: dict[str, str]) -> None:
@@ -184,6 +198,7 @@ def test_the_champion_moves_only_when_the_gate_says_so(first: dict[str, Any], se
         (["--set", "sft.learning_rat=1"], "unknown key 'sft.learning_rat'"),
         (["--set", "policy.0.method=sarsa"], "'dpo'"),
         (["--set", "base.model=./no/such/model"], "does not exist"),
+        (["--set", "reward.base=./no/such/model"], "check reward.base, or give a hub id"),
         (["--set", "preferences.source=data"], "go together"),
         (["--set", "policy.0.name=reward"], "means something else"),
         (["--set", "policy.0.name=a b"], "policy.0"),

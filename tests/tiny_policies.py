@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tasks.artifact import Work
-from tasks.models.chat import prepare_tokenizer
+from tasks.models.templates import prepare_tokenizer
 
 WORDS = ["apple", "pear", "plum", "fig", "nut", "kiwi", "lime", "date", "user", "assistant", ":", "Assistant", "User"]
 ROWS = [{"prompt": [{"role": "user", "content": " ".join(WORDS[: 1 + i % 5])}]} for i in range(12)]

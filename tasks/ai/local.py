@@ -16,8 +16,10 @@ from labeling.ai.prompts import Question
 from tasks.ai.answers import Kept, Said, letter_options, now
 from tasks.ai.recipe import MODEL_FILES, LocalJudge
 from tasks.artifact import InputError, Work
-from tasks.models.chat import DEFAULT_TEMPLATE, encode_prompt
-from tasks.models.loading import load_causal_lm, load_tokenizer, resolve_hub_model
+from tasks.models.chat import encode_prompt
+from tasks.models.loading import load_causal_lm, load_tokenizer
+from tasks.models.source import resolve_hub_model
+from tasks.models.templates import DEFAULT_TEMPLATE
 from tasks.sampling.local import CausalLM, decode, generate, output_layer
 
 TOLERANCE = 0.1

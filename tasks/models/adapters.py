@@ -1,6 +1,7 @@
 """What is trained of a model: a low-rank adapter (LoRA, Hu et al. 2021) or every weight."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -39,11 +40,16 @@ AdapterRecipe = Annotated[LoraRecipe | FullRecipe, Field(discriminator="kind")]
 
 
 def attach(
-    model: "PreTrainedModel", recipe: LoraRecipe | FullRecipe, task: Task = "CAUSAL_LM", *, seed: int = 0
+    model: "PreTrainedModel",
+    recipe: LoraRecipe | FullRecipe,
+    task: Task = "CAUSAL_LM",
+    *,
+    seed: int = 0,
+    heads: Sequence[str] = ("score",),
 ) -> "PeftModel | PreTrainedModel":
     """Make of a loaded model one to train. A fresh adapter changes nothing yet (its B matrices are zero).
 
-    A reward model's score head is always trained and saved with its adapter.
+    heads: modules of a reward model that are new. They are trained whole and saved with its adapter.
     """
     if isinstance(recipe, FullRecipe):
         return model.requires_grad_(True)
@@ -57,7 +63,7 @@ def attach(
         lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank, a float is fine
         lora_dropout=recipe.dropout,
         target_modules=recipe.targets,
-        modules_to_save=["score"] if task == "SEQ_CLS" else None,
+        modules_to_save=list(heads) if task == "SEQ_CLS" else None,
     )
     return get_peft_model(model, config)
 

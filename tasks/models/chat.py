@@ -8,7 +8,6 @@ Knows nothing about models.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifact import InputError, Message
@@ -16,18 +15,12 @@ from tasks.artifact import InputError, Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DEFAULT_TEMPLATE = (
-    "{% if bos_token %}{{ bos_token }}{% endif %}"
-    "{% for message in messages %}{% if not loop.first %}{{ '\\n' }}{% endif %}"
-    "{% if message['role'] == 'assistant' %}{{ 'Assistant:\\n' }}"
-    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
-    "{% else %}{{ message['role'] | capitalize + ': ' + message['content'] }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\\nAssistant:\\n' }}{% endif %}"
-)
-"""Plain turns for models that come without a chat template."""
-
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_PROBE: list[Message] = [
+REWRITTEN = (
+    "A prompt's ids are not the beginning of its conversation's ids under this chat template; "
+    'set chat_template = "default".'
+)
+PROBE: list[Message] = [
     {"role": "user", "content": "Hello"},
     {"role": "assistant", "content": "Hi there"},
     {"role": "user", "content": "Bye"},
@@ -43,51 +36,12 @@ class Encoded:
     labels_mask: list[int]
 
 
-def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase", chat_template: str = "auto") -> "PreTrainedTokenizerBase":
-    """Give the tokenizer a pad token that is not EOS and a chat template that marks the assistant's text; in place.
-
-    `chat_template`: "auto" keeps the tokenizer's own or takes the default where it has none, "default" takes the
-    default, anything else is the path of a Jinja file. Raises `InputError` for a template that cannot be trained on.
-    """
-    if tokenizer.eos_token_id is None:
-        raise InputError("The tokenizer has no EOS token, so nothing could end an answer; set eos_token in its config.")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in (tokenizer.eos_token_id, tokenizer.bos_token_id):
-        _set_pad(tokenizer)
-    tokenizer.padding_side = "right"
-    if chat_template == "default" or (chat_template == "auto" and not tokenizer.chat_template):
-        tokenizer.chat_template = DEFAULT_TEMPLATE
-    elif chat_template != "auto":
-        path = Path(chat_template)
-        if not path.is_file():
-            raise InputError(f'The chat template {path} does not exist; give "auto", "default" or a Jinja file.')
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
-    check_template(tokenizer)
-    return tokenizer
-
-
-def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise `InputError` unless the template marks the assistant's text, ends it with EOS and extends its prompts."""
-    if not isinstance(tokenizer.chat_template, str) or not _GENERATION.search(tokenizer.chat_template):
-        raise InputError(
-            "The chat template does not mark the assistant's text with {% generation %}, so the loss could not be "
-            'limited to it; set base.chat_template = "default" or the path of a template with the markers.'
-        )
-    encode_conversation(tokenizer, _PROBE)
-    for count in (2, 4):
-        prompt, whole = _render(tokenizer, _PROBE[: count - 1], True)[0], _render(tokenizer, _PROBE[:count], False)[0]
-        if not whole.startswith(prompt):
-            raise InputError(
-                "The chat template's generation prompt is not the beginning of the finished conversation; "
-                'set base.chat_template = "default" or the path of a template without such a prefill.'
-            )
-
-
 def encode_conversation(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> Encoded:
     """Ids and assistant mask of a conversation; what the template puts after a final assistant turn is left out.
 
     Raises `InputError` when BOS is doubled or an assistant turn does not end with EOS.
     """
-    text, spans = _render(tokenizer, messages, generation_prompt=False)
+    text, spans = render(tokenizer, messages, generation_prompt=False)
     if messages and messages[-1]["role"] == "assistant" and spans:
         text = text[: spans[-1][1]]
     input_ids, mask = _tokenise(tokenizer, text, spans)
@@ -97,7 +51,7 @@ def encode_conversation(tokenizer: "PreTrainedTokenizerBase", messages: Sequence
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
     """Ids of the prompt with the generation prompt added: what a policy continues, and a prefix of the conversation."""
-    text, spans = _render(tokenizer, messages, generation_prompt=True)
+    text, spans = render(tokenizer, messages, generation_prompt=True)
     return _tokenise(tokenizer, text, spans)[0]
 
 
@@ -106,17 +60,62 @@ def encode_completion(
 ) -> tuple[list[int], list[int]]:
     """Ids of a prompt and of one completion of it; only a finished completion ends with EOS.
 
+    Under a template that does not mark the assistant's text, a finished completion ends as the template closes a turn.
     Raises `InputError` where the template rewrites the prompt once it is answered.
     """
+    if not marks_assistant(tokenizer):
+        return _encode_unmarked(tokenizer, prompt, completion, finished)
     prompt_ids = encode_prompt(tokenizer, prompt)
     whole = encode_conversation(tokenizer, [*prompt, {"role": "assistant", "content": completion}]).input_ids
     if whole[: len(prompt_ids)] != prompt_ids:
-        raise InputError(
-            "A prompt's ids are not the beginning of its conversation's ids under this chat template; "
-            'set base.chat_template = "default".'
-        )
+        raise InputError(REWRITTEN)
     answer = whole[len(prompt_ids) :]
     return prompt_ids, answer if finished else answer[:-1]
+
+
+def _encode_unmarked(
+    tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], completion: str, finished: bool
+) -> tuple[list[int], list[int]]:
+    before, text = _turn(tokenizer, prompt, completion)
+    closing = closing_of(tokenizer)
+    if not text.endswith(closing):
+        raise InputError(REWRITTEN)
+    answer, _ = _tokenise(tokenizer, text[: len(text) - len(closing)], [])
+    ending = _tokenise(tokenizer, closing.rstrip(), [])[0] if finished else []
+    return _tokenise(tokenizer, before, [])[0], [*answer, *ending]
+
+
+def _turn(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], completion: str) -> tuple[str, str]:
+    """The rendered prompt, and what an answer adds to it."""
+    before, _ = render(tokenizer, prompt, True)
+    whole, _ = render(tokenizer, [*prompt, {"role": "assistant", "content": completion}], False)
+    if not whole.startswith(before):
+        raise InputError(REWRITTEN)
+    return before, whole[len(before) :]
+
+
+def closing_of(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """What a template that does not mark the assistant's text writes after it.
+
+    Raises `InputError` where that is nothing: a cut answer would look like a finished one.
+    """
+    cached = getattr(tokenizer, "_closing", None)
+    if cached is None or cached[0] != tokenizer.chat_template:
+        answer = "[[answer]]"
+        _, text = _turn(tokenizer, PROBE[:1], answer)
+        cached = (tokenizer.chat_template, text.rpartition(answer)[2])
+        tokenizer._closing = cached  # type: ignore[attr-defined]
+    if not cached[1].strip():
+        raise InputError(
+            "The chat template writes nothing after an answer, so a cut answer would look like a finished one; "
+            'set chat_template = "default".'
+        )
+    return cached[1]
+
+
+def marks_assistant(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the chat template says, with {% generation %}, what of a conversation is the assistant's text."""
+    return isinstance(tokenizer.chat_template, str) and bool(_GENERATION.search(tokenizer.chat_template))
 
 
 def plain(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
@@ -137,15 +136,7 @@ def _special_strings(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
     return cached[1]
 
 
-def _set_pad(tokenizer: "PreTrainedTokenizerBase") -> None:
-    unknown = tokenizer.unk_token_id
-    if unknown is not None and unknown not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
-        tokenizer.pad_token = tokenizer.unk_token
-        return
-    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-
-
-def _render(
+def render(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], generation_prompt: bool
 ) -> tuple[str, list[tuple[int, int]]]:
     """The rendered text and where the assistant's text lies in it, (begin, end) in characters."""
@@ -158,13 +149,13 @@ def _render(
         rendered: Any = render_jinja_template(
             conversations=[clean],
             chat_template=str(tokenizer.chat_template),
-            return_assistant_tokens_mask=True,
+            return_assistant_tokens_mask=marks_assistant(tokenizer),
             add_generation_prompt=generation_prompt,
             **special,
         )
     except TemplateError as error:
         raise InputError(f"The chat template refuses a row ({error}); mend the row or the template.") from error
-    text, spans = str(rendered[0][0]), rendered[1][0]
+    text, spans = str(rendered[0][0]), rendered[1][0] if rendered[1] else []
     eos = str(tokenizer.eos_token)
     return text, [
         (begin, end if text[begin:end].endswith(eos) or not text.startswith(eos, end) else end + len(eos))
@@ -204,5 +195,5 @@ def _check(tokenizer: "PreTrainedTokenizerBase", input_ids: list[int], mask: lis
     if len(ends) != expected or any(input_ids[i] != eos for i in ends):
         raise InputError(
             "The chat template does not end every assistant turn with the EOS token inside {% generation %}, so the "
-            'model would never learn to stop; set base.chat_template = "default".'
+            'model would never learn to stop; set chat_template = "default".'
         )

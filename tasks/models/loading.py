@@ -2,11 +2,11 @@
 
 import copy
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 from peft import PeftModel
 from transformers import (
@@ -20,9 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from tasks.artifact import InputError, PipelineError
 from tasks.models.adapters import save
-
-LOCATION = "report/location.txt"
-"""Where the weights of a model that is not copied lie (a folder or a hub id); in `report/`: no part of its identity."""
+from tasks.models.source import model_folder, require_safetensors
 
 transformers_logging.disable_progress_bar()  # loading bars would write over the pipeline's own
 
@@ -42,7 +40,9 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
     for folder in (base / "tokenizer", base / "model", base):
         if (folder / "tokenizer.json").exists():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    raise PipelineError(f"{base} holds no tokenizer.json; rebuild that artifact with `rlhf run`.")
+    raise PipelineError(
+        f"{base} holds no tokenizer.json; rebuild that artifact with `rlhf run`, or save a fast tokenizer there."
+    )
 
 
 def load_causal_lm(
@@ -96,10 +96,80 @@ def start_reward_model(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     return model.eval()
 
 
+def open_reward_base(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, heads: int = 1
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model of any family with `heads` scores per sequence (fp32, eval mode), and its modules that are in no file.
+
+    A decoder is scored at its last token, an encoder by its own pooling. What is in no file (the head, some encoders'
+    pooling) is drawn at random: it must be trained and saved. Raises `InputError` for what cannot be such a model.
+    """
+    require_safetensors(folder)
+    library = logging.getLogger("transformers.modeling_utils")
+    level = library.level
+    library.setLevel(logging.ERROR)  # it warns that the head is new
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            num_labels=heads,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # the head of a classifier, which has several labels
+            output_loading_info=True,
+        )
+    except ValueError as error:
+        reason = str(error).splitlines()[0][:200].rstrip(".")
+        raise InputError(f"{folder} cannot become a reward model ({reason}); take another reward.base.") from error
+    finally:
+        library.setLevel(level)
+    if model.config.is_encoder_decoder:
+        raise InputError(f"{folder} is an encoder-decoder; take a decoder or an encoder as reward.base.")
+    absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    drawn = sorted({key.rpartition(".")[0] for key in absent})
+    body = f"{model.base_model_prefix}."
+    if lost := [name for name in drawn if name.startswith(body) and "pooler" not in name]:
+        raise InputError(f"{folder} lacks the weights of {lost[0]}, so it is not whole; fetch it again.")
+    fit_embeddings(model, tokenizer)
+    return model.to(device()).eval(), [*score_modules(model), *(name for name in drawn if name.startswith(body))]
+
+
+def score_modules(model: PreTrainedModel) -> list[str]:
+    """Names of a reward model's parts outside its body that have weights: its head."""
+    return [
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in module.parameters())
+    ]
+
+
+def reads_last_token(model: Any) -> bool:
+    """Whether a reward model is causal, read at its last token; else it is an encoder that pools its own way.
+
+    transformers calls the head of the former `score`.
+    """
+    return hasattr(model, "score")
+
+
+def positions(model: Any) -> int | None:
+    """The longest sequence a model takes, None where nothing limits it.
+
+    RoBERTa and its kin count positions from the pad token's id, so that many of their embeddings are never used.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if not limit or limit < 0:
+        return None
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return limit - module.padding_idx - 1
+    return limit
+
+
 def load_reward_model(base: Path, reward: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A trained reward model in eval mode, without gradients, and its tokenizer.
 
-    A reward artifact holds `model/`, or `adapter/` with, in `start/`, the SFT adapter it was trained on.
+    A reward artifact holds `model/`; or `adapter/` on what `source.json` refers to (another base than the policy's); or
+    `adapter/` on `base` with, in `start/`, the SFT adapter it was trained on.
     """
     tokenizer = load_tokenizer(reward)
     model: Any
@@ -107,13 +177,20 @@ def load_reward_model(base: Path, reward: Path) -> tuple[PreTrainedModel, PreTra
         model = AutoModelForSequenceClassification.from_pretrained(
             reward / "model", use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
+    elif (reward / "source.json").is_file():
+        model, _ = open_reward_base(model_folder(reward), tokenizer, _heads(reward))
+        model = merge_adapter(model, reward / "adapter")
     else:
         start = [base, *([reward / "start"] if (reward / "start").is_dir() else [])]
-        told = json.loads((reward / "reward.json").read_text())
-        heads = len(told.get("criteria", [""])) * told.get("members", 1)
-        model = start_reward_model(load_causal_lm(start, dtype=torch.float32), tokenizer, heads)
+        model = start_reward_model(load_causal_lm(start, dtype=torch.float32), tokenizer, _heads(reward))
         model = merge_adapter(model, reward / "adapter")
     return model.to(device=device(), dtype=compute_dtype()).eval().requires_grad_(False), tokenizer
+
+
+def _heads(reward: Path) -> int:
+    """How many outputs a reward artifact has."""
+    told = json.loads((reward / "reward.json").read_text())
+    return len(told.get("criteria", [""])) * told.get("members", 1)
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
@@ -137,47 +214,7 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def model_folder(artifact: Path) -> Path:
-    """Where the weights of a base, a merged or a plain model lie: in it, where source.json says, or the hub's cache."""
-    if (artifact / "model" / "config.json").exists():
-        return artifact / "model"
-    if (artifact / "config.json").exists():
-        return artifact
-    if not (artifact / "source.json").exists():
-        raise PipelineError(f"{artifact} holds neither model/ nor source.json; run again to rebuild that artifact.")
-    location = (artifact / LOCATION).read_text()
-    path = Path(location)
-    if path.is_dir():
-        return path
-    if path.is_absolute():
-        raise InputError(f"The model folder {path} is gone; put it back or change base.model.")
-    return download(location, json.loads((artifact / "source.json").read_text())["revision"])
-
-
-def resolve_hub_model(model: str, revision: str | None) -> tuple[Path, str]:
-    """A hub model's folder in the local cache and the commit that `revision` stands for."""
-    folder = download(model, revision)
-    return folder, folder.name  # the cache keeps snapshots in folders named by commit
-
-
-def download(model: str, revision: str | None) -> Path:
-    """A hub model's folder in the local cache: configuration, tokenizer and safetensors, never pickles or code."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except (OSError, HFValidationError, httpx.HTTPError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-        raise InputError(
-            f"The hub model '{model}' cannot be fetched ({reason}); check the name, the revision and the network, "
-            "or set base.model to a local folder."
-        ) from error
-
-
 def _load_weights(artifact: Path, dtype: torch.dtype) -> PreTrainedModel:
     folder = model_folder(artifact)
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"{folder} holds no .safetensors weights (pickles are not opened); convert the model first.")
+    require_safetensors(folder)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)

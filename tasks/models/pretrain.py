@@ -1,6 +1,5 @@
 """The base model: one that exists (a local folder or the hub's), or a small one pre-trained here from text."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -9,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tasks.artifact import InputError, Work
 from tasks.models.adapters import FullRecipe
+from tasks.models.source import find_model, local_folder, model_files, refer
 from tasks.recipe import Dotted, resolve
 from tasks.training.hyperparameters import Hyperparameters
 
@@ -61,45 +61,26 @@ class BaseRecipe(Hyperparameters):
         """A local model's folder; None for a hub id and for pre-training. Raises `InputError` when it is missing."""
         if self.model is None:
             return None
-        path = Path(self.model).expanduser()
-        if (path / "config.json").is_file():
-            return path.resolve()
-        if path.is_dir():
-            raise InputError(f"{path} holds no config.json, so it is not a model; set base.model to a model's folder.")
-        if self.model.startswith((".", "/", "~")) or self.model.count("/") > 1:
-            raise InputError(f"The model folder {path} does not exist; check base.model, or give a hub id.")
-        return None
+        return local_folder(self.model, "base.model")
 
     def external_files(self) -> list[Path]:
         """Files outside the recipe that belong to its identity: those of a local model, and a template file."""
-        folder = self.folder()
-        files = sorted(path for path in folder.iterdir() if _is_wanted(path)) if folder else []
+        files = model_files(self.folder())
         template = [] if self.chat_template in ("auto", "default") else [Path(self.chat_template)]
         return files + [path for path in template if path.is_file()]
 
 
 def build_base(recipe: BaseRecipe, inputs: Mapping[str, Path], work: Work) -> None:
     """No inputs. Writes `tokenizer/` and `model/`, or `source.json` and where its weights lie."""
-    from tasks.models.chat import prepare_tokenizer
-    from tasks.models.loading import LOCATION, load_causal_lm, load_tokenizer, resolve_hub_model
+    from tasks.models.loading import load_causal_lm, load_tokenizer
+    from tasks.models.templates import prepare_tokenizer
 
     if recipe.model is None:
         _pretrain(recipe, work)
         return
-    folder = recipe.folder()
-    revision = None
-    if folder is None:
-        folder, revision = resolve_hub_model(recipe.model, recipe.revision)
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"{folder} holds no .safetensors weights (pickles are not opened); convert the model first.")
+    folder, commit = find_model(recipe.model, recipe.revision, "base.model")
     prepare_tokenizer(load_tokenizer(folder), recipe.chat_template).save_pretrained(work.out / "tokenizer")
-    source = {
-        "revision": revision,
-        "files": {path.name: _sha256(path) for path in sorted(folder.iterdir()) if _is_wanted(path)},
-    }
-    (work.out / "source.json").write_text(json.dumps(source, indent=2) + "\n")
-    (work.out / LOCATION).parent.mkdir()
-    (work.out / LOCATION).write_text(recipe.model if revision else str(folder))  # a moved model is the same model
+    refer(work.out, recipe.model, folder, commit)
     model = load_causal_lm([work.out])
     work.log({"parameters": sum(parameter.numel() for parameter in model.parameters())})
 
@@ -119,14 +100,3 @@ def _pretrain(recipe: BaseRecipe, work: Work) -> None:
     fit_language_model(model, tokenizer, document_rows(texts, tokenizer, recipe.context), recipe, work)
     model.save_pretrained(work.out / "model")
     tokenizer.save_pretrained(work.out / "tokenizer")
-
-
-def _is_wanted(path: Path) -> bool:
-    return path.is_file() and path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt")
-
-
-def _sha256(path: Path) -> str:
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

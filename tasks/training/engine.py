@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback
 
 from tasks.artifact import InputError, Work
+from tasks.models.loading import positions
 from tasks.training.engine_batches import LengthBatches
 from tasks.training.engine_checkpoints import Reporting, last_checkpoint
 from tasks.training.hyperparameters import Hyperparameters
@@ -106,7 +107,7 @@ def fit(trainer: Trainer, work: Work) -> None:
 
 def longest(recipe: Hyperparameters, model: Any) -> int:
     """How many tokens a row may have: the recipe's limit, or the model's positions where they are fewer."""
-    return min(recipe.max_length, getattr(model.config, "max_position_embeddings", None) or recipe.max_length)
+    return min(recipe.max_length, positions(model) or recipe.max_length)
 
 
 def keep_short(

@@ -1,13 +1,15 @@
-"""A reward model: the SFT model with a scalar head, fitted to preferences by Bradley and Terry's model (1952)."""
+"""A reward model: the SFT model or another with a scalar head, fitted to preferences by Bradley and Terry's model
+(1952)."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.artifact import InputError, PipelineError, Row, Work, read_jsonl
+from tasks.models.source import local_folder, model_files
 from tasks.recipe import Part
 from tasks.training.hyperparameters import Hyperparameters
 from tasks.training.reward_heads import OVERALL, Heads
@@ -29,6 +31,14 @@ class RewardBar(Part):
 class RewardRecipe(Hyperparameters):
     """Learn to score completions as people prefer them."""
 
+    base: str | None = Field(default=None, min_length=1)
+    """A model of another size or family than the policy, decoder or encoder: a local folder or a hub id such as
+    `FacebookAI/roberta-base`, with its own tokenizer and chat template. None: the SFT model."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub `base`; the commit it stands for is kept with the artifact."""
+    chat_template: str = "auto"
+    """Of `base`. "auto": its own; where it has none plain turns, or for an encoder texts between its separators;
+    "default": the latter two; else a Jinja file."""
     epochs: float = Field(default=3, gt=0)
     """Passes over the preferences."""
     learning_rate: float = Field(default=2e-3, gt=0)
@@ -64,6 +74,25 @@ class RewardRecipe(Hyperparameters):
         """What decides the model: the recipe without its bar."""
         return self.model_copy(update={"bar": RewardBar()})
 
+    def external_files(self) -> list[Path]:
+        """Files outside the recipe that belong to its identity: those of a local `base`, and a template file.
+
+        Raises `InputError` for one that is missing.
+        """
+        if self.base is None:
+            return []
+        template = [] if self.chat_template in ("auto", "default") else [Path(self.chat_template)]
+        if template and not template[0].is_file():
+            raise InputError(f'The chat template {template[0]} does not exist; give "auto", "default" or a Jinja file.')
+        return model_files(local_folder(self.base, "reward.base")) + template
+
+    @model_validator(mode="after")
+    def _of_a_base(self) -> Self:
+        if self.base is None and (self.revision is not None or self.chat_template != "auto"):
+            name = "chat_template" if self.revision is None else "revision"
+            raise ValueError(f"'{name}' says something of 'base', which is not set; set base, or remove {name}")
+        return self
+
 
 def check_bar(bar: RewardBar, figures: Mapping[str, float]) -> None:
     """Raise `PipelineError`, naming every figure of a reward artifact that is below the bar."""
@@ -92,19 +121,20 @@ def check_bar(bar: RewardBar, figures: Mapping[str, float]) -> None:
 
 
 def train_reward(recipe: RewardRecipe, inputs: Mapping[str, Path], work: Work) -> None:
-    """inputs: base, sft, preferences (`train.jsonl`, `validation.jsonl`).
+    """inputs: preferences (`train.jsonl`, `validation.jsonl`); base and sft unless the recipe has a base of its own.
 
-    Writes `adapter/` and, in `start/`, the SFT adapter under it (or a whole `model/`), `tokenizer/` and `reward.json`
-    with mean and deviation of the rewards on training completions. Raises `InputError` for rows it cannot use.
+    Writes `adapter/` and, in `start/`, the SFT adapter under it (with a base of its own `source.json`, which says what
+    is under it; or a whole `model/`), `tokenizer/` and `reward.json` with mean and deviation of the rewards on training
+    completions. Raises `InputError` for rows it cannot use.
     """
     from tasks.training.reward_engine import fit_reward_model, report_quality, save_reward_model, start
 
     rows = preferences(recipe, inputs["preferences"], "train")
     if not rows:
         raise InputError("There are no preferences to learn from; collect judgements or import a preference file.")
-    model, tokenizer = start(inputs["base"], inputs["sft"], recipe, work.seed)
+    model, tokenizer = start(recipe, inputs, work)
     groups = fit_reward_model(model, tokenizer, rows, recipe, work)
-    save_reward_model(model, tokenizer, groups, inputs["sft"], recipe, work)
+    save_reward_model(model, tokenizer, groups, None if recipe.base else inputs["sft"], recipe, work)
     report_quality(model, tokenizer, preferences(recipe, inputs["preferences"], "validation"), recipe, work)
 
 

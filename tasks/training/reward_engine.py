@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,23 @@ from tasks.artifact import Row, Work, link_tree
 from tasks.evaluation.best_of import curve
 from tasks.evaluation.best_of import figure as best_of_figure
 from tasks.models.adapters import attach
-from tasks.models.loading import load_causal_lm, load_tokenizer, save_model, start_reward_model
+from tasks.models.loading import (
+    load_causal_lm,
+    load_tokenizer,
+    open_reward_base,
+    reads_last_token,
+    save_model,
+    score_modules,
+    start_reward_model,
+)
+from tasks.models.source import find_model, refer
+from tasks.models.templates import prepare_tokenizer
 from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short, longest
 from tasks.training.engine_pairs import Group, collate_groups, group_preferences
 from tasks.training.reward import RewardRecipe
 from tasks.training.reward_heads import Heads, Scale, draws
 from tasks.training.reward_quality import HeldOut, by_part, length_bias, quality
-from tasks.training.reward_scoring import score_heads
+from tasks.training.reward_scoring import outputs, score_heads
 
 
 class RewardTrainer(Trainer):
@@ -31,10 +41,12 @@ class RewardTrainer(Trainer):
     """
 
     recipe: RewardRecipe
+    pad_id: int | None = None
+    """Set for an encoder, which must not attend to padding."""
 
     def losses(self, model: Any, batch: Batch) -> Losses:
-        logits = model(input_ids=batch["input_ids"], use_cache=False).logits.float()
-        rewards = logits.view(len(logits), -1, self.recipe.members)
+        rewards = outputs(model, batch["input_ids"], self.pad_id).float()
+        rewards = rewards.view(len(rewards), -1, self.recipe.members)
         chosen, rejected = (rewards[batch[side], batch["heads"]] for side in ("chosen", "rejected"))
         apart = chosen - rejected
         each = -logsigmoid(apart - self.recipe.margin * batch["margins"][:, None])
@@ -49,12 +61,25 @@ class RewardTrainer(Trainer):
         return (weights * each).mean(1).sum(), figures
 
 
-def start(base: Path, sft: Path, recipe: RewardRecipe, seed: int) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The SFT model's body with a fresh head and what the recipe trains attached; dropout is off throughout."""
-    tokenizer = load_tokenizer(base)
-    torch.manual_seed(seed)
-    model = start_reward_model(load_causal_lm([base, sft], trainable=True), tokenizer, recipe.heads.count)
-    return attach(_without_dropout(model), recipe.adapter, "SEQ_CLS", seed=seed), tokenizer
+def start(recipe: RewardRecipe, inputs: Mapping[str, Path], work: Work) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The recipe's own base, or the SFT model's body with fresh heads, and what the recipe trains attached.
+
+    Dropout is off throughout. Another base is left where it is; the artifact says which one it is.
+    """
+    if recipe.base is None:
+        tokenizer = load_tokenizer(inputs["base"])
+        torch.manual_seed(work.seed)
+        policy = load_causal_lm([inputs["base"], inputs["sft"]], trainable=True)
+        model = start_reward_model(policy, tokenizer, recipe.heads.count)
+        heads = score_modules(model)
+    else:
+        folder, commit = find_model(recipe.base, recipe.revision, "reward.base")
+        tokenizer = prepare_tokenizer(load_tokenizer(folder), recipe.chat_template, scoring=True)
+        torch.manual_seed(work.seed)
+        model, heads = open_reward_base(folder, tokenizer, recipe.heads.count)
+        if recipe.adapter.kind != "full":
+            refer(work.out, recipe.base, folder, commit)
+    return attach(_without_dropout(model), recipe.adapter, "SEQ_CLS", seed=work.seed, heads=heads), tokenizer
 
 
 def fit_reward_model(
@@ -70,6 +95,7 @@ def fit_reward_model(
         model, groups, [group.length for group in groups], lambda batch: collate_groups(batch, pad_id), recipe, work
     )
     trainer.recipe = recipe
+    trainer.pad_id = None if reads_last_token(model) else pad_id
     work.log({"pairs": sum(len(group.pairs) for group in groups), "prompts": len(groups)})
     fit(trainer, work)
     return groups
@@ -79,14 +105,14 @@ def save_reward_model(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     groups: Sequence[Group],
-    sft: Path,
+    sft: Path | None,
     recipe: RewardRecipe,
     work: Work,
 ) -> None:
-    """Everything a scorer needs beside the base."""
+    """Everything a scorer needs beside the base. `sft`: what an adapter is on; None: what `start` referred to."""
     save_model(model, tokenizer, work.out)
     tokenizer.save_pretrained(work.out / "tokenizer")
-    if (work.out / "adapter").is_dir():
+    if sft is not None and (work.out / "adapter").is_dir():
         _keep_start(model, sft, work.out)
     values = head_values(model, groups, recipe.heads, _pad_id(tokenizer))
     (work.out / "reward.json").write_text(json.dumps(Scale.of(recipe.heads, values).row()) + "\n")
@@ -213,6 +239,9 @@ def _without_dropout(model: Any) -> Any:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):  # what goes to a function, not through a module
+                setattr(module, name, 0.0)
     return model
 
 

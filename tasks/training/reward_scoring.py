@@ -10,7 +10,7 @@ import torch
 
 from tasks.artifact import Message
 from tasks.models.chat import encode_completion
-from tasks.models.loading import device, load_reward_model
+from tasks.models.loading import device, load_reward_model, positions, reads_last_token
 from tasks.training.engine_batches import pad
 from tasks.training.reward_heads import Scale, of_criteria, of_ensemble
 from tasks.training.rewards import ModelReward
@@ -25,6 +25,7 @@ class RewardScorer:
     def __init__(self, base: Path, reward: Path) -> None:
         self.model, self.tokenizer = load_reward_model(base, reward)
         self.scale = Scale.read(json.loads((reward / "reward.json").read_text()))
+        self._limit = positions(self.model)
 
     def score(
         self, prompts: Sequence[Sequence[Message]], completions: Sequence[str], finished: Sequence[bool]
@@ -35,14 +36,15 @@ class RewardScorer:
     def values(
         self, prompts: Sequence[Sequence[Message]], completions: Sequence[str], finished: Sequence[bool]
     ) -> np.ndarray:
-        """Rewards [completions, criteria, members], read at the last token: EOS for a finished one, as in training.
+        """Rewards [completions, criteria, members]: a decoder's at the last token, an encoder's by its own pooling.
 
-        An unfinished completion is scored as it was cut, without EOS.
+        A finished completion ends with EOS (an encoder's: with its separator), an unfinished one is scored as it was
+        cut. Where both are longer than the model's positions, the prompt is cut from the left, see `shortened`.
         """
         sequences = []
         for prompt, text, whole in zip(prompts, completions, finished, strict=True):
             ids, answer = encode_completion(self.tokenizer, prompt, text, whole)
-            sequences.append([*ids, *answer])
+            sequences.append(shortened(ids, answer, self._limit, self.tokenizer.bos_token_id))
         pad_id = int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
         return self.scale.heads.apart(score_heads(self.model, sequences, pad_id))
 
@@ -62,15 +64,39 @@ class RewardScorer:
         return of_criteria(each, heads, term.criteria, term.combine, term.at_least, term.shortfall).tolist()
 
 
+def shortened(
+    prompt: Sequence[int], completion: Sequence[int], limit: int | None, bos: int | list[int] | None
+) -> list[int]:
+    """Prompt and completion as one sequence of at most `limit` ids. The prompt loses its oldest ids (BOS or CLS stay);
+    only of a completion that is too long by itself the end is cut off, as sampling would have cut it."""
+    if limit is None or len(prompt) + len(completion) <= limit:
+        return [*prompt, *completion]
+    first = [*prompt[:1]] if prompt[:1] == [bos] else []
+    kept = completion[: limit - len(first)]
+    left = limit - len(first) - len(kept)
+    return [*first, *prompt[len(prompt) - left :], *kept]
+
+
+def outputs(model: Any, input_ids: torch.Tensor, pad_id: int | None) -> torch.Tensor:
+    """What each head gives, [rows, heads], to ids [rows, length] padded on the right; in training as in scoring.
+
+    pad_id: for encoders, which would attend to padding. A causal model, None, never does, and needs no mask.
+    """
+    if pad_id is None:
+        return model(input_ids=input_ids, use_cache=False).logits
+    return model(input_ids=input_ids, attention_mask=(input_ids != pad_id).long()).logits
+
+
 @torch.no_grad()
 def score_heads(model: Any, sequences: Sequence[Sequence[int]], pad_id: int) -> np.ndarray:
     """What each head gives to sequences of ids, [sequences, heads] in their order; computed in batches of similar
     length, the model in eval mode."""
     scores = np.zeros((len(sequences), model.config.num_labels))
+    masked = None if reads_last_token(model) else pad_id
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     while order:
         count = max(1, BATCH_TOKENS // len(sequences[order[-1]]))
         batch, order = order[-count:], order[:-count]
         input_ids = pad([sequences[i] for i in batch], pad_id).to(device())
-        scores[batch] = model(input_ids=input_ids, use_cache=False).logits.double().cpu().numpy()
+        scores[batch] = outputs(model, input_ids, masked).double().cpu().numpy()
     return scores
