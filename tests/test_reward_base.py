@@ -205,8 +205,8 @@ def test_a_completion_too_long_for_the_model_is_scored(tmp_path: Path, kind: str
     scorer = RewardScorer(NOWHERE, _trained(tmp_path, base, epochs=1))
     limit = positions(scorer.model)
     assert limit == POSITIONS
-    prompts: list[list[Message]] = [[{"role": "user", "content": "x" * length}] for length in (300, 301, 5)]
-    tail, other, short = scorer.score(prompts, ["In 4.", "In 4.", "y" * 400], [True] * 3)
+    prompts: list[list[Message]] = [[{"role": "user", "content": "x " * length}] for length in (300, 301, 5)]
+    tail, other, short = scorer.score(prompts, ["In 4.", "In 4.", "y " * 400], [True] * 3)
     assert tail == pytest.approx(other, abs=1e-4), "what is cut off does not count"
     assert tail != pytest.approx(scorer.score(prompts[:1], ["In 5."], [True])[0], abs=1e-6)
     assert short == short
