@@ -76,7 +76,8 @@ def save(model: "PeftModel | PreTrainedModel", out: Path) -> None:
         model.save_pretrained(out / "model")
         return
     folder = out / "adapter"
-    model.save_pretrained(str(folder), safe_serialization=True)
+    # Embeddings that grew by a pad token grow the same way when the base is loaded: they are not saved with it.
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
