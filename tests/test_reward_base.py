@@ -152,7 +152,12 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"base": base, "sft": root / "sft", "data": root / "data"}
 
 
-@pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
+SLOW = {"gpt2", "deberta-v2"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in (*DECODERS, *ENCODERS)]
+)
 def test_ppo_grpo_and_evaluation_see_the_scores_of_the_scorer(
     tmp_path: Path, policy: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
