@@ -129,7 +129,7 @@ def test_watched_stages(inputs, tmp_path, train, recipe):
     assert list(rates) == [0, 2, 4, 5] and rates.pop(0) == 0.5
     best = max(rates, key=lambda step: rates[step])
     assert here.metrics["best_update"] == best and here.metrics["watch/win_rate"] == rates[best]
-    assert load_causal_lm([inputs["base"], inputs["sft"], here.out])
+    load_causal_lm([inputs["base"], inputs["sft"], here.out])
     write_jsonl(tmp_path / "data" / "rl.jsonl", read_jsonl(inputs["data"] / "rl.jsonl"))
     write_jsonl(tmp_path / "data" / "reward_validation.jsonl", [])
     with pytest.raises(InputError, match="no prompts to watch"):

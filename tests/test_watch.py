@@ -149,8 +149,7 @@ class Killed(Exception):
 
 
 @METHODS
-@pytest.mark.parametrize("killed", [1, 3, 4, 6])
-@pytest.mark.parametrize("judge", ["apples", "no_apples"])
+@pytest.mark.parametrize(("killed", "judge"), [(1, "apples"), (3, "no_apples"), (4, "apples"), (6, "no_apples")])
 def test_a_kill_changes_nothing(tokenizer, tmp_path, kind, killed, judge):
     """Killed between what is seen at an update and the checkpoint after it."""
     watch = {"every": 2, "keep": "best", "patience": 2, "judge": f"tests.tiny_policies:{judge}"}

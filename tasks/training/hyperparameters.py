@@ -56,7 +56,8 @@ class WatchRecipe(Part):
     checks: tuple[Dotted, ...] = ()
     """Functions (row, completion) -> bool whose shares are logged beside the win rate."""
     keep: Literal["last", "best"] = "last"
-    """The policy that the artifact holds: the last one, or that of the first look with the highest win rate."""
+    """The policy that the artifact holds: the last one, or that of the first look with the highest win rate (which is
+    then too good to be believed: the evaluation has other prompts)."""
     patience: int | None = Field(default=None, ge=1)
     """Training ends after so many looks without a higher win rate; none: it goes on."""
 
@@ -93,7 +94,7 @@ class OnlineHyperparameters(Part):
     target_kl: float | None = Field(default=None, gt=0)
     """Leave out the rest of an update once the policy is this many nats per token from the one that sampled."""
     stop_kl: float | None = Field(default=None, gt=0)
-    """Training ends after the first update whose completions have a mean KL to the SFT model over so many nats."""
+    """Training ends with the first update whose completions have a mean KL to the SFT model of over so many nats."""
     watch: WatchRecipe = WatchRecipe()
     """Held-out win rates while it learns, the best policy and an early end by them."""
 

@@ -80,11 +80,8 @@ class Watch:
         self.model, self.tokenizer, self.rows, self.work = model, tokenizer, rows, work
         self.ids = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
         judge = self.recipe.judge
-        self.judge = score if judge is None else Rewards([FunctionReward(function=judge)], rows, None)
-        self.checks = {
-            PREFIX + check.partition(":")[2]: Rewards([FunctionReward(function=check)], rows, None)
-            for check in self.recipe.checks
-        }
+        self.judge = score if judge is None else _scoring(judge, rows)
+        self.checks = {PREFIX + check.partition(":")[2]: _scoring(check, rows) for check in self.recipe.checks}
         self.first: list[list[float]] = []
 
     def begin(self) -> None:
@@ -145,3 +142,8 @@ class Watch:
         asked = {JUDGE: values} | {name: check(prompts, texts, finished) for name, check in self.checks.items()}
         figures = {name: sum(found) / len(found) for name, found in asked.items()}
         return [values[start : start + n] for start in range(0, len(values), n)], figures
+
+
+def _scoring(function: str, rows: Sequence[Row]) -> Score:
+    """A user's judge or check as a reward: it is asked with the prompt's row, and its faults are named."""
+    return Rewards([FunctionReward(function=function, name="watch")], rows, None)
