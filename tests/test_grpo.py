@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, set_seed
 
 from tasks.artifact import InputError
 from tasks.models.adapters import FullRecipe, LoraRecipe, attach
@@ -144,6 +144,7 @@ def test_every_variant_raises_the_reward_with_several_steps_per_update(tokenizer
     [
         ({"minibatches": 5}, "minibatches .5. must divide 64"),
         ({"minibatches": 4, "micro_batch_size": 12}, "micro_batch_size .12. must divide 16"),
+        ({"target_kl": 0.1}, "there is one; use minibatches"),
         ({"importance_sampling": "sequence"}, 'needs loss = "grpo"'),
         ({"loss": "cispo", "clip_high": 0.28}, "needs clip_high over 1"),
     ],
@@ -151,6 +152,40 @@ def test_every_variant_raises_the_reward_with_several_steps_per_update(tokenizer
 def test_impossible_updates_are_refused(given, words):
     with pytest.raises(ValidationError, match=words):
         GrpoRecipe.model_validate(given)
+
+
+class Snapshots(TrainerCallback):
+    """The trained weights after each optimiser step."""
+
+    def __init__(self):
+        self.taken = []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        assert model is not None
+        self.taken.append(torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]))
+
+
+@pytest.mark.parametrize("kind", [GrpoRecipe, RlooRecipe])
+def test_target_kl_leaves_out_the_rest_of_an_update(tokenizer, tmp_path, kind):
+    here, snapshots = work(tmp_path), Snapshots()
+    changes = {"updates": 2, "minibatches": 3, "micro_batch_size": 4, "learning_rate": 1e-2, "target_kl": 1e-6}
+    grpo = trainer(tokenizer, here, kind=kind, **changes)
+    grpo.add_callback(snapshots)
+    history = fit(grpo, here).history
+    steps = snapshots.taken
+    assert len(steps) == 6
+    for first in (0, 3):
+        assert torch.equal(steps[first], steps[first + 1]) and torch.equal(steps[first], steps[first + 2])
+    assert not torch.equal(steps[2], steps[3]), "the next update learns again"
+    assert [metrics["stopped_early"] for metrics in history] == pytest.approx([2 / 3, 2 / 3])
+    assert all(metrics["update_kl"] > 1e-6 for metrics in history)
+
+
+def test_an_update_of_one_step_cannot_drift(tokenizer, tmp_path):
+    here = work(tmp_path)
+    history = fit(trainer(tokenizer, here, updates=2), here).history
+    assert [metrics["update_kl"] for metrics in history] == pytest.approx([0, 0], abs=1e-6)
+    assert [metrics["stopped_early"] for metrics in history] == [0, 0]
 
 
 def test_only_the_adapter_moves(tokenizer, tmp_path):

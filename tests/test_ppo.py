@@ -84,7 +84,7 @@ def test_only_the_adapter_and_the_value_head_move(tokenizer):
 @pytest.mark.parametrize("adapter", [LoraRecipe(), FullRecipe()])
 def test_raises_the_reward(tokenizer, adapter, tmp_path):
     ppo = trainer(tokenizer, adapter=adapter, updates=25, missing_eos_penalty=0.0, kl_coefficient=0.02)
-    history = run(25, ppo.step, work(tmp_path), ppo.modules, ppo.optimizers).history
+    history = run(ppo.recipe, ppo.step, work(tmp_path), ppo.modules, ppo.optimizers).history
     assert history[0]["reward"] < 1.0
     assert sum(m["reward"] for m in history[-5:]) / 5 > 2.5
 
@@ -106,7 +106,7 @@ def test_missing_eos_is_punished(tokenizer, tmp_path):
     ppo = trainer(
         tokenizer, score=lambda p, c, f: [0.0] * len(c), updates=20, missing_eos_penalty=4.0, kl_coefficient=0.0
     )
-    history = run(20, ppo.step, work(tmp_path), ppo.modules, ppo.optimizers).history
+    history = run(ppo.recipe, ppo.step, work(tmp_path), ppo.modules, ppo.optimizers).history
     assert history[0]["objective"] == pytest.approx(-4 * (1 - history[0]["finished_share"]), abs=1e-5)
     assert history[-1]["finished_share"] > history[0]["finished_share"] + 0.3
 
@@ -115,7 +115,7 @@ def test_kl_penalty_holds_the_policy_back(tokenizer, tmp_path):
     kls = []
     for i, coefficient in enumerate([0.0, 2.0]):
         ppo = trainer(tokenizer, kl_coefficient=coefficient, updates=12)
-        kls.append(run(12, ppo.step, work(tmp_path, str(i)), ppo.modules, ppo.optimizers).history[-1]["kl_k3"])
+        kls.append(run(ppo.recipe, ppo.step, work(tmp_path, str(i)), ppo.modules, ppo.optimizers).history[-1]["kl_k3"])
     assert kls[1] < kls[0] / 2
 
 
@@ -123,7 +123,7 @@ def test_likelihood_reward_makes_the_policy_surer(tokenizer, tmp_path):
     ppo = trainer(
         tokenizer, score=lambda p, c, f: [0.0] * len(c), updates=15, missing_eos_penalty=0.0, likelihood_coefficient=0.5
     )
-    history = run(15, ppo.step, work(tmp_path), ppo.modules, ppo.optimizers).history
+    history = run(ppo.recipe, ppo.step, work(tmp_path), ppo.modules, ppo.optimizers).history
     assert history[-1]["reference_logprob"] > history[0]["reference_logprob"] + 2
     assert history[-1]["entropy"] < history[0]["entropy"]
 
@@ -133,7 +133,7 @@ def test_the_kl_is_steered_to_its_target(tokenizer, tmp_path):
     for target in (None, 1.0):
         changes = {"kl_coefficient": 0.3, "kl_target": target, "kl_gain": 1.0, "learning_rate": 1e-3, "updates": 40}
         ppo = trainer(tokenizer, **changes)
-        history = run(40, ppo.step, work(tmp_path, str(target)), ppo.modules, ppo.optimizers).history
+        history = run(ppo.recipe, ppo.step, work(tmp_path, str(target)), ppo.modules, ppo.optimizers).history
         assert history[0].get("kl_coefficient") == (target and 0.3)
         reached.append(sum(metrics["kl"] for metrics in history[-12:]) / 12)
     assert reached[0] > 3 and 0.5 < reached[1] < 2
@@ -156,7 +156,7 @@ def test_demonstrations_are_not_forgotten(tokenizer, tmp_path):
     losses = []
     for coefficient in (1e-9, 2.0):
         ppo = trainer(tokenizer, demonstrations=rows, ptx_coefficient=coefficient, ptx_batch_size=3, updates=8)
-        history = run(8, ppo.step, work(tmp_path, str(coefficient)), ppo.modules, ppo.optimizers).history
+        history = run(ppo.recipe, ppo.step, work(tmp_path, str(coefficient)), ppo.modules, ppo.optimizers).history
         losses.append([metrics["ptx_loss"] for metrics in history])
     row = rows[0]
     with torch.no_grad():
@@ -192,25 +192,26 @@ class Killed(Exception):
 
 def test_resumes_exactly(tokenizer, tmp_path):
     """The curve of a run that was killed at update 3 and taken up again is that of the run that was not."""
-    whole = trainer(tokenizer, kl_target=0.5)
-    expected = run(5, whole.step, work(tmp_path, "whole"), whole.modules, whole.optimizers).history
+    changes = {"kl_target": 0.5, "updates": 5}
+    whole = trainer(tokenizer, **changes)
+    expected = run(whole.recipe, whole.step, work(tmp_path, "whole"), whole.modules, whole.optimizers).history
 
     def kill(metrics, step):
         if step == 3:
             raise Killed
 
-    first = trainer(tokenizer, kl_target=0.5)
+    first = trainer(tokenizer, **changes)
     cut = work(tmp_path, "cut", on_log=kill, checkpoint_seconds=0.0)
     with pytest.raises(Killed):
-        run(5, first.step, cut, first.modules, first.optimizers)
+        run(first.recipe, first.step, cut, first.modules, first.optimizers)
     steps = []
-    second = trainer(tokenizer, kl_target=0.5)
+    second = trainer(tokenizer, **changes)
     with torch.no_grad():
         for module in second.modules.values():
             for p in module.parameters():
                 p += p.requires_grad * 0.1  # whatever it starts from, the checkpoint counts
     taken_up = work(tmp_path, "cut", on_log=lambda metrics, step: steps.append(step))
-    progress = run(5, second.step, taken_up, second.modules, second.optimizers)
+    progress = run(second.recipe, second.step, taken_up, second.modules, second.optimizers)
     assert steps == [3, 4, 5]
     assert progress.history == expected
     for a, b in zip(whole.policy.parameters(), second.policy.parameters(), strict=True):
@@ -236,9 +237,9 @@ def test_other_architectures(tokenizer):
 
 
 def test_artifact_and_report(tokenizer, tmp_path):
-    ppo = trainer(tokenizer)
+    ppo = trainer(tokenizer, updates=2)
     here = work(tmp_path)
-    finish(ppo.policy, run(2, ppo.step, here, ppo.modules, ppo.optimizers), here)
+    finish(ppo.policy, run(ppo.recipe, ppo.step, here, ppo.modules, ppo.optimizers), here)
     assert (here.out / "adapter" / "adapter_model.safetensors").exists()
     table = json.loads((here.out / "report" / "updates.json").read_text())
     wanted = {"reward", "kl", "kl_k3", "entropy", "length", "finished_share", "policy_loss", "value_loss",
@@ -264,6 +265,8 @@ def test_impossible_recipes_are_refused(tokenizer):
         PpoRecipe(adapter=LoraRecipe(dropout=0.1))
     with pytest.raises(ValidationError, match="at most episodes"):
         PpoRecipe(episodes=2, minibatches=3)
+    with pytest.raises(ValidationError, match="there is one; use minibatches"):
+        PpoRecipe(target_kl=0.1, minibatches=1)
     with pytest.raises(InputError, match="no RL prompts"):
         encode_prompts(tokenizer, [])
 

@@ -106,6 +106,36 @@ def test_optimiser_stages(inputs, tmp_path, train, recipe):
     assert (again.out / file).read_bytes() == (here.out / file).read_bytes(), "a build repeats to the byte"
 
 
+WATCHED = {
+    "watch": {"every": 2, "keep": "best", "judge": "tests.tiny_policies:apples"},
+    "rewards": [{"kind": "model"}, {"kind": "function", "function": "tests.tiny_policies:apples"}],
+}
+
+
+@pytest.mark.parametrize(
+    "train, recipe",
+    [
+        (train_ppo, PpoRecipe.model_validate({"updates": 5, "episodes": 16, "max_new_tokens": 5} | WATCHED)),
+        (train_groups, GrpoRecipe.model_validate(GROUPS | {"updates": 5} | WATCHED)),
+        (train_groups, RlooRecipe.model_validate(GROUPS | {"updates": 5} | WATCHED)),
+    ],
+)
+def test_watched_stages(inputs, tmp_path, train, recipe):
+    """They look at prompts of the split `reward_validation`, and hand over the best policy they saw."""
+    curves = []
+    here = work(tmp_path, on_log=lambda metrics, step: curves.append((step, metrics)))
+    train(recipe, inputs, here)
+    rates = {step: metrics["watch/win_rate"] for step, metrics in curves if "watch/win_rate" in metrics}
+    assert list(rates) == [0, 2, 4, 5] and rates.pop(0) == 0.5
+    best = max(rates, key=lambda step: rates[step])
+    assert here.metrics["best_update"] == best and here.metrics["watch/win_rate"] == rates[best]
+    load_causal_lm([inputs["base"], inputs["sft"], here.out])
+    write_jsonl(tmp_path / "data" / "rl.jsonl", read_jsonl(inputs["data"] / "rl.jsonl"))
+    write_jsonl(tmp_path / "data" / "reward_validation.jsonl", [])
+    with pytest.raises(InputError, match="no prompts to watch"):
+        train(recipe, inputs | {"data": tmp_path / "data"}, work(tmp_path, "empty"))
+
+
 def test_rejection_sampling_imitates_the_best_that_ended(inputs, tmp_path):
     here = work(tmp_path)
     seen: list[tuple[str, bool]] = []

@@ -44,6 +44,26 @@ def share_of_apples(prompts, completions, finished):
     return [4 * text.split().count("apple") / max(1, len(text.split())) for text in completions]
 
 
+def apples(row, completion):
+    """A judge: the share of words that are "apple"."""
+    return share_of_apples([], [completion], [])[0]
+
+
+def no_apples(row, completion):
+    """A judge of the contrary opinion."""
+    return -apples(row, completion)
+
+
+def indifferent(row, completion):
+    """A judge to whom all is the same."""
+    return 0.0
+
+
+def ends_in_an_apple(row, completion):
+    """A check."""
+    return completion.endswith("apple")
+
+
 def work(path, name="work", **handlers) -> Work:
     """Folders to build an artifact in, under `path/name`."""
     folders = path / name / "out", path / name / "scratch"

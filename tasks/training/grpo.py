@@ -40,6 +40,8 @@ class GroupRecipe(OnlineHyperparameters):
                 f"micro_batch_size ({self.micro_batch_size}) must divide {rows // self.minibatches}, the completions "
                 "of an optimiser step"
             )
+        if self.target_kl is not None and self.minibatches == 1:
+            raise ValueError("target_kl leaves out optimiser steps after the first, and there is one; use minibatches")
         return self
 
     @property
@@ -98,17 +100,15 @@ def train_groups(recipe: GrpoRecipe | RlooRecipe, inputs: Mapping[str, Path], wo
     from tasks.models.loading import load_causal_lm, load_tokenizer
     from tasks.training.grpo_trainer import Grpo, fit
     from tasks.training.rl_loop import finish
+    from tasks.training.watch import Watch, watched_rows
 
     set_seed(work.seed)
     tokenizer, rows = load_tokenizer(inputs["base"]), read_jsonl(inputs["data"] / "rl.jsonl")
     start = load_causal_lm([inputs[name] for name in below(inputs)], trainable=isinstance(recipe.adapter, FullRecipe))
-    trainer = Grpo(
-        recipe,
-        attach(start, recipe.adapter),
-        tokenizer,
-        rows,
-        rewards_of(recipe.rewards, inputs, rows),
-        work,
-    )
+    watched = watched_rows(recipe.watch, inputs["data"])
+    score = rewards_of(recipe.rewards, inputs, [*rows, *watched])
+    policy = attach(start, recipe.adapter)
+    watch = Watch(recipe, policy, tokenizer, watched, score, work) if watched else None
+    trainer = Grpo(recipe, policy, tokenizer, rows, score, work, watch)
     progress = fit(trainer, work)
-    finish(trainer.accelerator.unwrap_model(trainer.model), progress, work)
+    finish(trainer.accelerator.unwrap_model(trainer.model), progress, work, watch)

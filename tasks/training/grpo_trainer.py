@@ -29,6 +29,7 @@ from tasks.training.grpo_settings import UpdateRows, arguments, leave_one_out
 from tasks.training.policy_losses import k1, k3
 from tasks.training.rewards import Score, parts_of
 from tasks.training.rl_checkpoint import Progress
+from tasks.training.watch import Watch, ended
 
 ROWS = 16
 """Rows of like length that go through the model at once."""
@@ -45,11 +46,14 @@ class Grpo(GRPOTrainer):
         rows: list[Row],
         score: Score,
         work: Work,
+        watch: Watch | None = None,
     ) -> None:
         if not rows:
             raise InputError("There are no RL prompts; raise the data recipe's share for RL.")
-        self.recipe, self.score = recipe, score
+        self.recipe, self.score, self.watch = recipe, score, watch
         self.core: dict[str, float] = {}
+        self.drifts: list[tuple[float, int]] = []
+        self.left_out = False
         self.steps: list[dict[str, float]] = []
         self.places = "position_ids" in forward_parameters(model)
         if not isinstance(model, PeftModel):
@@ -63,7 +67,7 @@ class Grpo(GRPOTrainer):
                 train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in rows]),
                 processing_class=tokenizer,
                 rollout_func=self._rollout,
-                callbacks=[CoreReporting(work, recipe.minibatches)],
+                callbacks=[CoreReporting(work, recipe.minibatches, watch)],
             )
         if isinstance(model, PeftModel):
             model.delete_adapter("ref")  # TRL's copy of the fresh adapter: without it, it switches the adapter off
@@ -123,6 +127,8 @@ class Grpo(GRPOTrainer):
         routers = [part[2] for part in found if part[2] is not None]
         if not torch.is_grad_enabled():  # the reference's pass over the samples, which comes before they are rewarded
             self.reference_logprobs = logprobs
+        else:
+            self.learnt_logprobs = logprobs.detach()
         return (
             logprobs,
             _joined(entropies, logits_to_keep)[back] if entropies else None,
@@ -158,7 +164,27 @@ class Grpo(GRPOTrainer):
             rewards = leave_one_out(self.recipe, rewards, likelihood, likelihoods)
         return list(rewards)
 
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        loss = super()._compute_loss(model, inputs)
+        mask = inputs["completion_mask"].bool()
+        drift = k3(inputs["sampling_per_token_logps"], self.learnt_logprobs, mask)
+        self.drifts.append((float(drift.sum()), int(mask.sum())))
+        return loss
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """TRL's; an optimiser step that `target_kl` leaves out has no gradients, and AdamW passes over those."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            drift = sum(part for part, _ in self.drifts) / sum(tokens for _, tokens in self.drifts)
+            self.drifts.clear()
+            self.left_out |= self.recipe.target_kl is not None and drift > self.recipe.target_kl
+            if self.left_out:
+                model.zero_grad()
+            self.core |= {"update_kl": drift, "stopped_early": float(self.left_out)}
+        return loss
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self.left_out = False
         output = super()._generate_and_score_completions(inputs)
         mask = output["completion_mask"].bool()
         self.core["ties_share"] = self._metrics["train"]["frac_reward_zero_std"][-1]
@@ -182,13 +208,19 @@ class Grpo(GRPOTrainer):
             return
         update = {name: sum(step[name] for step in self.steps) / len(self.steps) for name in core}
         self.steps.clear()
+        if self.watch is not None:
+            update |= self.watch.look([*self.state.log_history, update])
         self.state.log_history.append({"step": self.state.global_step, **update})
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, update)
+        if ended(self.recipe, self.state.log_history):
+            self.control.should_training_stop, self.control.should_save = True, False
 
 
 def fit(trainer: Grpo, work: Work) -> Progress:
     """Train to the end, from the last whole checkpoint in `work.scratch` where there is one; what was logged."""
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+    if trainer.watch is not None:
+        trainer.watch.begin()
     checkpoint = last_checkpoint(work.scratch)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [{name: row[name] for name in row if name != "step"} for row in trainer.state.log_history]
@@ -205,13 +237,18 @@ class CoreReporting(Reporting):
     """Hands on our own figures, under our own names; checkpoints are between updates, so that a resumed run samples
     when an uninterrupted one does."""
 
-    def __init__(self, work: Work, every: int) -> None:
+    def __init__(self, work: Work, every: int, watch: Watch | None) -> None:
         super().__init__(work)
-        self.every = every
+        self.every, self.watch = every, watch
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         super().on_step_end(args, state, control, **kwargs)
         control.should_save = control.should_save and state.global_step % self.every == 0
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        super().on_save(args, state, control, **kwargs)
+        if self.watch is not None:
+            self.watch.prune(state.log_history)
 
     def on_log(
         self,

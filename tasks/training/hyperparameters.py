@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.models.adapters import AdapterRecipe, FullRecipe, LoraRecipe
-from tasks.recipe import Part
+from tasks.recipe import Dotted, Part
 from tasks.training.rewards import ModelReward, Terms
 
 
@@ -38,8 +38,38 @@ class Hyperparameters(Part):
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
 
 
+class WatchRecipe(Part):
+    """Looks at a policy in training: its answers to held-out prompts against those of the model it started from.
+
+    The prompts are of the split `reward_validation`: no policy learns from them, and the evaluation has others.
+    """
+
+    every: int = Field(default=0, ge=0)
+    """Updates between two looks; there is one after the last update too. 0: the policy is not watched."""
+    prompts: int = Field(default=64, ge=1)
+    """How many of the split's prompts are asked, if it has as many; the same for every method and seed."""
+    samples_per_prompt: int = Field(default=4, ge=1)
+    """Completions for each of them, at every look with the same random numbers."""
+    judge: Dotted | None = None
+    """Function (row, completion) -> float that says which answer is better; none: the rewards that are learnt from,
+    which cannot tell when a policy only pleases them. A check that knows the right answers can."""
+    checks: tuple[Dotted, ...] = ()
+    """Functions (row, completion) -> bool whose shares are logged beside the win rate."""
+    keep: Literal["last", "best"] = "last"
+    """The policy that the artifact holds: the last one, or that of the first look with the highest win rate (which is
+    then too good to be believed: the evaluation has other prompts)."""
+    patience: int | None = Field(default=None, ge=1)
+    """Training ends after so many looks without a higher win rate; none: it goes on."""
+
+    @model_validator(mode="after")
+    def _looks(self) -> Self:
+        if not self.every and (self.keep == "best" or self.patience):
+            raise ValueError("keep = 'best' and patience go by what is seen, and every = 0 never looks; set every")
+        return self
+
+
 class OnlineHyperparameters(Part):
-    """How a policy learns from the rewards of completions that it samples itself: PPO and GRPO."""
+    """How a policy learns from the rewards of completions that it samples itself: PPO, GRPO and RLOO."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
     """What the candidate is called; by default the method."""
@@ -61,6 +91,12 @@ class OnlineHyperparameters(Part):
     """How far the probability ratio may move before its gradient is cut."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
+    target_kl: float | None = Field(default=None, gt=0)
+    """Leave out the rest of an update once the policy is this many nats per token from the one that sampled."""
+    stop_kl: float | None = Field(default=None, gt=0)
+    """Training ends with the first update whose completions have a mean KL to the SFT model of over so many nats."""
+    watch: WatchRecipe = WatchRecipe()
+    """Held-out win rates while it learns, the best policy and an early end by them."""
 
     @model_validator(mode="after")
     def _same_probabilities_twice(self) -> Self:

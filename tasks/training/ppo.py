@@ -61,8 +61,6 @@ class PpoRecipe(OnlineHyperparameters):
     """Divide an update's token rewards by their standard deviation (scores are normalised already)."""
     whiten_advantages: bool = True
     """Bring an update's advantages to mean 0 and variance 1."""
-    target_kl: Annotated[float, Field(gt=0)] | None = None
-    """Leave out the rest of an update once the policy is this many nats per token from the one that sampled."""
     micro_batch_size: Annotated[int, Field(ge=1)] = 16
     """Rows of like length computed at once while learning: less padding, less memory; only rounding differs."""
 
@@ -72,6 +70,8 @@ class PpoRecipe(OnlineHyperparameters):
             raise ValueError(f"minibatches ({self.minibatches}) must be at most episodes ({self.episodes})")
         if self.kl_target is not None and not self.kl_coefficient:
             raise ValueError("kl_target steers kl_coefficient, which is 0 and would stay 0; start it higher")
+        if self.target_kl is not None and self.epochs * self.minibatches == 1:
+            raise ValueError("target_kl leaves out optimiser steps after the first, and there is one; use minibatches")
         return self
 
 
@@ -87,21 +87,25 @@ def train_ppo(recipe: PpoRecipe, inputs: Mapping[str, Path], work: Work) -> None
     from tasks.training.ppo_trainer import Ppo
     from tasks.training.rl_loop import finish, run
     from tasks.training.rollouts import encode_prompts
+    from tasks.training.watch import Watch, watched_rows
 
     set_seed(work.seed)
     tokenizer, rows = load_tokenizer(inputs["base"]), read_jsonl(inputs["data"] / "rl.jsonl")
     start = load_causal_lm([inputs[name] for name in below(inputs)], trainable=isinstance(recipe.adapter, FullRecipe))
+    watched = watched_rows(recipe.watch, inputs["data"])
+    score = rewards_of(recipe.rewards, inputs, [*rows, *watched])
     ppo = Ppo(
         recipe,
         attach(start, recipe.adapter),
         tokenizer,
         encode_prompts(tokenizer, rows),
-        rewards_of(recipe.rewards, inputs, rows),
+        score,
         work.seed,
         _demonstrations(recipe, inputs["data"], tokenizer, start, work) if recipe.ptx_coefficient else (),
     )
-    progress = run(recipe.updates, ppo.step, work, ppo.modules, ppo.optimizers)
-    finish(ppo.policy, progress, work)
+    watch = Watch(recipe, ppo.policy, tokenizer, watched, score, work) if watched else None
+    progress = run(recipe, ppo.step, work, ppo.modules, ppo.optimizers, watch)
+    finish(ppo.policy, progress, work, watch)
 
 
 def _demonstrations(
