@@ -47,7 +47,7 @@ class RewardScorer:
 
 
 def shortened(
-    prompt: Sequence[int], completion: Sequence[int], limit: int | None, bos: int | list[int] | None
+    prompt: Sequence[int], completion: Sequence[int], limit: int | None, bos: Any
 ) -> list[int]:
     """Prompt and completion as one sequence of at most `limit` ids. The prompt loses its oldest ids (BOS or CLS stay);
     only of a completion that is too long by itself the end is cut off, as sampling would have cut it."""
