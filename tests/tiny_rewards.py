@@ -80,7 +80,7 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerBase:
 
 
 def _model(kind: str, tokenizer: PreTrainedTokenizerBase) -> Any:
-    size = {**_SIZES, "vocab_size": len(tokenizer)}
+    size: dict[str, Any] = {**_SIZES, "vocab_size": len(tokenizer)}
     match kind:
         case "bert":
             return BertForMaskedLM(BertConfig(**size, max_position_embeddings=POSITIONS))
@@ -98,11 +98,11 @@ def _model(kind: str, tokenizer: PreTrainedTokenizerBase) -> Any:
             config = RobertaConfig(**size, max_position_embeddings=POSITIONS + 2, pad_token_id=1)
             return RobertaForMaskedLM(config)
         case "distilbert":
-            own = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "initializer_range": 0.2}
+            own: dict[str, Any] = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "initializer_range": 0.2}
             config = DistilBertConfig(vocab_size=len(tokenizer), max_position_embeddings=POSITIONS, **own)
             return DistilBertForMaskedLM(config)
         case "llama":
-            wide = size | {"hidden_size": 48, "num_hidden_layers": 3, "intermediate_size": 96}
+            wide: dict[str, Any] = size | {"hidden_size": 48, "num_hidden_layers": 3, "intermediate_size": 96}
             return LlamaForCausalLM(LlamaConfig(**wide, max_position_embeddings=POSITIONS))
         case _:
             own = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": POSITIONS, "initializer_range": 0.2}

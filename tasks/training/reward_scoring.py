@@ -64,9 +64,7 @@ class RewardScorer:
         return of_criteria(each, heads, term.criteria, term.combine, term.at_least, term.shortfall).tolist()
 
 
-def shortened(
-    prompt: Sequence[int], completion: Sequence[int], limit: int | None, bos: int | list[int] | None
-) -> list[int]:
+def shortened(prompt: Sequence[int], completion: Sequence[int], limit: int | None, bos: Any) -> list[int]:
     """Prompt and completion as one sequence of at most `limit` ids. The prompt loses its oldest ids (BOS or CLS stay);
     only of a completion that is too long by itself the end is cut off, as sampling would have cut it."""
     if limit is None or len(prompt) + len(completion) <= limit:
