@@ -24,8 +24,8 @@ SHORT, LONG = (8, 16), (48, 64)
 """Tokens of a prompt, from and to; questions to the demo's shop have about 12."""
 REPEATS = {"1M": 5, "15M": 3}
 BATCHES = {"1M": (16, 64, 256), "15M": (16, 64)}
-ROWS = {"1M": 256, "15M": 64}
-"""Completions in one measurement, in as many batches as it takes."""
+ROWS = {"1M": 64, "15M": 16}
+"""Completions in one measurement, or a batch of them where that is more."""
 SAMPLED = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 """From the model's own distribution, as ours samples."""
 
@@ -40,17 +40,17 @@ def main() -> None:
     for size, batches in BATCHES.items():
         model: Any = ending(random_llama(size, tokenizer), MEAN, LONGEST)
         peers = Peers(model, tokenizer)
-        prompts = _prompts(ROWS[size], SHORT)
         for batch in batches:
+            prompts = _prompts(max(batch, ROWS[size]), SHORT)
             rows.append({"model": size, "batch": batch, **peers.measure(prompts, batch, REPEATS[size])})
-        for lengths in (SHORT, LONG) if size == "1M" else (SHORT,):
-            prompts = _prompts(ROWS[size] // 4, lengths)
-            figures = peers.measure(prompts, 64, REPEATS[size], n=4)
+        if size != "1M":
+            continue
+        for lengths in (SHORT, LONG):
+            figures = peers.measure(_prompts(16, lengths), 64, REPEATS[size], n=4)
             shared.append({"model": size, "prompt_tokens": f"{lengths[0]}-{lengths[1]}", **figures})
-        if size == "1M":
-            peers = Peers(_with_adapter(model), tokenizer)
-            figures = peers.measure(_prompts(ROWS[size], SHORT), 64, REPEATS[size])
-            rows.append({"model": f"{size}, LoRA", "batch": 64, **figures})
+        peers = Peers(_with_adapter(model), tokenizer)
+        rows.append({"model": f"{size}, LoRA", "batch": 64, **peers.measure(_prompts(64, SHORT), 64, REPEATS[size])})
+        keep("decoding", {"batches": rows, "four_samples": shared})
     columns = ["model", "batch", "generate", "ours", "ratio", "mean_length", "same_greedy"]
     show("useful tokens per second", columns, [[row[c] for c in columns] for row in rows])
     columns = ["model", "prompt_tokens", "generate", "repeated", "ours", "ratio", "over_repeated"]

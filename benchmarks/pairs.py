@@ -1,6 +1,6 @@
 """Reward model and DPO: pairs per second of ours and of TRL's own trainers, and what they reach, in one process.
 
-python -m benchmarks.pairs
+python -m benchmarks.pairs [--domain FOLDER]
 
 The demo's SFT model and its completions; a prompt's finished completions are paired by what the shop's customers want,
 one pair in ten the wrong way round. The same rows, LoRA, epochs and learning rates, and as many pairs in a batch. CPU
@@ -9,7 +9,6 @@ pairs (none wrong) by one way of scoring; DPO's also with what completions of it
 """
 
 import random
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -26,7 +25,7 @@ from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from benchmarks.measured import in_turn, keep, show
-from benchmarks.reward_arms import Domain
+from benchmarks.reward_arms import Domain, work_folder
 from tasks.artifact import Row, Work
 from tasks.data.shop import utility
 from tasks.models.adapters import LoraRecipe, attach
@@ -38,7 +37,7 @@ from tasks.training.direct_engine import fit_direct, group_logps
 from tasks.training.engine_pairs import group_preferences
 from tasks.training.reward_engine import fit_reward_model, group_rewards, start
 
-REPEATS = 2
+REPEATS = 1
 WRONG = 0.1
 """Share of the training pairs that are the wrong way round."""
 Outcome = tuple[float, dict[str, float]]
@@ -46,8 +45,8 @@ Outcome = tuple[float, dict[str, float]]
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="rlhf-pairs-") as folder:
-        sides = Sides(Domain(Path(folder)), Path(folder))
+    with work_folder(__doc__) as (folder, kept):
+        sides = Sides(Domain(kept), folder)
         reward = in_turn({"TRL": sides.their_reward, "ours": sides.our_reward}, REPEATS)
         dpo = in_turn(
             {

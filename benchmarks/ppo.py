@@ -1,6 +1,6 @@
 """PPO: seconds per update of ours and of TRL 1.12's trainer, its last, each in processes of its own, in turn.
 
-python -m benchmarks.ppo
+python -m benchmarks.ppo [--domain FOLDER]
 
 64 episodes, 4 minibatches, one epoch, every weight trained. 1M is the demo's SFT model with a reward model learnt from
 its completions; the reward reached stands beside the time. 15M has random weights, so there it is time alone. TRL 1.12
@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import fmean
@@ -32,11 +31,12 @@ SIDES = ("TRL", "TRL without gc", "ours")
 
 def main() -> None:
     found: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="rlhf-ppo-") as name:
-        folder = Path(name)
+    from benchmarks.reward_arms import work_folder
+
+    with work_folder(__doc__) as (folder, kept):
         install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder / "peer"), TRL]
         subprocess.run(install, check=True)
-        _models(folder)
+        _models(folder, kept)
         for size, updates in UPDATES.items():
             for length in LENGTHS:
                 row: dict[str, Any] = {"model": size, "length": length, "updates": updates}
@@ -45,6 +45,7 @@ def main() -> None:
                 found.append(
                     row | {f"ours over {side}": row[side]["seconds"] / row["ours"]["seconds"] for side in SIDES[:2]}
                 )
+                keep("ppo", found)
     cells = [
         [row["model"], row["length"]]
         + [row[side]["seconds"] for side in SIDES]
@@ -55,7 +56,6 @@ def main() -> None:
     head = ["", "limit", *(f"{side} s" for side in SIDES), "ratio", "without gc"]
     head += [f"{what} {side}" for what in ("reward", "tokens") for side in SIDES]
     show(f"seconds per update, {EPISODES} episodes", head, cells)
-    keep("ppo", found)
 
 
 def _measured(side: str, folder: Path, size: str, length: int, updates: int) -> dict[str, float]:
@@ -72,7 +72,7 @@ def _measured(side: str, folder: Path, size: str, length: int, updates: int) -> 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _models(folder: Path) -> None:
+def _models(folder: Path, kept: Path) -> None:
     """`SIZE/policy/` and `SIZE/reward/`, each with `model/` and `tokenizer/`."""
     from benchmarks.pairs import WRONG, preferences
     from benchmarks.reward_arms import Domain
@@ -81,7 +81,7 @@ def _models(folder: Path) -> None:
     from tasks.models.loading import load_causal_lm, load_reward_model, load_tokenizer, start_reward_model
     from tasks.training.reward import train_reward
 
-    domain = Domain(folder / "domain")
+    domain = Domain(kept)
     tokenizer = load_tokenizer(domain.start["base"])
     for name in ("preferences", "out", "scratch"):
         (folder / "learnt" / name).mkdir(parents=True)
@@ -209,4 +209,4 @@ def one(side: str, folder: str, length: str, updates: str) -> None:
 
 
 if __name__ == "__main__":
-    one(*sys.argv[1:]) if len(sys.argv) > 1 else main()
+    one(*sys.argv[1:]) if len(sys.argv) == 5 else main()

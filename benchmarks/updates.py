@@ -1,13 +1,12 @@
 """GRPO and RLOO: seconds per update of ours and of TRL's own trainers, sampling with `generate`, in one process.
 
-python -m benchmarks.updates
+python -m benchmarks.updates [--domain FOLDER]
 
 The demo's SFT model, 8 prompts x 8 completions, LoRA, the same settings. The reward is a function of the text: what
 the shop's customers want, and one less for a completion that was cut. CPU seconds at one torch thread, the first update
 left out; the reward reached (mean of the last updates) stands beside them.
 """
 
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from benchmarks.measured import in_turn, keep, show
-from benchmarks.reward_arms import Domain
+from benchmarks.reward_arms import Domain, work_folder
 from tasks.artifact import Message, Work
 from tasks.data.shop import rows, utility
 from tasks.models.adapters import LoraRecipe, attach
@@ -32,7 +31,7 @@ from tasks.training.grpo import GrpoRecipe, RlooRecipe
 from tasks.training.grpo_settings import arguments
 from tasks.training.grpo_trainer import Grpo, fit
 
-UPDATES, LAST, REPEATS = 20, 5, 2
+UPDATES, LAST, REPEATS = 20, 5, 1
 LENGTHS = (16, 64)
 LORA = LoraRecipe()
 Outcome = tuple[float, float, float]
@@ -41,8 +40,8 @@ Outcome = tuple[float, float, float]
 
 def main() -> None:
     found: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="rlhf-updates-") as folder:
-        domain = Domain(Path(folder))
+    with work_folder(__doc__) as (folder, kept):
+        domain = Domain(kept)
         for kind in (GrpoRecipe, RlooRecipe):
             for length in LENGTHS:
                 recipe = kind(
@@ -52,13 +51,14 @@ def main() -> None:
                     missing_eos_penalty=0.0,  # it is in the reward, where TRL sees it as well
                     likelihood_coefficient=0.0,
                 )
-                sides = Sides(recipe, domain.start, Path(folder) / f"{recipe.method}-{length}")
+                sides = Sides(recipe, domain.start, folder / f"{recipe.method}-{length}")
                 runs = in_turn({"TRL": sides.theirs, "ours": sides.ours}, REPEATS)
                 row: dict[str, Any] = {"method": recipe.method, "length": length}
                 for name, outcomes in runs.items():
                     values = [fmean(column) for column in zip(*(outcome for _, outcome in outcomes), strict=True)]
                     row[name] = dict(zip(("seconds", "reward", "tokens"), values, strict=True))
                 found.append(row | {"ratio": row["TRL"]["seconds"] / row["ours"]["seconds"]})
+                keep("updates", found)
     head = ["", "limit", "TRL s", "ours s", "ratio", "reward TRL", "ours", "tokens TRL", "ours"]
     cells = [
         [row["method"], row["length"]]
@@ -68,7 +68,6 @@ def main() -> None:
         for row in found
     ]
     show(f"seconds per update, 8 x 8 completions, {UPDATES} updates", head, cells)
-    keep("updates", found)
 
 
 class Sides:
