@@ -23,7 +23,7 @@ from benchmarks.measured import ROOT, keep, show
 
 TRL = "trl==1.12.0"
 LENGTHS, LAST = (16, 64), 5
-UPDATES = {"1M": 20, "15M": 4}
+UPDATES = {"1M": 10, "15M": 4}
 EPISODES, MINIBATCHES = 64, 4
 RATE, KL = 3e-4, 0.1
 SIDES = ("TRL", "TRL without gc", "ours")
