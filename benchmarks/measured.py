@@ -1,4 +1,4 @@
-"""What the benchmarks share: running `rlhf` in a home of its own, and keeping what was measured."""
+"""What the benchmarks share: running `rlhf` in a home of its own, taking turns, and keeping what was measured."""
 
 import json
 import os
@@ -8,10 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +19,7 @@ from rich.table import Table
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RLHF = Path(sys.executable).with_name("rlhf")
+T = TypeVar("T")
 
 
 @contextmanager
@@ -48,6 +49,23 @@ def rlhf(environment: Mapping[str, str], *arguments: str) -> tuple[dict[str, Any
     if done.returncode:
         raise SystemExit(f"rlhf {' '.join(arguments)} ended with {done.returncode}: {done.stdout}")
     return json.loads(done.stdout), seconds
+
+
+def in_turn(contenders: Mapping[str, Callable[[int], T]], repeats: int) -> dict[str, list[tuple[float, T]]]:
+    """What each cost and returned, called with the number of the repeat: all of them in turn, `repeats` times.
+
+    Cost is in CPU seconds of this process, which others on the machine disturb least; that of one torch thread.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    found: dict[str, list[tuple[float, T]]] = {name: [] for name in contenders}
+    for repeat in range(repeats):
+        for name, contender in contenders.items():
+            started = time.process_time()
+            returned = contender(repeat)
+            found[name].append((time.process_time() - started, returned))
+    return found
 
 
 def keep(name: str, result: Any) -> None:

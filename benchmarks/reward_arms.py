@@ -3,8 +3,11 @@
 The held-out prompts are those that the demo keeps for RL and evaluation, so that a difference of a few per cent shows.
 """
 
+import argparse
 import shutil
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,15 @@ from tasks.training.sft import train_sft
 
 RECIPE = ROOT / "deployments" / "recipes" / "demo.toml"
 HELD_OUT = {"sft": 0.25, "reward_train": 0.33, "reward_validation": 0.37, "rl": 0.0, "evaluation": 0.05}
+
+
+@contextmanager
+def work_folder(description: str | None) -> Iterator[tuple[Path, Path]]:
+    """A temporary folder to work in, and one for a `Domain`: in the former, or `--domain`'s, which is kept."""
+    given = argparse.ArgumentParser(description=description)
+    given.add_argument("--domain", type=Path, help="keep the demo's base and SFT model here, for other benchmarks")
+    with tempfile.TemporaryDirectory(prefix="rlhf-benchmark-") as name:
+        yield Path(name), given.parse_args().domain or Path(name) / "domain"
 
 
 class Domain:

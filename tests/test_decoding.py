@@ -124,6 +124,18 @@ def test_features_are_what_the_output_layer_saw(tokenizer):
     assert torch.allclose(chosen[live], out.logprobs[live], atol=1e-4)
 
 
+def test_what_was_decoded_can_be_learned_from(tokenizer):
+    model = llama()
+    out = decode(model, tokenizer, PROMPTS, n=2, max_new_tokens=6, seed=0, features=True)
+    assert out.features is not None
+    value = torch.nn.Linear(32, 1)
+    logits = model(out.tokens).logits
+    loss = (value(out.features).squeeze(-1) * out.logprobs).sum() + logits.sum()
+    loss.backward()
+    assert value.weight.grad is not None and value.weight.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_samples_repeat_and_do_not_depend_on_the_batch(tokenizer):
     model = eager_to_end(llama(), 1.0)
     runs = [
