@@ -117,10 +117,11 @@ def test_code_deep_in_a_recipe_belongs_to_its_identity() -> None:
 
 
 class Served:
-    """A reward server in a thread, its score slowed down and counted."""
+    """A reward server in a thread; its score is counted, and held up while `free` is not set."""
 
     def __init__(self) -> None:
-        self.pause, self.batches = 0.0, []
+        self.free, self.batches = threading.Event(), []
+        self.free.set()
         self.server = uvicorn.Server(uvicorn.Config(application(self.score), port=0, log_level="error"))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -133,12 +134,20 @@ class Served:
         self, prompts: Sequence[Sequence[Message]], completions: Sequence[str], finished: Sequence[bool], /
     ) -> list[float]:
         self.batches.append(len(completions))
-        time.sleep(self.pause)
+        self.free.wait(60)
         if "broken" in completions:
             raise ValueError("cannot render that")
         return by_length(prompts, completions, finished)
 
+    def waits(self, rows: int) -> None:
+        """Return when so many completions wait or are being scored."""
+        deadline = time.monotonic() + 60
+        while httpx.get(self.url.replace("/score", "/health")).json()["waiting"] != rows:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def stop(self) -> None:
+        self.free.set()
         self.server.should_exit = True
         self.thread.join(timeout=10)
 
@@ -165,7 +174,7 @@ def test_a_served_reward_is_the_reward_itself(served: Served) -> None:
 
 
 def test_what_waits_is_scored_together_and_too_much_is_told_to_come_back(served: Served) -> None:
-    served.pause = 0.5
+    served.free.clear()
     answers: list[httpx.Response] = []
 
     def ask(count: int) -> None:
@@ -173,11 +182,12 @@ def test_what_waits_is_scored_together_and_too_much_is_told_to_come_back(served:
         answers.append(httpx.post(served.url, json=asked, timeout=30))
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in (1, *[3] * 10)]
-    for thread in threads:
+    for rows, thread in zip(range(1, 32, 3), threads, strict=True):
         thread.start()
-        time.sleep(0.02)
+        served.waits(rows)
     refused = httpx.post(served.url, json={"prompts": ["p"] * WAITING, "completions": ["c"] * WAITING})
     assert refused.status_code == 503 and refused.headers["Retry-After"]
+    served.free.set()
     for thread in threads:
         thread.join()
     assert all(answer.is_success for answer in answers) and served.batches == [1, 30]
@@ -185,7 +195,7 @@ def test_what_waits_is_scored_together_and_too_much_is_told_to_come_back(served:
 
 
 def test_one_bad_request_fails_alone(served: Served) -> None:
-    served.pause = 0.2
+    served.free.clear()
     codes: dict[str, int] = {}
 
     def ask(text: str) -> None:
@@ -193,9 +203,10 @@ def test_one_bad_request_fails_alone(served: Served) -> None:
         codes[text] = httpx.post(served.url, json=asked, timeout=30).status_code
 
     threads = [threading.Thread(target=ask, args=(text,)) for text in ("first", "good", "broken", "fine")]
-    for thread in threads:
+    for rows, thread in enumerate(threads, 1):
         thread.start()
-        time.sleep(0.02)
+        served.waits(rows)
+    served.free.set()
     for thread in threads:
         thread.join()
     assert codes == {"first": 200, "good": 200, "broken": 422, "fine": 200}
@@ -225,8 +236,11 @@ def test_a_server_that_comes_late_is_waited_for_and_one_that_stays_away_is_one_s
         away(PROMPTS, ["a", "b"], [True, True])
     with pytest.raises(PipelineError, match=r"gave no answer within 0.2 s, 2 times"):
         slow = Served()
-        slow.pause = 1.0
-        of(ServerReward(url=slow.url, attempts=2, timeout=0.2))(PROMPTS, ["a", "b"], [True, True])
+        slow.free.clear()
+        try:
+            of(ServerReward(url=slow.url, attempts=2, timeout=0.2))(PROMPTS, ["a", "b"], [True, True])
+        finally:
+            slow.stop()
 
 
 def test_a_server_that_refuses_or_talks_nonsense_is_not_asked_again(served: Served) -> None:
