@@ -19,6 +19,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     RobertaConfig,
@@ -31,7 +33,7 @@ from tests.tiny_models import TEXTS
 
 DECODERS = ("llama", "gpt2")
 ENCODERS = ("bert", "deberta-v2")
-FURTHER = ("roberta", "distilbert")
+FURTHER = ("roberta", "distilbert", "modernbert")
 POSITIONS = 96
 """The longest sequence each of them takes."""
 END = "<|endoftext|>"
@@ -55,7 +57,7 @@ def reward_base(folder: Path, kind: str) -> Path:
 
 def _tokenizer(kind: str) -> PreTrainedTokenizerBase:
     letters = string.ascii_letters + string.digits + string.punctuation
-    if kind in ("bert", "distilbert"):
+    if kind in ("bert", "distilbert", "modernbert"):
         pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
         return BertTokenizer(vocab={piece: i for i, piece in enumerate(dict.fromkeys([*pieces, "aisle", "thank"]))})
     if kind == "deberta-v2":
@@ -101,6 +103,9 @@ def _model(kind: str, tokenizer: PreTrainedTokenizerBase) -> Any:
             own: dict[str, Any] = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "initializer_range": 0.2}
             config = DistilBertConfig(vocab_size=len(tokenizer), max_position_embeddings=POSITIONS, **own)
             return DistilBertForMaskedLM(config)
+        case "modernbert":
+            ends = {"bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+            return ModernBertForMaskedLM(ModernBertConfig(**size, **ends, max_position_embeddings=POSITIONS))
         case "llama":
             wide: dict[str, Any] = size | {"hidden_size": 48, "num_hidden_layers": 3, "intermediate_size": 96}
             return LlamaForCausalLM(LlamaConfig(**wide, max_position_embeddings=POSITIONS))
