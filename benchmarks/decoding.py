@@ -95,14 +95,14 @@ class Peers:
         for start in range(0, len(prompts), batch // n):
             some = prompts[start : start + batch // n]
             sampled = self._generate(some, **SAMPLED, max_new_tokens=LONGEST, num_return_sequences=n)
-            over = (sampled == self.tokenizer.eos_token_id).long()
+            over = sampled.eq(int(self.tokenizer.eos_token_id)).long()  # type: ignore[arg-type]
             tokens += int((over.cumsum(-1) - over == 0).sum())  # EOS itself counts
             rows += len(sampled)
         return tokens, rows
 
     def same_greedy(self, prompts: Sequence[list[int]]) -> bool:
         """Whether both sides' most likely tokens are the same, EOS kept rare for the time of it."""
-        weight, eos = output_layer(self.model).weight.data, self.tokenizer.eos_token_id
+        weight, eos = output_layer(self.model).weight.data, int(self.tokenizer.eos_token_id)  # type: ignore[arg-type]
         usual = weight[eos, CONSTANT].item()
         weight[eos, CONSTANT] = 0
         found = decode(self.model, self.tokenizer, prompts, max_new_tokens=32, greedy=True, seed=0)

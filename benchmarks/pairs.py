@@ -35,7 +35,7 @@ from tasks.sampling.local import generate
 from tasks.training.direct import DpoRecipe
 from tasks.training.direct_engine import fit_direct, group_logps
 from tasks.training.engine_pairs import group_preferences
-from tasks.training.reward_engine import fit_reward_model, group_rewards, start
+from tasks.training.reward_engine import by_group, fit_reward_model, head_values, start
 
 REPEATS = 1
 WRONG = 0.1
@@ -87,8 +87,8 @@ class Sides:
         self.prompts = len(group_preferences(self.train, self.tokenizer))
 
     def our_reward(self, seed: int) -> Outcome:
-        model, tokenizer = start(self.inputs["base"], self.inputs["sft"], self.reward, seed)
         work = self._work("our-reward", seed)
+        model, tokenizer = start(self.reward, self.inputs, work)
         began = time.process_time()
         fit_reward_model(model, tokenizer, self.train, self.reward, work)
         return time.process_time() - began, {"accuracy": self._reward_accuracy(model)}
@@ -160,7 +160,8 @@ class Sides:
         return load_causal_lm([self.inputs["base"], self.inputs["sft"]], trainable=True)
 
     def _reward_accuracy(self, model: Any) -> float:
-        return self._accuracy(group_rewards(model, self.held_out, self.pad_id))
+        values = head_values(model, self.held_out, self.reward.heads, self.pad_id)
+        return self._accuracy(by_group(self.held_out, values[:, 0].mean(-1)))
 
     def _policy_quality(self, policy: Any) -> dict[str, float]:
         """Accuracy of DPO's implicit rewards, and the mean utility of completions of the held-out prompts."""

@@ -132,7 +132,11 @@ def theirs(folder: Path, length: int, updates: int, collects: bool) -> dict[str,
     """TRL 1.12's: nothing that imports our trainers may be imported here."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
-    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+    from trl.experimental.ppo import (  # type: ignore[import-not-found]  # of TRL 1.12, in its own environment
+        PPOConfig,
+        PPOTrainer,
+        ppo_trainer,
+    )
 
     from tasks.data.shop import rows
     from tasks.models.chat import encode_prompt

@@ -104,7 +104,13 @@ def _model(kind: str, tokenizer: PreTrainedTokenizerBase) -> Any:
             config = DistilBertConfig(vocab_size=len(tokenizer), max_position_embeddings=POSITIONS, **own)
             return DistilBertForMaskedLM(config)
         case "modernbert":
-            ends = {"bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+            ends: dict[str, Any] = {
+                "bos_token_id": 2,
+                "cls_token_id": 2,
+                "eos_token_id": 3,
+                "sep_token_id": 3,
+                "pad_token_id": 0,
+            }
             return ModernBertForMaskedLM(ModernBertConfig(**size, **ends, max_position_embeddings=POSITIONS))
         case "llama":
             wide: dict[str, Any] = size | {"hidden_size": 48, "num_hidden_layers": 3, "intermediate_size": 96}
