@@ -11,12 +11,15 @@ from threading import Lock
 from typing import Any
 
 from labeling.ai.endpoint import Endpoint, Reply, Usage, ask
+from labeling.ai.keys import key_in, quoted
 from labeling.ai.prompts import LETTERS, Answer, Question, Rubric, read_answer
 from labeling.comparison import LabelingError
 from tasks.ai.recipe import EndpointJudge
 from tasks.artifact import PipelineError, Work
 from tasks.recipe import stable_hash
 
+EXAMPLE = 80
+"""Characters of an answer that are quoted."""
 NONE = 50
 """As many answers without one that can be read mean that there will be none."""
 
@@ -133,9 +136,10 @@ def answer_by_endpoint(
             kept.add(key, replace(each, text="", refused=fault))  # paid for, and asked again
         unreadable += bool(fault)
         if unreadable == NONE == before + paid.answers + 1:
+            shown = quoted(reply.text, key_in(recipe.api_key_env), EXAMPLE)
             raise PipelineError(
-                f"None of the judge's first {NONE} answers can be used (the last one: {fault}); mend its endpoint, or "
-                "take a model that follows instructions, and run again."
+                f"None of the judge's first {NONE} answers can be used (the last one: {fault} in '{shown}'); mend its "
+                "endpoint, or take a model that follows instructions, and run again."
             )
         for usage in (paid, spent):
             usage.add(reply.prompt_tokens, reply.completion_tokens)

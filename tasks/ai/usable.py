@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 from labeling.ai.feedback import Opinion
 from labeling.ai.keys import key_in, quoted
-from tasks.ai.answers import Said
+from tasks.ai.answers import EXAMPLE, Said
 from tasks.ai.recipe import Judge
 from tasks.artifact import PipelineError, Work
 
 MANY = 0.1
 """Whoever runs it is told where more than this share of the records has no usable judgement."""
-EXAMPLE = 80
-"""Characters of an answer that are quoted."""
 
 
 def check_usable(
