@@ -65,10 +65,11 @@ def test_a_fresh_adapter_changes_nothing_and_freezes_the_rest(kind: str) -> None
 def test_a_reward_adapter_keeps_its_head(tmp_path: Path, kind: str) -> None:
     base, tokenizer = tiny_base(tmp_path / "base", kind), tiny_tokenizer()
     torch.manual_seed(3)
-    start = start_reward_model(load_causal_lm([base], trainable=True), tokenizer)
+    start = start_reward_model(load_causal_lm([base], trainable=True), tokenizer, heads=2)
     model = _moved(attach(start, LoraRecipe(rank=4), "SEQ_CLS"), 0.1)
     save(model, tmp_path / "reward")
     tokenizer.save_pretrained(tmp_path / "reward" / "tokenizer")
+    (tmp_path / "reward" / "reward.json").write_text('{"criteria": ["overall", "honest"], "members": 1}')
     torch.manual_seed(99)  # a head drawn anew would be another one
     loaded, _ = load_reward_model(base, tmp_path / "reward")
     torch.testing.assert_close(_logits(loaded), _logits(model), atol=1e-5, rtol=1e-4)
