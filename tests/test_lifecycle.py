@@ -69,6 +69,7 @@ def test_a_changed_policy_builds_only_what_follows_it(first: dict[str, Any]) -> 
     assert built(document) == {"ppo", "merge ppo", "evaluate", "gate"}
 
 
+@pytest.mark.slow
 def test_a_reward_model_of_another_family_changes_only_what_follows_it(first: dict[str, Any], tmp_path: Path) -> None:
     """An encoder scores what the policy writes, in PPO, in the evaluation and on its server."""
     change = ("--set", f"reward.base={reward_base(tmp_path / 'bert', 'bert')}", "--set", "reward.max_length=96")

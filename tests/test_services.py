@@ -147,7 +147,13 @@ def test_a_server_that_dies_while_starting_is_named_with_its_log(fresh_home: Pat
         local.up(only=("argilla",))
 
 
-@pytest.mark.parametrize("on_our_ports", [False, True], ids=["their ports", "the ports of services here"])
+@pytest.mark.parametrize(
+    "on_our_ports",
+    [
+        pytest.param(False, id="their ports"),
+        pytest.param(True, id="the ports of services here", marks=pytest.mark.slow),
+    ],
+)
 def test_addresses_given_by_the_user_win_and_nothing_is_started_for_them(
     services: dict[str, str],
     fresh_home: Path,
