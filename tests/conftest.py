@@ -1,4 +1,4 @@
-"""The real services, started once for all tests that ask for them, in a temporary home."""
+"""What several test files ask for: real services, started once in a temporary home, and a tiny chain of artifacts."""
 
 import os
 import socket
@@ -65,3 +65,23 @@ def fresh_home(tmp_path: Path) -> Iterator[Path]:
         yield home
         if home.exists():
             local.down()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A tiny base model."""
+    from tests.tiny_models import tiny_base
+
+    return tiny_base(tmp_path / "base")
+
+
+@pytest.fixture
+def chain(tmp_path: Path, base: Path) -> dict[str, Path]:
+    """base, a short SFT and preferences."""
+    from tasks.models.adapters import LoraRecipe
+    from tasks.training.sft import SftRecipe, train_sft
+    from tests.tiny_models import demonstrations, preferences, work_in
+
+    work, inputs = work_in(tmp_path / "sft"), {"base": base, "data": demonstrations(tmp_path / "data")}
+    train_sft(SftRecipe(adapter=LoraRecipe(rank=4), epochs=1), inputs, work)
+    return {"base": base, "sft": work.out, "preferences": preferences(tmp_path / "preferences")}

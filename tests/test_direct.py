@@ -25,12 +25,8 @@ from tasks.training.direct import (
 from tasks.training.direct_engine import DirectTrainer, check_start, group_logps
 from tasks.training.direct_losses import Judged, kto_losses, log_odds, pair_losses, rewards
 from tasks.training.engine_pairs import collate_groups, group_preferences, mismatch
-from tasks.training.sft import SftRecipe, train_sft
 from tests.tiny_models import (
-    demonstrations,
     preference,
-    preferences,
-    tiny_base,
     tiny_model,
     tiny_tokenizer,
     trainer_loss,
@@ -39,14 +35,6 @@ from tests.tiny_models import (
 
 ADAPTER = LoraRecipe(rank=4)
 ALL: list[AnyDirect] = [DpoRecipe(), IpoRecipe(), KtoRecipe(), OrpoRecipe(), SimpoRecipe()]
-
-
-@pytest.fixture
-def chain(tmp_path: Path) -> dict[str, Path]:
-    """base, a short SFT and preferences."""
-    base, work = tiny_base(tmp_path / "base"), work_in(tmp_path / "sft")
-    train_sft(SftRecipe(adapter=ADAPTER, epochs=1), {"base": base, "data": demonstrations(tmp_path / "data")}, work)
-    return {"base": base, "sft": work.out, "preferences": preferences(tmp_path / "preferences")}
 
 
 # Two pairs of three completions with 2, 4 and 5 tokens; log-ratios to the reference of 0.5, -1 and 0.

@@ -15,8 +15,9 @@ from tasks.training.reward_heads import Heads, Scale, draws, of_criteria, of_ens
 from tasks.training.reward_scoring import RewardScorer
 from tasks.training.rewards import ModelReward
 from tests.lifecycle_runs import TINY
-from tests.test_training import LORA, base, chain, work_in  # noqa: F401
+from tests.tiny_models import work_in
 
+LORA = LoraRecipe(rank=4)
 HEADS = Heads(("overall", "honest", "short"))
 
 
@@ -69,7 +70,7 @@ def rated(folder: Path, criterion: str) -> None:
 @pytest.mark.parametrize("adapter", [LORA, FullRecipe()], ids=["lora", "full"])
 def test_heads_learn_their_own_criterion_and_are_scored_as_saved(
     tmp_path: Path,
-    chain: dict[str, Path],  # noqa: F811
+    chain: dict[str, Path],
     adapter: LoraRecipe | FullRecipe,
 ) -> None:
     rated(chain["preferences"], "contrary")
@@ -99,7 +100,7 @@ def test_heads_learn_their_own_criterion_and_are_scored_as_saved(
     assert both == pytest.approx(said[:, 0].mean(-1) + 0.5 * said[:, 1].mean(-1), abs=1e-5)
 
 
-def test_a_criterion_nobody_rated_is_one_sentence(tmp_path: Path, chain: dict[str, Path]) -> None:  # noqa: F811
+def test_a_criterion_nobody_rated_is_one_sentence(tmp_path: Path, chain: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="No train preference is about 'kind'; rate it in the round"):
         train_reward(RewardRecipe(criteria=("kind",)), chain, work_in(tmp_path / "reward"))
 

@@ -42,19 +42,6 @@ from tests.tiny_models import (
 LORA = LoraRecipe(rank=4)
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return tiny_base(tmp_path / "base")
-
-
-@pytest.fixture
-def chain(tmp_path: Path, base: Path) -> dict[str, Path]:
-    """base, a short SFT and preferences."""
-    work = work_in(tmp_path / "sft")
-    train_sft(SftRecipe(adapter=LORA, epochs=1), {"base": base, "data": demonstrations(tmp_path / "data")}, work)
-    return {"base": base, "sft": work.out, "preferences": preferences(tmp_path / "preferences")}
-
-
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 

@@ -147,6 +147,8 @@ def report_quality(
 
 def _report_heads(groups: Sequence[Group], values: np.ndarray, heads: Heads, work: Work) -> None:
     """The accuracy of each criterion and member, and how far members differ, where there are several."""
+    if heads.count == 1:
+        return
     rows = []
     for place, criterion in enumerate(heads.criteria):
         for member in range(heads.members):
@@ -160,9 +162,8 @@ def _report_heads(groups: Sequence[Group], values: np.ndarray, heads: Heads, wor
     if heads.members > 1:
         scaled = Scale.of(heads, values).normalised(values)[:, 0]
         work.log({"validation/members_std": float(scaled.std(-1).mean())})
-    if heads.count > 1:
-        columns = ("accuracy", "accuracy_low", "accuracy_high", "calibration_error", "log_loss", "pairs")
-        work.table("heads", [{**row, **{name: row.get(name) for name in columns}} for row in rows])
+    columns = ("accuracy", "accuracy_low", "accuracy_high", "calibration_error", "log_loss", "pairs")
+    work.table("heads", [{**row, **{name: row.get(name) for name in columns}} for row in rows])
 
 
 def _report_best_of_n(groups: Sequence[Group], rewards: Sequence[Sequence[float]], work: Work) -> None:

@@ -4,7 +4,7 @@ Knows numbers only, no model. Values are arrays [completions, criteria, members]
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -114,8 +114,3 @@ def of_criteria(
     for name, least in at_least.items():
         total = total - shortfall * np.maximum(0.0, least - values[:, heads.place(name)])
     return total
-
-
-def rated_criteria(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The criteria that preference rows are about, the ranking left out."""
-    return sorted({str(row["criterion"]) for row in rows if row.get("criterion")})
