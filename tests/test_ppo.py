@@ -11,12 +11,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 from tasks.artifact import InputError, Message
 from tasks.models.adapters import FullRecipe, LoraRecipe, attach
 from tasks.models.chat import encode_conversation
+from tasks.models.loading import twin
 from tasks.training import rl_checkpoint
 from tasks.training.advantages import explained_variance
 from tasks.training.ppo import PpoRecipe
 from tasks.training.ppo_trainer import Ppo, adapted
 from tasks.training.rl_loop import finish, run
-from tasks.training.rollouts import Prompts, by_length, encode_prompts, token_logprobs
+from tasks.training.rollouts import Prompts, by_length, collect, encode_prompts, token_logprobs
 from tests.tiny_policies import ROWS, llama, share_of_apples, word_tokenizer, work
 
 
@@ -26,11 +27,14 @@ def tokenizer():
 
 
 def trainer(tokenizer, seed=0, score=share_of_apples, model=None, demonstrations=(), **changes):
+    """`value_model = "separate"` gets its trunk as the stage makes it."""
     set_seed(seed)
     small = {"updates": 4, "episodes": 24, "max_new_tokens": 6, "learning_rate": 3e-3, "likelihood_coefficient": 0.0}
     recipe = PpoRecipe.model_validate(small | changes)
-    model = attach(model or llama(), recipe.adapter)
-    return Ppo(recipe, model, tokenizer, encode_prompts(tokenizer, ROWS), score, seed, demonstrations)
+    model = (model or llama()).requires_grad_(isinstance(recipe.adapter, FullRecipe))
+    trunk = attach(twin(model), recipe.adapter, seed=1) if recipe.value_model == "separate" else None
+    policy = attach(model, recipe.adapter)
+    return Ppo(recipe, policy, tokenizer, encode_prompts(tokenizer, ROWS), score, seed, demonstrations, trunk)
 
 
 def test_starts_at_the_reference(tokenizer):
@@ -49,8 +53,6 @@ def test_reference_of_a_full_fine_tune_stays_behind(tokenizer):
 
 def test_values_and_logprobs_are_those_of_their_tokens(tokenizer):
     """What decoding kept agrees with a whole forward over prompt and completion, however rows are grouped."""
-    from tasks.training.rollouts import collect
-
     ppo = trainer(tokenizer)
     rollouts = collect(
         ppo.policy, ppo.reference, tokenizer, ppo.prompts, range(12), share_of_apples,
@@ -89,17 +91,58 @@ def test_raises_the_reward(tokenizer, adapter, tmp_path):
     assert sum(m["reward"] for m in history[-5:]) / 5 > 2.5
 
 
+def rollouts_of(ppo, features=None):
+    """Samples of a trainer's policy, their features in place of the policy's where they are given."""
+    rollouts = collect(
+        ppo.policy, ppo.reference, ppo.tokenizer, ppo.prompts, range(12), share_of_apples,
+        n=4, max_new_tokens=5, seed=5, micro_batch_size=64, features=ppo.keeps_features,
+    )  # fmt: skip
+    if features is not None:
+        rollouts.features = features(*rollouts.mask.shape)
+    return rollouts
+
+
+def learnt(ppo, rollouts, returns, passes):
+    generator, values = torch.Generator().manual_seed(0), torch.zeros_like(returns)
+    for _ in range(passes):
+        ppo._learn_value(rollouts, values, returns, generator)
+        values = ppo._values(rollouts)
+    return explained_variance(values, returns, rollouts.mask)
+
+
 def test_value_head_learns_what_features_tell(tokenizer):
     ppo = trainer(tokenizer)
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(64, 5, 32, generator=generator)
-    mask = torch.arange(5) < torch.randint(1, 6, (64, 1), generator=generator)
-    returns = features[..., :4].sum(-1) * mask
-    values = torch.zeros_like(returns)
-    for _ in range(60):
-        ppo._learn_value(features, values, returns, mask, generator)
-        values = ppo.value(features).detach() * mask
-    assert explained_variance(values, returns, mask) > 0.8
+    rollouts = rollouts_of(ppo, lambda rows, tokens: torch.randn(rows, tokens, 32, generator=generator))
+    assert rollouts.features is not None
+    returns = rollouts.features[..., :4].sum(-1) * rollouts.mask
+    assert learnt(ppo, rollouts, returns, 60) > 0.8
+
+
+@pytest.mark.parametrize("adapter", [LoraRecipe(), FullRecipe()])
+def test_a_separate_value_model_learns_what_the_policy_does_not_tell(tokenizer, adapter):
+    """How often a word came before a token is hard to tell from frozen features; a trunk of its own learns to count."""
+    reached = {}
+    for value_model in ("shared", "separate"):
+        ppo = trainer(tokenizer, adapter=adapter, value_model=value_model, value_learning_rate=3e-3)
+        rollouts = rollouts_of(ppo)
+        seen = (rollouts.tokens == rollouts.tokens.mode().values.mode().values).cumsum(-1).roll(1, -1)
+        seen[:, 0] = 0
+        before = [p.detach().clone() for p in ppo.policy.parameters()]
+        reached[value_model] = learnt(ppo, rollouts, 2.0 * seen * rollouts.mask, 40)
+        assert all(torch.equal(a, b) for a, b in zip(before, ppo.policy.parameters(), strict=True))
+    assert reached["separate"] > 0.9
+    assert 1 - reached["separate"] < (1 - reached["shared"]) / 3
+
+
+def test_an_adapter_for_values_is_on_the_policys_weights(tokenizer):
+    ppo = trainer(tokenizer, value_model="separate")
+    frozen = {p.data_ptr() for p in ppo.policy.parameters() if not p.requires_grad}
+    assert frozen == {p.data_ptr() for p in ppo.value.parameters() if not p.requires_grad}
+    values = ppo._values(rollouts_of(ppo))
+    assert (values == 0).all(), "the head begins at zero"
+    metrics = ppo.step(rl_checkpoint.Progress())
+    assert metrics["kl_k3"] == pytest.approx(0, abs=1e-4) and metrics["value_loss"] > 0
 
 
 def test_missing_eos_is_punished(tokenizer, tmp_path):
@@ -190,9 +233,10 @@ class Killed(Exception):
     pass
 
 
-def test_resumes_exactly(tokenizer, tmp_path):
+@pytest.mark.parametrize("value_model", ["shared", "separate"])
+def test_resumes_exactly(tokenizer, tmp_path, value_model):
     """The curve of a run that was killed at update 3 and taken up again is that of the run that was not."""
-    changes = {"kl_target": 0.5, "updates": 5}
+    changes = {"kl_target": 0.5, "updates": 5, "value_model": value_model}
     whole = trainer(tokenizer, **changes)
     expected = run(whole.recipe, whole.step, work(tmp_path, "whole"), whole.modules, whole.optimizers).history
 

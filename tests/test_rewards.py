@@ -86,7 +86,7 @@ def test_the_sum_is_weighted_and_its_parts_are_told() -> None:
         ({"kind": "pattern", "pattern": "("}, "not a regular expression"),
         ({"kind": "function", "function": "nowhere:f"}, "cannot be imported"),
         ({"kind": "server", "url": "ftp://x"}, "url"),
-        ({"kind": "judge"}, "'model', 'function', 'pattern', 'length', 'server'"),
+        ({"kind": "judge"}, "'model', 'function', 'pattern', 'json', 'length', 'server'"),
     ],
 )
 def test_terms_that_cannot_be_are_refused(given: dict[str, Any], words: str) -> None:

@@ -77,6 +77,13 @@ def open_adapter(model: PreTrainedModel, adapter: Path, trainable: bool = False)
     return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
 
 
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """The same modules again, an adapter on which leaves `model` alone. Weights that ask for no gradients are shared,
+    not copied."""
+    frozen = [each for each in (*model.parameters(), *model.buffers()) if not each.requires_grad]
+    return copy.deepcopy(model, {id(each): each for each in frozen})
+
+
 def start_reward_model(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, heads: int = 1) -> PreTrainedModel:
     """A reward model on a language model's weights: the same body (shared, not copied) and fresh scalar heads."""
     config = copy.deepcopy(policy.config)
@@ -165,15 +172,21 @@ def positions(model: Any) -> int | None:
     return limit
 
 
-def load_reward_model(base: Path, reward: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_reward_model(
+    base: Path, reward: Path, start: PreTrainedModel | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A trained reward model in eval mode, without gradients, and its tokenizer.
 
     A reward artifact holds `model/`; or `adapter/` on what `source.json` refers to (another base than the policy's); or
-    `adapter/` on `base` with, in `start/`, the SFT adapter it was trained on.
+    `adapter/` on `base` with, in `start/`, the SFT adapter it was trained on. start: that last model, if it is loaded
+    already; its weights are shared, and the adapter is not merged into them.
     """
     tokenizer = load_tokenizer(reward)
     model: Any
-    if (reward / "model").is_dir():
+    if start is not None:
+        model = start_reward_model(twin(start), tokenizer, _heads(reward))
+        model = open_adapter(model, reward / "adapter")
+    elif (reward / "model").is_dir():
         model = AutoModelForSequenceClassification.from_pretrained(
             reward / "model", use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
@@ -181,8 +194,8 @@ def load_reward_model(base: Path, reward: Path) -> tuple[PreTrainedModel, PreTra
         model, _ = open_reward_base(model_folder(reward), tokenizer, _heads(reward))
         model = merge_adapter(model, reward / "adapter")
     else:
-        start = [base, *([reward / "start"] if (reward / "start").is_dir() else [])]
-        model = start_reward_model(load_causal_lm(start, dtype=torch.float32), tokenizer, _heads(reward))
+        chain = [base, *([reward / "start"] if (reward / "start").is_dir() else [])]
+        model = start_reward_model(load_causal_lm(chain, dtype=torch.float32), tokenizer, _heads(reward))
         model = merge_adapter(model, reward / "adapter")
     return model.to(device=device(), dtype=compute_dtype()).eval().requires_grad_(False), tokenizer
 

@@ -106,7 +106,8 @@ def train_groups(recipe: GrpoRecipe | RlooRecipe, inputs: Mapping[str, Path], wo
     tokenizer, rows = load_tokenizer(inputs["base"]), read_jsonl(inputs["data"] / "rl.jsonl")
     start = load_causal_lm([inputs[name] for name in below(inputs)], trainable=isinstance(recipe.adapter, FullRecipe))
     watched = watched_rows(recipe.watch, inputs["data"])
-    score = rewards_of(recipe.rewards, inputs, [*rows, *watched])
+    score = rewards_of(recipe.rewards, inputs, [*rows, *watched], start if recipe.share_base else None)
+    work.log({"shares_base": float(score.shares_base)})
     policy = attach(start, recipe.adapter)
     watch = Watch(recipe, policy, tokenizer, watched, score, work) if watched else None
     trainer = Grpo(recipe, policy, tokenizer, rows, score, work, watch)

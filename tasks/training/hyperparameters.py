@@ -79,6 +79,10 @@ class OnlineHyperparameters(Part):
     """Rounds of sampling and learning."""
     rewards: Terms = Field(default=(ModelReward(),), min_length=1)
     """What is learnt from: a weighted sum of the reward model, functions, checks, length, and reward servers."""
+    share_base: bool = False
+    """Score with the policy's own frozen weights and the reward model's adapter on them, where both start from the same
+    SFT adapter (logged as `shares_base`): one model in memory for policy, reference, value and reward. Scoring takes
+    longer, since the adapter is not merged."""
     max_new_tokens: int = Field(default=48, ge=1)
     """Longer completions are cut, and punished by `missing_eos_penalty`."""
     likelihood_coefficient: float = Field(default=0.2, ge=0)
@@ -97,6 +101,12 @@ class OnlineHyperparameters(Part):
     """Training ends with the first update whose completions have a mean KL to the SFT model of over so many nats."""
     watch: WatchRecipe = WatchRecipe()
     """Held-out win rates while it learns, the best policy and an early end by them."""
+
+    @model_validator(mode="after")
+    def _frozen(self) -> Self:
+        if self.share_base and isinstance(self.adapter, FullRecipe):
+            raise ValueError("share_base needs frozen weights to share, and adapter.kind = 'full' trains them all")
+        return self
 
     @model_validator(mode="after")
     def _same_probabilities_twice(self) -> Self:

@@ -2,8 +2,6 @@
 
 import torch
 
-from tasks.training.advantages import masked_mean
-
 
 def clipped_policy_loss(
     logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, clip: float
@@ -18,10 +16,10 @@ def clipped_policy_loss(
 def clipped_value_loss(
     values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, clip: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Half the squared error, at least that of the value kept within `clip` of the old; mean, and where it bound."""
+    """Half the squared error, at least that of the value kept within `clip` of the old, per token; where it bound."""
     near = old + (values - old).clamp(-clip, clip)
     free, bounded = (values - returns) ** 2, (near - returns) ** 2
-    return 0.5 * masked_mean(torch.max(free, bounded), mask), (bounded > free) & mask
+    return 0.5 * torch.max(free, bounded) * mask, (bounded > free) & mask
 
 
 def k1(logprobs: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -51,12 +51,16 @@ class PpoRecipe(OnlineHyperparameters):
     """Discount per token."""
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
     """GAE's lambda: 1 trusts rewards, 0 the value model."""
+    value_model: Literal["shared", "separate"] = "shared"
+    """shared: a small head on the features the policy computes anyway, no gradient of it reaches the policy. separate:
+    a trunk of its own, trained as the policy is (an adapter of its own on the same frozen weights, or a second whole
+    model), which learns features for values and costs a forward and backward pass for each of `value_epochs`."""
     value_clip: Annotated[float, Field(gt=0)] = 0.2
     """How far a value may move from the one at sampling before it gains nothing more."""
     value_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """AdamW's, for the value head."""
+    """AdamW's, for the value model."""
     value_epochs: Annotated[int, Field(ge=1)] = 4
-    """Passes of the value head over the features of an update; they cost next to nothing."""
+    """Passes of the value model over an update; those of a shared one cost next to nothing."""
     whiten_rewards: bool = False
     """Divide an update's token rewards by their standard deviation (scores are normalised already)."""
     whiten_advantages: bool = True
@@ -83,7 +87,7 @@ def train_ppo(recipe: PpoRecipe, inputs: Mapping[str, Path], work: Work) -> None
     from transformers import set_seed
 
     from tasks.models.adapters import attach
-    from tasks.models.loading import load_causal_lm, load_tokenizer
+    from tasks.models.loading import load_causal_lm, load_tokenizer, twin
     from tasks.training.ppo_trainer import Ppo
     from tasks.training.rl_loop import finish, run
     from tasks.training.rollouts import encode_prompts
@@ -93,7 +97,11 @@ def train_ppo(recipe: PpoRecipe, inputs: Mapping[str, Path], work: Work) -> None
     tokenizer, rows = load_tokenizer(inputs["base"]), read_jsonl(inputs["data"] / "rl.jsonl")
     start = load_causal_lm([inputs[name] for name in below(inputs)], trainable=isinstance(recipe.adapter, FullRecipe))
     watched = watched_rows(recipe.watch, inputs["data"])
-    score = rewards_of(recipe.rewards, inputs, [*rows, *watched])
+    score = rewards_of(recipe.rewards, inputs, [*rows, *watched], start if recipe.share_base else None)
+    work.log({"shares_base": float(score.shares_base)})
+    trunk = None
+    if recipe.value_model == "separate":
+        trunk = attach(twin(start), recipe.adapter, seed=work.seed + 1)
     ppo = Ppo(
         recipe,
         attach(start, recipe.adapter),
@@ -102,6 +110,7 @@ def train_ppo(recipe: PpoRecipe, inputs: Mapping[str, Path], work: Work) -> None
         score,
         work.seed,
         _demonstrations(recipe, inputs["data"], tokenizer, start, work) if recipe.ptx_coefficient else (),
+        trunk,
     )
     watch = Watch(recipe, ppo.policy, tokenizer, watched, score, work) if watched else None
     progress = run(recipe, ppo.step, work, ppo.modules, ppo.optimizers, watch)

@@ -1,9 +1,4 @@
-"""PPO's engine: sample, score, estimate advantages, take clipped steps.
-
-The value model is a small head on the features that the policy's output layer sees, kept from decoding. No gradient
-goes from it into the policy: the two cannot disturb each other, no value coefficient has to be found, and fitting the
-head costs no forward pass. What is given up: features are the policy's, so the value model is as good as they are.
-"""
+"""PPO's engine: sample, score, estimate advantages, take clipped steps."""
 
 from collections.abc import Sequence
 
@@ -15,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from tasks.artifact import InputError
 from tasks.models.chat import Encoded
 from tasks.sampling.local import CausalLM, output_layer
-from tasks.training.advantages import explained_variance, gae, masked_mean, token_rewards, whiten
+from tasks.training.advantages import explained_variance, gae, token_rewards, whiten
 from tasks.training.engine_batches import logits_at, pad
 from tasks.training.policy_losses import clipped_policy_loss, clipped_value_loss, k3
 from tasks.training.ppo import PpoRecipe
@@ -23,20 +18,7 @@ from tasks.training.rewards import Score, parts_of
 from tasks.training.rl_checkpoint import Progress
 from tasks.training.rl_loop import core_metrics
 from tasks.training.rollouts import Prompts, Reference, Rollouts, by_length, collect, token_logprobs
-
-
-class ValueHead(nn.Module):
-    """Features `[..., width]` to values `[...]`: one hidden layer, zero at first."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(width, width)
-        self.out = nn.Linear(width, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.out(torch.tanh(self.hidden(features))).squeeze(-1)
+from tasks.training.value_models import SeparateValue, SharedValue
 
 
 class Ppo:
@@ -51,7 +33,10 @@ class Ppo:
         score: Score,
         seed: int,
         demonstrations: Sequence[Encoded] = (),
+        trunk: "CausalLM | None" = None,
     ) -> None:
+        """trunk: the body of a value model that shares no trained weight with the policy; none: a head on the policy's
+        features."""
         if recipe.ptx_coefficient and not demonstrations:
             raise InputError("ptx_coefficient needs demonstrations, and none of the data's for SFT fits; set it to 0.")
         self.demonstrations = demonstrations
@@ -59,13 +44,17 @@ class Ppo:
         self.accelerator = Accelerator()
         self.policy = model.eval()  # no dropout: the ratio must come from the weights alone
         self.reference = Reference(model)
-        value = ValueHead(output_layer(model).weight.shape[1])
+        value = SharedValue(output_layer(model).weight.shape[1]) if trunk is None else SeparateValue(trunk)
+        self.keeps_features = trunk is None
+        self.value_rows = recipe.episodes if trunk is None else recipe.micro_batch_size
         trained = [p for p in model.parameters() if p.requires_grad]
         self.model, self.value, self.optimizer, self.value_optimizer = self.accelerator.prepare(
             model,
             value,
             torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0),
-            torch.optim.AdamW(value.parameters(), lr=recipe.value_learning_rate, weight_decay=0.0),
+            torch.optim.AdamW(
+                [p for p in value.parameters() if p.requires_grad], lr=recipe.value_learning_rate, weight_decay=0.0
+            ),
         )
         self.modules: dict[str, nn.Module] = {"policy": self.policy, "value": value}
         self.optimizers = {"policy_optimizer": self.optimizer, "value_optimizer": self.value_optimizer}
@@ -84,7 +73,7 @@ class Ppo:
             max_new_tokens=recipe.max_new_tokens,
             seed=self.seed * 1_000_003 + update,
             micro_batch_size=recipe.micro_batch_size,
-            features=True,
+            features=self.keeps_features,
         )
         metrics = core_metrics(rollouts) | parts_of(self.score)
         held = progress.state.get("kl_coefficient", recipe.kl_coefficient)
@@ -96,7 +85,6 @@ class Ppo:
     def learn(self, rollouts: Rollouts, generator: torch.Generator, kl_coefficient: float) -> dict[str, float]:
         """Take the policy's and the value head's steps on one batch; `generator` shuffles the minibatches."""
         recipe, mask = self.recipe, rollouts.mask
-        assert rollouts.features is not None
         scores = rollouts.scores - recipe.missing_eos_penalty * ~rollouts.finished
         rewards = token_rewards(
             scores, rollouts.logprobs, rollouts.reference, mask, kl_coefficient, recipe.likelihood_coefficient
@@ -104,14 +92,13 @@ class Ppo:
         objective = float(rewards.sum(-1).mean())
         if recipe.whiten_rewards:
             rewards = whiten(rewards, mask, shift=False)
-        with torch.no_grad():
-            values = self.value(rollouts.features) * mask
+        values = self._values(rollouts)
         advantages, returns = gae(rewards, values, mask, recipe.gamma, recipe.lam)
         metrics = {"objective": objective, "explained_variance": explained_variance(values, returns, mask)}
         if recipe.whiten_advantages:
             advantages = whiten(advantages, mask)
         metrics |= self._learn_policy(rollouts, advantages, generator)
-        return metrics | self._learn_value(rollouts.features, values, returns, mask, generator)
+        return metrics | self._learn_value(rollouts, values, returns, generator)
 
     def _learn_policy(
         self, rollouts: Rollouts, advantages: torch.Tensor, generator: torch.Generator
@@ -165,27 +152,36 @@ class Ppo:
             summed += float(loss.detach())
         return summed / tokens
 
+    @torch.no_grad()
+    def _values(self, rollouts: Rollouts) -> torch.Tensor:
+        """The value before each sampled token, `[rows, tokens]`, zero outside the mask."""
+        values = torch.zeros_like(rollouts.logprobs)
+        for part in by_length(rollouts, self.value_rows):
+            found = self.value(rollouts, part)
+            values[part, : found.shape[1]] = found
+        return values * rollouts.mask
+
     def _learn_value(
-        self,
-        features: torch.Tensor,
-        old: torch.Tensor,
-        returns: torch.Tensor,
-        mask: torch.Tensor,
-        generator: torch.Generator,
+        self, rollouts: Rollouts, old: torch.Tensor, returns: torch.Tensor, generator: torch.Generator
     ) -> dict[str, float]:
         seen = []
         for _ in range(self.recipe.value_epochs):
-            for rows in torch.randperm(len(mask), generator=generator).chunk(self.recipe.minibatches):
-                rows = rows.to(mask.device)
-                loss, clipped = clipped_value_loss(
-                    self.value(features[rows]), old[rows], returns[rows], mask[rows], self.recipe.value_clip
-                )
-                self.accelerator.backward(loss)
+            for rows in torch.randperm(len(old), generator=generator).chunk(self.recipe.minibatches):
+                rows = rows.to(old.device)
+                tokens, sums = rollouts.mask[rows].sum(), {"value_loss": 0.0, "value_clip_fraction": 0.0}
+                for part in by_length(rollouts, self.value_rows, rows):
+                    values = self.value(rollouts, part)
+                    at = part, slice(values.shape[1])
+                    loss, clipped = clipped_value_loss(
+                        values, old[at], returns[at], rollouts.mask[at], self.recipe.value_clip
+                    )
+                    self.accelerator.backward(loss.sum() / tokens)
+                    for name, found in zip(sums, (loss.detach(), clipped), strict=True):
+                        sums[name] += float(found.sum() / tokens)
                 self.accelerator.clip_grad_norm_(self.value.parameters(), self.recipe.max_gradient_norm)
                 self.value_optimizer.step()
                 self.value_optimizer.zero_grad()
-                share = masked_mean(clipped.float(), mask[rows])
-                seen.append({"value_loss": float(loss.detach()), "value_clip_fraction": float(share)})
+                seen.append(sums)
         return _means(seen)
 
 

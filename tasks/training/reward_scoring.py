@@ -1,14 +1,16 @@
 """Scores of a trained reward model, the same in training's evaluation, in reinforcement learning and in reports."""
 
+import filecmp
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
-from tasks.artifact import Message
+from tasks.artifact import Message, below
 from tasks.models.chat import encode_completion
 from tasks.models.loading import device, load_reward_model, positions, reads_last_token
 from tasks.training.engine_batches import pad
@@ -22,8 +24,10 @@ BATCH_TOKENS = 8192
 class RewardScorer:
     """A reward artifact, ready to score text: it is rendered with the reward model's own template and tokenizer."""
 
-    def __init__(self, base: Path, reward: Path) -> None:
-        self.model, self.tokenizer = load_reward_model(base, reward)
+    def __init__(self, base: Path, reward: Path, start: PreTrainedModel | None = None) -> None:
+        """start: the model under the reward's adapter, if it is loaded already (`started_alike`): its weights are
+        shared, and the adapter stays apart from them."""
+        self.model, self.tokenizer = load_reward_model(base, reward, start)
         self.scale = Scale.read(json.loads((reward / "reward.json").read_text()))
         self._limit = positions(self.model)
 
@@ -62,6 +66,23 @@ class RewardScorer:
         each = of_ensemble(values, term.ensemble, term.penalty)
         heads = self.scale.heads
         return of_criteria(each, heads, term.criteria, term.combine, term.at_least, term.shortfall).tolist()
+
+
+def started_alike(inputs: Mapping[str, Path]) -> bool:
+    """Whether a stage's reward model is an adapter on the very model that its policy starts from: on the same SFT
+    adapter (to the byte), or both on the base alone."""
+    reward, chain = inputs["reward"], below(inputs)
+    if not (reward / "adapter").is_dir() or (reward / "source.json").is_file():
+        return False
+    if chain == ("base",):
+        return not (reward / "start").exists()
+    ours, theirs = reward / "start" / "adapter", inputs[chain[-1]] / "adapter"
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    return (
+        chain == ("base", "sft")
+        and all((ours / name).is_file() and (theirs / name).is_file() for name in names)
+        and all(filecmp.cmp(ours / name, theirs / name, shallow=False) for name in names)
+    )
 
 
 def shortened(prompt: Sequence[int], completion: Sequence[int], limit: int | None, bos: Any) -> list[int]:

@@ -1,4 +1,4 @@
-"""Where rewards come from: the reward model, functions, verifiable checks, length, a reward server; a weighted sum.
+"""Where rewards come from: the reward model, functions and checks, patterns, JSON, length, a server; a weighted sum.
 
 Each term is asked for every completion of a batch; the means of the terms are logged apart, as `reward/NAME`.
 """
@@ -7,13 +7,17 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field, field_validator
 
 from tasks.artifact import InputError, Message, PipelineError, Row
+from tasks.checks.answers import follows
 from tasks.recipe import Dotted, Part, resolve
 from tasks.training.reward_heads import Ensemble
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Texts = Sequence[str]
 
@@ -47,7 +51,10 @@ class ModelReward(Term):
 
 
 class FunctionReward(Term):
-    """A Python function of (row with `prompt` and `reference`, completion text) -> float."""
+    """A Python function of (row with `prompt` and `reference`, completion text) -> float.
+
+    `tasks.checks` has some: `answers` (right answers, numbers, JSON) and `instructions` (as in IFEval).
+    """
 
     kind: Literal["function"] = "function"
     function: Dotted
@@ -70,6 +77,20 @@ class PatternReward(Term):
             re.compile(value)
         except re.error as error:
             raise ValueError(f"'{value}' is not a regular expression ({error})") from error
+        return value
+
+
+class JsonReward(Term):
+    """1 where the completion is JSON (perhaps in a fence of backticks) and as the schema asks, else 0."""
+
+    kind: Literal["json"] = "json"
+    must: dict[str, Any] | None = None
+    """A JSON Schema; none: any JSON. For one in each row's reference take `tasks.checks.answers:json_of_schema`."""
+
+    @field_validator("must")
+    @classmethod
+    def _is_a_schema(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        follows(value, "null")
         return value
 
 
@@ -98,7 +119,7 @@ class ServerReward(Term):
 
 
 RewardTerm = Annotated[
-    ModelReward | FunctionReward | PatternReward | LengthReward | ServerReward, Field(discriminator="kind")
+    ModelReward | FunctionReward | PatternReward | JsonReward | LengthReward | ServerReward, Field(discriminator="kind")
 ]
 Terms = tuple[RewardTerm, ...]
 
@@ -135,6 +156,8 @@ class Rewards:
         self.rows = {_key(row["prompt"]): row for row in rows}
         self.parts: dict[str, float] = {}
         """Mean of each term over the last batch, by name; empty for a reward of one term."""
+        self.shares_base = False
+        """Whether the reward model computes on the weights of the model the policy starts from."""
 
     def __call__(
         self, prompts: Sequence[Sequence[Message]], completions: Texts, finished: Sequence[bool], /
@@ -160,6 +183,8 @@ class Rewards:
                 found = re.compile(term.pattern)
                 look = found.fullmatch if term.whole else found.search
                 return [float(look(text) is not None) for text in completions]
+            case JsonReward():
+                return [float(follows(term.must, text)) for text in completions]
             case LengthReward():
                 return [_too_long(term, len(text.split())) for text in completions]
             case ServerReward():
@@ -172,14 +197,24 @@ class Rewards:
                 return self.model(prompts, completions, finished, term)
 
 
-def rewards_of(terms: Sequence[RewardTerm], inputs: Mapping[str, Path], rows: Sequence[Row]) -> Rewards:
-    """The rewards of a stage with the inputs base and reward; the reward model is loaded where a term asks for it."""
-    model: ModelScore | None = None
-    if any(isinstance(term, ModelReward) for term in terms):
-        from tasks.training.reward_scoring import RewardScorer
+def rewards_of(
+    terms: Sequence[RewardTerm],
+    inputs: Mapping[str, Path],
+    rows: Sequence[Row],
+    start: "PreTrainedModel | None" = None,
+) -> Rewards:
+    """The rewards of a stage with the inputs base and reward; the reward model is loaded where a term asks for it.
 
-        model = RewardScorer(inputs["base"], inputs["reward"]).normalised
-    return Rewards(terms, rows, model)
+    start: the frozen model that the policy starts from, for a reward model on the same weights to share.
+    """
+    if not any(isinstance(term, ModelReward) for term in terms):
+        return Rewards(terms, rows, None)
+    from tasks.training.reward_scoring import RewardScorer, started_alike
+
+    shared = start if started_alike(inputs) else None
+    rewards = Rewards(terms, rows, RewardScorer(inputs["base"], inputs["reward"], shared).normalised)
+    rewards.shares_base = shared is not None
+    return rewards
 
 
 def parts_of(score: Score) -> dict[str, float]:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -138,25 +139,35 @@ def token_logprobs(model: CausalLM, rollouts: Rollouts, rows: torch.Tensor) -> t
 
     Both float32 `[len(rows), longest completion among them]`, zero outside the mask; only the former has gradients.
     """
-    device = rollouts.tokens.device
-    length = int(rollouts.lengths[rows].max())
+    arguments, length = forward_arguments(model, rollouts, rows)
     tokens, mask = rollouts.tokens[rows, :length], rollouts.mask[rows, :length]
-    prompts = [rollouts.prompt_ids[i] for i in rows.tolist()]
-    width = max(map(len, prompts))
-    left = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
-    seen = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
-    attention = torch.cat([seen, mask.long()], 1)
-    arguments = {"input_ids": torch.cat([left, tokens], 1), "attention_mask": attention, "use_cache": False}
-    accepted = forward_parameters(model)
-    if "position_ids" in accepted:
-        arguments["position_ids"] = (attention.cumsum(-1) - 1).clamp(min=0)
-    if "logits_to_keep" in accepted:
-        arguments["logits_to_keep"] = length + 1
     logits = model(**arguments).logits[:, -length - 1 : -1].float()
     distribution = logits.log_softmax(-1)
     with torch.no_grad():
         entropy = -(distribution.exp() * distribution).sum(-1) * mask
     return distribution.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) * mask, entropy
+
+
+def forward_arguments(model: CausalLM, rollouts: Rollouts, rows: torch.Tensor) -> tuple[dict[str, Any], int]:
+    """What a forward pass over prompts and completions of some rows is given, and their longest completion's length.
+
+    Prompts are padded on the left and completions on the right, so that all completions begin in the same column.
+    """
+    device = rollouts.tokens.device
+    length = int(rollouts.lengths[rows].max())
+    prompts = [rollouts.prompt_ids[i] for i in rows.tolist()]
+    width = max(map(len, prompts))
+    left = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
+    seen = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    attention = torch.cat([seen, rollouts.mask[rows, :length].long()], 1)
+    tokens = torch.cat([left, rollouts.tokens[rows, :length]], 1)
+    arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": attention, "use_cache": False}
+    accepted = forward_parameters(model)
+    if "position_ids" in accepted:
+        arguments["position_ids"] = (attention.cumsum(-1) - 1).clamp(min=0)
+    if "logits_to_keep" in accepted:
+        arguments["logits_to_keep"] = length + 1
+    return arguments, length
 
 
 class Reference:
