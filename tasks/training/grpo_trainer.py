@@ -26,6 +26,7 @@ from tasks.sampling.local import CausalLM, decode, forward_parameters
 from tasks.training.engine_checkpoints import Reporting, last_checkpoint
 from tasks.training.grpo import GrpoRecipe, RlooRecipe
 from tasks.training.grpo_settings import UpdateRows, arguments, leave_one_out
+from tasks.training.packed_groups import Packed, agrees, may_pack, pack
 from tasks.training.policy_losses import k1, k3
 from tasks.training.rewards import Score, parts_of
 from tasks.training.rl_checkpoint import Progress
@@ -56,6 +57,7 @@ class Grpo(GRPOTrainer):
         self.left_out = False
         self.steps: list[dict[str, float]] = []
         self.places = "position_ids" in forward_parameters(model)
+        self.packs: bool | None = None if self.places and may_pack(model.config) else False
         if not isinstance(model, PeftModel):
             _keep_start(model, work.scratch / "start")
         with warnings.catch_warnings():
@@ -109,8 +111,39 @@ class Grpo(GRPOTrainer):
         batch_size: int | None = None,
         **options: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """TRL's, for a few rows of like length at a time, without the padding they do not need, and with positions that
-        do not count padding (TRL's do, which absolute position embeddings notice)."""
+        """TRL's, the prompt of a group computed once where the model allows it; else for a few rows of like length at a
+        time, without the padding they do not need. Positions do not count padding (TRL's do, which absolute position
+        embeddings notice)."""
+        plain = partial(self._by_length, model, input_ids, attention_mask, logits_to_keep, **options)
+        packed = pack(input_ids, attention_mask, logits_to_keep) if self.packs is not False else None
+        if packed is None or options.get("compute_aux_loss"):
+            logprobs, entropies, routers = plain()
+        else:
+            if self.packs is None:
+                exact = next(model.parameters()).dtype == torch.float32 and not self.args.bf16
+                self.packs = agrees(lambda: plain()[0], lambda: self._packed(model, packed)[0], exact)
+            logprobs, entropies, routers = (*self._packed(model, packed), None) if self.packs else plain()
+        if not torch.is_grad_enabled():  # the reference's pass over the samples, which comes before they are rewarded
+            self.reference_logprobs = logprobs
+        else:
+            self.learnt_logprobs = logprobs.detach()
+        return logprobs, entropies, routers
+
+    def _packed(self, model: Any, packed: Packed) -> tuple[torch.Tensor, torch.Tensor | None]:
+        with self.accelerator.autocast():
+            found = model(
+                input_ids=packed.tokens,
+                attention_mask=packed.mask,
+                position_ids=packed.positions,
+                shift_labels=packed.labels,
+                fused_lm_head=True,
+            )
+        entropies = None if found.entropy is None else packed.unpacked(found.entropy)
+        return packed.unpacked(found.log_probs), entropies
+
+    def _by_length(
+        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, **options: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         parts = list(_like_lengths(attention_mask, logits_to_keep))
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         found: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]] = []
@@ -122,15 +155,10 @@ class Grpo(GRPOTrainer):
                 )
             )
         back = torch.cat([rows for rows, _, _ in parts]).argsort()
-        logprobs = _joined([part[0] for part in found], logits_to_keep)[back]
         entropies = [part[1] for part in found if part[1] is not None]
         routers = [part[2] for part in found if part[2] is not None]
-        if not torch.is_grad_enabled():  # the reference's pass over the samples, which comes before they are rewarded
-            self.reference_logprobs = logprobs
-        else:
-            self.learnt_logprobs = logprobs.detach()
         return (
-            logprobs,
+            _joined([part[0] for part in found], logits_to_keep)[back],
             _joined(entropies, logits_to_keep)[back] if entropies else None,
             torch.stack(routers).mean() if routers else None,
         )

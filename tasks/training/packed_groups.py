@@ -1,0 +1,97 @@
+"""Completions of one prompt in one row behind it: a forward pass computes the prompt once, not once for each.
+
+Every completion sees the prompt and itself, by an attention mask of its own, at the positions it has anyway: the same
+log-probabilities up to rounding. Known as prefix grouper (verl) or prefix sharing (arXiv 2410.20305). For models whose
+layers are all full attention and take such masks; where that is so is found out by trying (`agrees`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedConfig
+
+LONGEST = 2048
+"""Longer rows are not worth their masks, which grow with the square."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Groups of rows as rows `[groups, tokens]`: prompt without its last token, then for each completion that token
+    and all but the completion's own last one, so that every token of a completion has a place that predicts it."""
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    labels: torch.Tensor
+    """What each place predicts; -100 where nothing is asked."""
+    mask: torch.Tensor
+    """bool `[groups, 1, tokens, tokens]`: who sees whom."""
+    source: torch.Tensor
+    """Places among the flattened tokens, one for every token of a completion."""
+    target: torch.Tensor
+    """Their places in the flattened `[rows, completion]`."""
+    shape: tuple[int, int]
+    """`[rows, completion]`"""
+
+    def unpacked(self, values: torch.Tensor) -> torch.Tensor:
+        """Values `[groups, tokens]` back as `[rows, completion]`, zero where there is no token."""
+        flat = values.new_zeros(self.shape[0] * self.shape[1])
+        return flat.index_copy(0, self.target, values.flatten()[self.source]).view(self.shape)
+
+
+def pack(input_ids: torch.Tensor, attention_mask: torch.Tensor, completion: int) -> Packed | None:
+    """Rows `[rows, prompt + completion]` (prompts padded left, completions right) by prompt, wherever its rows stand.
+
+    None where packing saves nothing: no two rows share a prompt, or a packed row would be longer than `LONGEST`.
+    """
+    width = input_ids.shape[1] - completion
+    groups: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
+    for row, (ids, seen) in enumerate(zip(input_ids.tolist(), attention_mask.tolist(), strict=True)):
+        prompt = tuple(token for token, one in zip(ids[:width], seen[:width], strict=True) if one)
+        answer = [token for token, one in zip(ids[width:], seen[width:], strict=True) if one]
+        groups.setdefault(prompt, []).append((row, answer))
+    length = max(len(prompt) - 1 + sum(len(answer) for _, answer in rows) for prompt, rows in groups.items())
+    if len(groups) == len(input_ids) or length > LONGEST or () in groups:
+        return None
+    columns: dict[str, list[list[int]]] = {"tokens": [], "positions": [], "labels": [], "segments": []}
+    source, target = [], []
+    for place, (prompt, rows) in enumerate(groups.items()):
+        shared = len(prompt) - 1
+        tokens, positions, labels, segments = list(prompt[:-1]), list(range(shared)), [-100] * shared, [0] * shared
+        for segment, (row, answer) in enumerate(rows, 1):
+            source += range(place * length + len(tokens), place * length + len(tokens) + len(answer))
+            target += range(row * completion, row * completion + len(answer))
+            tokens += [prompt[-1], *answer[:-1]] if answer else []
+            positions += range(shared, shared + len(answer))
+            labels += answer
+            segments += [segment] * len(answer)
+        left = length - len(tokens)
+        for name, values, filler in (
+            ("tokens", tokens, 0), ("positions", positions, 0), ("labels", labels, -100), ("segments", segments, -1)
+        ):  # fmt: skip
+            columns[name].append(values + [filler] * left)
+    made = {name: torch.tensor(rows, device=input_ids.device) for name, rows in columns.items()}
+    segments = made.pop("segments")
+    mask = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
+    mask &= torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    at = [torch.tensor(places, device=input_ids.device) for places in (source, target)]
+    return Packed(**made, mask=mask.unsqueeze(1), source=at[0], target=at[1], shape=(len(input_ids), completion))
+
+
+def may_pack(config: PreTrainedConfig) -> bool:
+    """Whether a model's layers may all take a mask of ours: full attention everywhere, by torch's own kernels."""
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    windowed = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
+    return kinds == {"full_attention"} and not windowed and config._attn_implementation == "sdpa"
+
+
+def agrees(plain: Callable[[], torch.Tensor], packed: Callable[[], torch.Tensor], exact: bool) -> bool:
+    """Whether both ways give the same log-probabilities: to a thousandth where `exact` (fp32), else to a tenth."""
+    with torch.no_grad():
+        expected = plain()
+        try:
+            found = packed()
+        except (RuntimeError, TypeError, ValueError, IndexError):  # a model that does not take such a mask
+            return False
+    return bool(torch.allclose(expected, found, atol=1e-3 if exact else 0.1, rtol=0))
