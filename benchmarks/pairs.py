@@ -37,7 +37,7 @@ from tasks.training.direct_engine import fit_direct, group_logps
 from tasks.training.engine_pairs import group_preferences
 from tasks.training.reward_engine import by_group, fit_reward_model, head_values, start
 
-REPEATS = 1
+REPEATS = 3
 WRONG = 0.1
 """Share of the training pairs that are the wrong way round."""
 Outcome = tuple[float, dict[str, float]]

@@ -28,8 +28,9 @@ def merge_policy(recipe: MergeRecipe, inputs: Mapping[str, Path], work: Work) ->
     """
     import torch
 
-    from tasks.merging_check import compare
+    from tasks.merging_check import compare, kl_from_quantised
     from tasks.models.loading import load_causal_lm, load_tokenizer
+    from tasks.models.quantised import trained_quantised
 
     chain = [inputs[name] for name in (*below(inputs), "policy")]
     tokenizer = load_tokenizer(inputs["base"])
@@ -42,6 +43,8 @@ def merge_policy(recipe: MergeRecipe, inputs: Mapping[str, Path], work: Work) ->
     work.progress(1, 2, "comparing with the adapters")
     difference, divergence = compare(chain, work.out / "model", tokenizer, work.seed)
     work.log({"max_logit_difference": difference, "kl_per_token": divergence})
+    if trained_quantised(chain[-1] / "adapter"):
+        work.log({"kl_from_quantised": kl_from_quantised(chain, tokenizer, work.seed)})
     if recipe.dtype == "fp32" and difference > recipe.fp32_tolerance:
         raise PipelineError(
             f"The merged model's logits differ from the adapters' by {difference:.2g}; "

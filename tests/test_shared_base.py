@@ -96,5 +96,5 @@ def test_training_is_the_same_on_shared_weights(inputs: dict[str, Path], tmp_pat
 
 
 def test_weights_in_training_cannot_be_shared() -> None:
-    with pytest.raises(ValidationError, match="share_base needs frozen weights"):
+    with pytest.raises(ValidationError, match="share_base needs adapter"):
         PpoRecipe.model_validate({"share_base": True, "adapter": {"kind": "full"}})

@@ -1,12 +1,14 @@
-"""What is trained of a model: a low-rank adapter (LoRA, Hu et al. 2021) or every weight."""
+"""What is trained of a model: a low-rank adapter (LoRA, Hu et al. 2021; on 4-bit weights: QLoRA) or every weight."""
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from tasks.models.quantised import MARK, is_quantised, quantise
 from tasks.recipe import Part
 
 if TYPE_CHECKING:
@@ -16,10 +18,9 @@ if TYPE_CHECKING:
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
 
 
-class LoraRecipe(Part):
-    """Train a low-rank adapter and leave the weights below it as they are."""
+class LowRank(Part):
+    """What adapters on any weights share."""
 
-    kind: Literal["lora"] = "lora"
     rank: int = Field(default=16, ge=1)
     """Rank of the update of each weight matrix."""
     alpha: float = Field(default=32, gt=0)
@@ -30,18 +31,37 @@ class LoraRecipe(Part):
     """Which layers get an adapter: all linear ones but the output layer, or names of modules."""
 
 
+class LoraRecipe(LowRank):
+    """Train a low-rank adapter and leave the weights below it as they are."""
+
+    kind: Literal["lora"] = "lora"
+
+
+class QloraRecipe(LowRank):
+    """Train a low-rank adapter on weights that are held in 4 bits (QLoRA, Dettmers et al. 2023): about a quarter of the
+    memory of bf16 for them, slower to compute with. The adapter is used on the full weights afterwards."""
+
+    kind: Literal["qlora"] = "qlora"
+
+    @model_validator(mode="after")
+    def _installed(self) -> Self:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError("kind 'qlora' needs bitsandbytes; pip install 'rlhf-pipeline[qlora]', or take kind 'lora'")
+        return self
+
+
 class FullRecipe(Part):
     """Train every weight."""
 
     kind: Literal["full"] = "full"
 
 
-AdapterRecipe = Annotated[LoraRecipe | FullRecipe, Field(discriminator="kind")]
+AdapterRecipe = Annotated[LoraRecipe | QloraRecipe | FullRecipe, Field(discriminator="kind")]
 
 
 def attach(
     model: "PreTrainedModel",
-    recipe: LoraRecipe | FullRecipe,
+    recipe: LowRank | FullRecipe,
     task: Task = "CAUSAL_LM",
     *,
     seed: int = 0,
@@ -56,6 +76,8 @@ def attach(
     import torch
     from peft import LoraConfig, get_peft_model
 
+    if isinstance(recipe, QloraRecipe) and not is_quantised(model):
+        quantise(model, heads if task == "SEQ_CLS" else ())
     torch.manual_seed(seed)  # the A matrices are random
     config = LoraConfig(
         task_type=task,
@@ -79,6 +101,8 @@ def save(model: "PeftModel | PreTrainedModel", out: Path) -> None:
     # Embeddings that grew by a pad token grow the same way when the base is loaded: they are not saved with it.
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
+    if is_quantised(model):
+        (folder / MARK).write_text(json.dumps({"weights": "nf4"}) + "\n")
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = None  # a path of this machine; the artifact's manifest names its parents

@@ -11,6 +11,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.artifact import InputError, Work, below, read_jsonl
+from tasks.models.adapters import QloraRecipe
 from tasks.training.hyperparameters import Hyperparameters
 
 
@@ -114,6 +115,7 @@ def train_direct(recipe: AnyDirect, inputs: Mapping[str, Path], work: Work) -> N
     """
     from tasks.models.adapters import attach
     from tasks.models.loading import load_causal_lm, load_tokenizer, save_model
+    from tasks.models.quantised import quantise
     from tasks.training.direct_engine import fit_direct
 
     rows = read_jsonl(inputs["preferences"] / "train.jsonl")
@@ -121,6 +123,8 @@ def train_direct(recipe: AnyDirect, inputs: Mapping[str, Path], work: Work) -> N
         raise InputError("There are no preferences to learn from; collect judgements or import a preference file.")
     tokenizer = load_tokenizer(inputs["base"])
     model = load_causal_lm([inputs[name] for name in below(inputs)], trainable=True)
+    if isinstance(recipe.adapter, QloraRecipe):
+        quantise(model)  # now, for the reference is what training starts from
     policy = fit_direct(
         model, lambda start: attach(start, recipe.adapter, seed=work.seed), tokenizer, rows, recipe, work
     )

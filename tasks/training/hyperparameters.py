@@ -104,8 +104,8 @@ class OnlineHyperparameters(Part):
 
     @model_validator(mode="after")
     def _frozen(self) -> Self:
-        if self.share_base and isinstance(self.adapter, FullRecipe):
-            raise ValueError("share_base needs frozen weights to share, and adapter.kind = 'full' trains them all")
+        if self.share_base and not isinstance(self.adapter, LoraRecipe):
+            raise ValueError(f"share_base needs adapter.kind = 'lora', and it is '{self.adapter.kind}'")
         return self
 
     @model_validator(mode="after")

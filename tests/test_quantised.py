@@ -1,0 +1,91 @@
+"""QLoRA: adapters on 4-bit weights, by every trainer, used on the full weights afterwards."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tasks.artifact import InputError
+from tasks.merging import MergeRecipe, merge_policy
+from tasks.models.adapters import LoraRecipe, QloraRecipe, attach, save
+from tasks.models.loading import load_causal_lm
+from tasks.models.quantised import is_quantised, quantise, trained_quantised
+from tasks.training.direct import DpoRecipe, train_direct
+from tasks.training.grpo import GrpoRecipe, train_groups
+from tasks.training.ppo import PpoRecipe, train_ppo
+from tasks.training.reward import RewardRecipe, train_reward
+from tasks.training.reward_scoring import RewardScorer
+from tasks.training.sft import SftRecipe, train_sft
+from tests.tiny_models import demonstrations, tiny_base, work_in
+
+pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+QLORA = QloraRecipe(rank=4)
+IDS = torch.tensor([[1, 9, 33, 40]])
+SMALL = {"updates": 3, "max_new_tokens": 5, "learning_rate": 5e-3, "adapter": QLORA}
+
+
+def test_weights_are_small_and_about_the_same(base: Path) -> None:
+    whole, model = load_causal_lm([base]), load_causal_lm([base])
+    policy: Any = attach(model, QLORA)
+    assert is_quantised(policy) and not is_quantised(whole)
+    body = whole.model.layers  # type: ignore[union-attr]
+    kept = {name for name, _ in whole.named_parameters()} - {f"model.layers.{n}" for n, _ in body.named_parameters()}
+    assert "lm_head.weight" in kept or "model.embed_tokens.weight" in kept
+    frozen = sum(p.nbytes for p in policy.base_model.model.model.layers.parameters() if not p.requires_grad)
+    assert frozen < sum(p.nbytes for p in body.parameters()) / 5, "a half byte for four, and the norms"
+    with torch.no_grad():
+        apart = (policy(input_ids=IDS).logits - whole(input_ids=IDS).logits).abs()
+    assert 0 < float(apart.mean()) < 0.5 * float(whole(input_ids=IDS).logits.std())
+
+
+def test_it_learns_and_is_used_on_the_full_weights(base: Path, tmp_path: Path) -> None:
+    inputs, work = {"base": base, "data": demonstrations(tmp_path / "data")}, work_in(tmp_path / "sft")
+    train_sft(SftRecipe(adapter=QLORA, epochs=20, batch_size=8), inputs, work)
+    assert work.metrics["last_loss"] < 0.85 * work.metrics["first_loss"]
+    assert trained_quantised(work.out / "adapter")
+    model = load_causal_lm([base, work.out])
+    assert not is_quantised(model)
+    assert not torch.allclose(model(input_ids=IDS).logits, load_causal_lm([base])(input_ids=IDS).logits)
+
+
+def test_every_optimiser_takes_it(chain: dict[str, Path], tmp_path: Path) -> None:
+    reward = work_in(tmp_path / "reward")
+    train_reward(RewardRecipe(adapter=QLORA, epochs=1), chain, reward)
+    prompt: Any = [{"role": "user", "content": "Where is item 3?"}]
+    assert len(RewardScorer(chain["base"], reward.out).score([prompt], ["here"], [True])) == 1
+    (tmp_path / "rl").mkdir()
+    (tmp_path / "rl" / "rl.jsonl").write_text('{"id": "1", "prompt": [{"role": "user", "content": "Where is it?"}]}\n')
+    inputs = chain | {"reward": reward.out, "data": tmp_path / "rl"}
+    recipes = [
+        (train_direct, DpoRecipe(adapter=QLORA, epochs=1), chain),
+        (train_ppo, PpoRecipe.model_validate(SMALL | {"episodes": 4, "value_model": "separate"}), inputs),
+        (train_groups, GrpoRecipe.model_validate(SMALL | {"prompts": 1, "completions_per_prompt": 4}), inputs),
+    ]
+    for number, (train, recipe, given) in enumerate(recipes):
+        work, logged = work_in(tmp_path / f"policy{number}"), []
+        work.on_log = lambda metrics, step, logged=logged: logged.append(metrics)
+        train(recipe, given, work)
+        assert trained_quantised(work.out / "adapter")
+        if train is not train_direct:
+            assert logged[0]["kl_k3"] == pytest.approx(0, abs=1e-3), "the reference is in 4 bits too"
+        merged = work_in(tmp_path / f"merged{number}")
+        merge_policy(MergeRecipe(), chain | {"policy": work.out}, merged)
+        assert 0 < merged.metrics["kl_from_quantised"] < 0.5
+
+
+def test_a_plain_adapter_has_no_such_figure(chain: dict[str, Path], tmp_path: Path) -> None:
+    save(attach(load_causal_lm([chain["base"], chain["sft"]]), LoraRecipe(rank=4)), tmp_path / "policy")
+    work = work_in(tmp_path / "merged")
+    merge_policy(MergeRecipe(), chain | {"policy": tmp_path / "policy"}, work)
+    assert "kl_from_quantised" not in work.metrics
+
+
+def test_what_cannot_be_quantised_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no linear layers to keep in 4 bits"):
+        quantise(load_causal_lm([tiny_base(tmp_path / "gpt2", "gpt2")]))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValidationError, match="needs bitsandbytes; pip install"):
+        SftRecipe.model_validate({"adapter": {"kind": "qlora"}})
