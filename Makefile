@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RECIPE := deployments/recipes/demo.toml
 
-.PHONY: demo test slow check install services clean
+.PHONY: demo test slow qlora check install services clean
 .DEFAULT_GOAL := demo
 
 demo: services
@@ -16,6 +16,11 @@ test: install
 
 slow: install
 	$(BIN)/pytest -m slow
+
+# QLoRA's tests, with bitsandbytes beside the environment and not in it
+qlora: install
+	@test -d $(VENV)/qlora/bitsandbytes || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --target $(VENV)/qlora bitsandbytes
+	PYTHONPATH=$(VENV)/qlora $(BIN)/pytest tests/test_quantised.py
 
 check: install
 	$(BIN)/ruff check .

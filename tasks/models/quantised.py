@@ -4,7 +4,7 @@ Only bitsandbytes knows the format, and only training computes with it: the adap
 weights wherever it is loaded. What that changes is measured when a policy is merged (`kl_from_quantised`).
 """
 
-import logging
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +21,8 @@ MARK = "quantised.json"
 def quantise(model: "PreTrainedModel", keep: Sequence[str] = ()) -> None:
     """Replace the linear layers of a model on its device by 4-bit ones, one after the other; the output layer and
     modules named in `keep` stay. Computes in the weights' type. Raises `InputError` where there is no such layer."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of CPU kernels that it can do without
     import torch
-    from bitsandbytes.nn import modules
 
-    four_bit: Any = modules  # its types say less than it takes
     output: Any = model.get_output_embeddings()
     found = [
         (parent, name, child)
@@ -35,6 +32,7 @@ def quantise(model: "PreTrainedModel", keep: Sequence[str] = ()) -> None:
     ]
     if not found:
         raise InputError(f'{type(model).__name__} has no linear layers to keep in 4 bits; set adapter.kind = "lora".')
+    four_bit: Any = importlib.import_module("bitsandbytes.nn.modules")
     for parent, name, layer in found:
         small = four_bit.Linear4bit(
             layer.in_features, layer.out_features, layer.bias is not None, layer.weight.dtype, quant_type="nf4",
