@@ -35,7 +35,8 @@ from tasks.sampling.local import generate
 from tasks.training.direct import DpoRecipe
 from tasks.training.direct_engine import fit_direct, group_logps
 from tasks.training.engine_pairs import group_preferences
-from tasks.training.reward_engine import by_group, fit_reward_model, head_values, start
+from tasks.training.reward_engine import fit_reward_model, start
+from tasks.training.reward_report import by_group, head_values
 
 REPEATS = 3
 WRONG = 0.1

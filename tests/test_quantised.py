@@ -1,6 +1,7 @@
 """QLoRA: adapters on 4-bit weights, by every trainer, used on the full weights afterwards."""
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tasks.artifact import InputError
+from tasks.artifact import InputError, read_jsonl
 from tasks.merging import MergeRecipe, merge_policy
-from tasks.models.adapters import LoraRecipe, QloraRecipe, attach, save
+from tasks.models.adapters import FullRecipe, LoraRecipe, QloraRecipe, attach, save
 from tasks.models.loading import load_causal_lm
 from tasks.models.quantised import is_quantised, quantise, trained_quantised
 from tasks.training.direct import DpoRecipe, train_direct
@@ -19,7 +20,7 @@ from tasks.training.ppo import PpoRecipe, train_ppo
 from tasks.training.reward import RewardRecipe, train_reward
 from tasks.training.reward_scoring import RewardScorer
 from tasks.training.sft import SftRecipe, train_sft
-from tests.tiny_models import demonstrations, tiny_base, work_in
+from tests.tiny_models import demonstrations, preferences, tiny_base, work_in
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (make qlora runs these)"
@@ -56,11 +57,30 @@ def test_it_learns_and_is_used_on_the_full_weights(base: Path, tmp_path: Path) -
 
 
 @needs_bitsandbytes
+def test_a_reward_model_on_a_whole_sft_model_is_stored_in_full(base: Path, tmp_path: Path) -> None:
+    """Never merged into 4 bits; and its mean and deviation are those of the stored model."""
+    sft, work = work_in(tmp_path / "sft"), work_in(tmp_path / "reward")
+    train_sft(SftRecipe(adapter=FullRecipe(), epochs=1), {"base": base, "data": demonstrations(tmp_path / "data")}, sft)
+    given = {"base": base, "sft": sft.out, "preferences": preferences(tmp_path / "preferences")}
+    train_reward(RewardRecipe(adapter=QLORA, epochs=1), given, work)
+    assert (work.out / "model").is_dir() and not (work.out / "adapter").exists()
+    scorer = RewardScorer(base, work.out)
+    assert not is_quantised(scorer.model)
+    rows = read_jsonl(given["preferences"] / "train.jsonl")
+    pairs = [(row["prompt"], row[side][0]["content"]) for row in rows for side in ("chosen", "rejected")]
+    completions = {json.dumps(pair): pair for pair in pairs}
+    prompts, texts = zip(*completions.values(), strict=True)
+    scores = scorer.score(prompts, texts, [True] * len(texts))
+    assert sum(scores) / len(scores) == pytest.approx(work.metrics["reward_mean"], abs=1e-4)
+
+
+@needs_bitsandbytes
 def test_every_optimiser_takes_it(chain: dict[str, Path], tmp_path: Path) -> None:
     reward = work_in(tmp_path / "reward")
     train_reward(RewardRecipe(adapter=QLORA, epochs=1), chain, reward)
     prompt: Any = [{"role": "user", "content": "Where is item 3?"}]
-    assert len(RewardScorer(chain["base"], reward.out).score([prompt], ["here"], [True])) == 1
+    scorer = RewardScorer(chain["base"], reward.out)
+    assert not is_quantised(scorer.model) and len(scorer.score([prompt], ["here"], [True])) == 1
     (tmp_path / "rl").mkdir()
     (tmp_path / "rl" / "rl.jsonl").write_text('{"id": "1", "prompt": [{"role": "user", "content": "Where is it?"}]}\n')
     inputs = chain | {"reward": reward.out, "data": tmp_path / "rl"}

@@ -21,15 +21,8 @@ from tasks.training.engine_pairs import collate_groups, group_preferences
 from tasks.training.grpo import GrpoRecipe, train_groups
 from tasks.training.ppo import PpoRecipe, train_ppo
 from tasks.training.reward import RewardRecipe, train_reward
-from tasks.training.reward_engine import (
-    RewardTrainer,
-    by_group,
-    fit_reward_model,
-    head_values,
-    held_out,
-    save_reward_model,
-    start,
-)
+from tasks.training.reward_engine import RewardTrainer, fit_reward_model, save_reward_model, start
+from tasks.training.reward_report import by_group, head_values, held_out
 from tasks.training.reward_scoring import RewardScorer, outputs, shortened
 from tasks.training.rewards import Rewards
 from tests.tiny_models import preference, preferences, tiny_base, tiny_tokenizer, work_in
@@ -86,7 +79,7 @@ def test_training_evaluation_and_scoring_agree_and_the_artifact_reloads(
     recipe = _recipe(base, adapter)
     model, tokenizer = start(recipe, {}, work)
     groups = fit_reward_model(model, tokenizer, rows, recipe, work)
-    save_reward_model(model, tokenizer, groups, None, recipe, work)
+    save_reward_model(model, tokenizer, groups, {}, recipe, work)
 
     pad_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
     values = head_values(model, groups, recipe.heads, pad_id)[:, 0, 0]

@@ -24,7 +24,8 @@ from tasks.training.engine_checkpoints import last_checkpoint, seal
 from tasks.training.engine_pairs import collate_groups, group_preferences
 from tasks.training.hyperparameters import Hyperparameters
 from tasks.training.reward import RewardRecipe, train_reward
-from tasks.training.reward_engine import RewardTrainer, by_group, held_out
+from tasks.training.reward_engine import RewardTrainer
+from tasks.training.reward_report import by_group, held_out
 from tasks.training.reward_scoring import RewardScorer, score_heads
 from tasks.training.sft import SftRecipe, train_sft
 from tasks.training.sft_engine import LanguageTrainer, fit_language_model

@@ -127,14 +127,15 @@ def train_reward(recipe: RewardRecipe, inputs: Mapping[str, Path], work: Work) -
     is under it; or a whole `model/`), `tokenizer/` and `reward.json` with mean and deviation of the rewards on training
     completions. Raises `InputError` for rows it cannot use.
     """
-    from tasks.training.reward_engine import fit_reward_model, report_quality, save_reward_model, start
+    from tasks.training.reward_engine import fit_reward_model, save_reward_model, start
+    from tasks.training.reward_report import report_quality
 
     rows = preferences(recipe, inputs["preferences"], "train")
     if not rows:
         raise InputError("There are no preferences to learn from; collect judgements or import a preference file.")
     model, tokenizer = start(recipe, inputs, work)
     groups = fit_reward_model(model, tokenizer, rows, recipe, work)
-    save_reward_model(model, tokenizer, groups, None if recipe.base else inputs["sft"], recipe, work)
+    model = save_reward_model(model, tokenizer, groups, inputs, recipe, work)
     report_quality(model, tokenizer, preferences(recipe, inputs["preferences"], "validation"), recipe, work)
 
 

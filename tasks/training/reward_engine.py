@@ -1,4 +1,4 @@
-"""The Bradley-Terry loss over groups of completions, and how well a reward model predicts held-out preferences."""
+"""The Bradley-Terry loss over groups of completions; what a reward model starts from, and what of it is kept."""
 
 import json
 import shutil
@@ -6,32 +6,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from peft import PeftModel
 from torch.nn.functional import logsigmoid
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.artifact import Row, Work, link_tree
-from tasks.evaluation.best_of import curve
-from tasks.evaluation.best_of import figure as best_of_figure
 from tasks.models.adapters import attach
 from tasks.models.loading import (
     load_causal_lm,
     load_tokenizer,
+    merge_adapter,
     open_reward_base,
     reads_last_token,
     save_model,
     score_modules,
     start_reward_model,
 )
+from tasks.models.quantised import is_quantised
 from tasks.models.source import find_model, refer
 from tasks.models.templates import prepare_tokenizer
-from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short, longest
+from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
 from tasks.training.engine_pairs import Group, collate_groups, group_preferences
 from tasks.training.reward import RewardRecipe
-from tasks.training.reward_heads import Heads, Scale, draws
-from tasks.training.reward_quality import HeldOut, by_part, length_bias, quality
-from tasks.training.reward_scoring import outputs, score_heads
+from tasks.training.reward_heads import Scale, draws
+from tasks.training.reward_report import head_values, pad_id_of
+from tasks.training.reward_scoring import outputs
 
 
 class RewardTrainer(Trainer):
@@ -66,20 +66,26 @@ def start(recipe: RewardRecipe, inputs: Mapping[str, Path], work: Work) -> tuple
 
     Dropout is off throughout. Another base is left where it is; the artifact says which one it is.
     """
+    model, heads, tokenizer = _opened(recipe, inputs, work)
+    return attach(_without_dropout(model), recipe.adapter, "SEQ_CLS", seed=work.seed, heads=heads), tokenizer
+
+
+def _opened(
+    recipe: RewardRecipe, inputs: Mapping[str, Path], work: Work
+) -> tuple[PreTrainedModel, list[str], PreTrainedTokenizerBase]:
+    """The model to train, the names of its modules that are new, and its tokenizer."""
     if recipe.base is None:
         tokenizer = load_tokenizer(inputs["base"])
         torch.manual_seed(work.seed)
         policy = load_causal_lm([inputs["base"], inputs["sft"]], trainable=True)
         model = start_reward_model(policy, tokenizer, recipe.heads.count)
-        heads = score_modules(model)
-    else:
-        folder, commit = find_model(recipe.base, recipe.revision, "reward.base")
-        tokenizer = prepare_tokenizer(load_tokenizer(folder), recipe.chat_template, scoring=True)
-        torch.manual_seed(work.seed)
-        model, heads = open_reward_base(folder, tokenizer, recipe.heads.count)
-        if recipe.adapter.kind != "full":
-            refer(work.out, recipe.base, folder, commit)
-    return attach(_without_dropout(model), recipe.adapter, "SEQ_CLS", seed=work.seed, heads=heads), tokenizer
+        return model, score_modules(model), tokenizer
+    folder, commit = find_model(recipe.base, recipe.revision, "reward.base")
+    tokenizer = prepare_tokenizer(load_tokenizer(folder), recipe.chat_template, scoring=True)
+    torch.manual_seed(work.seed)
+    if recipe.adapter.kind != "full":
+        refer(work.out, recipe.base, folder, commit)
+    return *open_reward_base(folder, tokenizer, recipe.heads.count), tokenizer
 
 
 def fit_reward_model(
@@ -90,7 +96,7 @@ def fit_reward_model(
     for group in groups:
         group.draws = draws(json.dumps(group.prompt, sort_keys=True), recipe.members, work.seed)
     groups = keep_short(groups, [group.length for group in groups], recipe, model, work)
-    pad_id = _pad_id(tokenizer)
+    pad_id = pad_id_of(tokenizer)
     trainer = RewardTrainer(
         model, groups, [group.length for group in groups], lambda batch: collate_groups(batch, pad_id), recipe, work
     )
@@ -105,125 +111,22 @@ def save_reward_model(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     groups: Sequence[Group],
-    sft: Path | None,
+    inputs: Mapping[str, Path],
     recipe: RewardRecipe,
     work: Work,
-) -> None:
-    """Everything a scorer needs beside the base. `sft`: what an adapter is on; None: what `start` referred to."""
+) -> Any:
+    """Everything a scorer needs beside the base; returns the model as a scorer will use it (on full weights)."""
     save_model(model, tokenizer, work.out)
     tokenizer.save_pretrained(work.out / "tokenizer")
-    if sft is not None and (work.out / "adapter").is_dir():
-        _keep_start(model, sft, work.out)
-    values = head_values(model, groups, recipe.heads, _pad_id(tokenizer))
+    if is_quantised(model):
+        model = merge_adapter(_opened(recipe, inputs, work)[0], work.out / "adapter").eval()
+    if recipe.base is None and (work.out / "adapter").is_dir():
+        _keep_start(model, inputs["sft"], work.out)
+    values = head_values(model, groups, recipe.heads, pad_id_of(tokenizer))
     (work.out / "reward.json").write_text(json.dumps(Scale.of(recipe.heads, values).row()) + "\n")
     overall = values[:, 0].mean(-1)
     work.log({"reward_mean": round(float(overall.mean()), 6), "reward_std": round(float(overall.std()), 6)})
-
-
-def report_quality(
-    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], recipe: RewardRecipe, work: Work
-) -> None:
-    """Accuracy with its interval, calibration and its figure, on held-out preferences (too long ones left out)."""
-    limit = longest(recipe, model)
-    criteria = (None, *recipe.criteria)
-    groups = [group for group in group_preferences(rows, tokenizer, criteria) if group.length <= limit]
-    if not groups:
-        return
-    values = head_values(model, groups, recipe.heads, _pad_id(tokenizer))
-    _report_heads(groups, values, recipe.heads, work)
-    rewards = by_group(groups, values[:, 0].mean(-1))
-    pairs = held_out(groups, rewards)
-    report, figure = quality(apart_by_prompt(pairs), work.seed)
-    lengths = [[len(ids) - group.prompt_length for ids in group.sequences] for group in groups]
-    parts = by_part(pairs, work.seed)
-    alike = next((row["accuracy"] for row in parts if row["value"] == "alike"), None)
-    beside = {"length_correlation": length_bias(rewards, lengths), "accuracy_at_equal_length": alike}
-    report |= {name: value for name, value in beside.items() if value is not None}
-    work.log({f"validation/{name}": value for name, value in report.items()})
-    work.figure("calibration", figure)
-    work.table("accuracy", parts)
-    _report_best_of_n(groups, rewards, work)
-
-
-def _report_heads(groups: Sequence[Group], values: np.ndarray, heads: Heads, work: Work) -> None:
-    """The accuracy of each criterion and member, and how far members differ, where there are several."""
-    if heads.count == 1:
-        return
-    rows = []
-    for place, criterion in enumerate(heads.criteria):
-        for member in range(heads.members):
-            own = values[:, place, member]
-            pairs = held_out(groups, by_group(groups, own), place)
-            figures = quality(apart_by_prompt(pairs), work.seed)[0] if pairs else {}
-            rows.append({"criterion": criterion, "member": member, **figures})
-        if place and (pairs := held_out(groups, by_group(groups, values[:, place].mean(-1)), place)):
-            figures = quality(apart_by_prompt(pairs), work.seed)[0]
-            work.log({f"validation/{criterion}/{name}": value for name, value in figures.items()})
-    if heads.members > 1:
-        scaled = Scale.of(heads, values).normalised(values)[:, 0]
-        work.log({"validation/members_std": float(scaled.std(-1).mean())})
-    columns = ("accuracy", "accuracy_low", "accuracy_high", "calibration_error", "log_loss", "pairs")
-    work.table("heads", [{**row, **{name: row.get(name) for name in columns}} for row in rows])
-
-
-def _report_best_of_n(groups: Sequence[Group], rewards: Sequence[Sequence[float]], work: Work) -> None:
-    """The best-of-n curve against people: of the prompts with most completions, all of them judged."""
-    whole = [place for place, group in enumerate(groups) if len(people_say(group)) == len(group.sequences)]
-    most = max((len(groups[place].sequences) for place in whole), default=0)
-    chosen = [place for place in whole if len(groups[place].sequences) == most]
-    if most < 3 or len(chosen) < 2:
-        return
-    said = [list(people_say(groups[place]).values()) for place in chosen]
-    rows = curve([rewards[place] for place in chosen], said, 2000, work.seed)
-    work.table("best_of_n", rows)
-    work.figure("best_of_n", best_of_figure(rows, "people's preference"))
-
-
-def people_say(group: Group) -> dict[int, float]:
-    """Place of a completion -> share of its pairs that it wins, each counting by how far people agree; in order."""
-    won: dict[int, float] = {}
-    judged: dict[int, float] = {}
-    for (winner, loser, weight, _), head in zip(group.pairs, group.heads, strict=True):
-        if head == 0:
-            won[winner] = won.get(winner, 0.0) + weight
-            for place in (winner, loser):
-                judged[place] = judged.get(place, 0.0) + weight
-    return {place: won.get(place, 0.0) / judged[place] for place in sorted(judged)}
-
-
-def head_values(model: Any, groups: Sequence[Group], heads: Heads, pad_id: int) -> np.ndarray:
-    """The rewards of every completion of the groups in turn, [completions, criteria, members]."""
-    return heads.apart(score_heads(model, [ids for group in groups for ids in group.sequences], pad_id))
-
-
-def by_group(groups: Sequence[Group], values: np.ndarray) -> list[list[float]]:
-    """One value per completion, by prompt."""
-    left = iter(values.tolist())
-    return [[next(left) for _ in group.sequences] for group in groups]
-
-
-def apart_by_prompt(pairs: Sequence[HeldOut]) -> list[list[float]]:
-    """r_chosen - r_rejected by prompt; prompts without a pair are left out."""
-    found: dict[int, list[float]] = {}
-    for pair in pairs:
-        found.setdefault(pair.prompt, []).append(pair.apart)
-    return list(found.values())
-
-
-def held_out(groups: Sequence[Group], rewards: Sequence[Sequence[float]], head: int = 0) -> list[HeldOut]:
-    """Every pair that is about this head's criterion, with what the reward model makes of it."""
-    return [
-        HeldOut(
-            number,
-            own[winner] - own[loser],
-            weight,
-            group.stratum,
-            *(len(group.sequences[place]) - group.prompt_length for place in (winner, loser)),
-        )
-        for number, (group, own) in enumerate(zip(groups, rewards, strict=True))
-        for (winner, loser, weight, _), about in zip(group.pairs, group.heads, strict=True)
-        if about == head
-    ]
+    return model
 
 
 def _keep_start(model: Any, sft: Path, out: Path) -> None:
@@ -232,7 +135,8 @@ def _keep_start(model: Any, sft: Path, out: Path) -> None:
         link_tree(sft / "adapter", out / "start" / "adapter")
         return
     shutil.rmtree(out / "adapter")
-    model.merge_and_unload().save_pretrained(out / "model")
+    whole = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    whole.save_pretrained(out / "model")
 
 
 def _without_dropout(model: Any) -> Any:
@@ -244,7 +148,3 @@ def _without_dropout(model: Any) -> Any:
             if "dropout" in name and isinstance(value, float):  # what goes to a function, not through a module
                 setattr(module, name, 0.0)
     return model
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    return int(tokenizer.pad_token_id)  # type: ignore[arg-type]
