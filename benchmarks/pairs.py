@@ -107,7 +107,7 @@ class Sides:
     def our_dpo(self, seed: int) -> Outcome:
         work, model = self._work("our-dpo", seed), self._start()
         began = time.process_time()
-        policy = fit_direct(
+        policy, _ = fit_direct(
             model, lambda each: attach(each, self.dpo.adapter, seed=seed), self.tokenizer, self.train, self.dpo, work
         )
         return time.process_time() - began, self._policy_quality(policy)

@@ -8,14 +8,17 @@ from transformers import set_seed
 
 from tasks.artifact import write_jsonl
 from tasks.models.adapters import FullRecipe, LoraRecipe, attach
+from tasks.training.direct import DpoRecipe, KtoRecipe, SimpoRecipe, train_direct
 from tasks.training.grpo import GrpoRecipe, RlooRecipe
 from tasks.training.grpo_trainer import Grpo, fit
 from tasks.training.hyperparameters import WatchRecipe
 from tasks.training.ppo import PpoRecipe
 from tasks.training.ppo_trainer import Ppo
+from tasks.training.rejection import RejectionRecipe, train_rejection
 from tasks.training.rl_loop import finish, run
 from tasks.training.rollouts import encode_prompts
 from tasks.training.watch import Watch, best_update, ended, watched_rows
+from tests.tiny_models import work_in
 from tests.tiny_policies import ROWS, llama, share_of_apples, word_tokenizer, work
 
 SLICE = [{"prompt": [{"role": "user", "content": text}]} for text in ("kiwi lime", "date", "fig nut kiwi", "plum kiwi")]
@@ -175,6 +178,74 @@ def test_only_the_best_is_stored(tokenizer, tmp_path):
     assert best_update(history) > 2
     kept = sorted(path.name for path in here.scratch.glob("best-*"))
     assert len(kept) <= 2 and kept[-1] == f"best-{best_update(history):06d}"
+
+
+@pytest.fixture
+def direct(tmp_path, chain):
+    """The inputs of a direct method, and prompts to watch it on."""
+    rows = [{"prompt": [{"role": "user", "content": f"Where is item {n}?"}]} for n in range(6)]
+    write_jsonl(tmp_path / "prompts" / "reward_validation.jsonl", rows)
+    write_jsonl(tmp_path / "prompts" / "rl.jsonl", rows)
+    return chain | {"data": tmp_path / "prompts"}
+
+
+def shortness(row, completion):
+    """A judge of no taste: fewer characters are better."""
+    return -float(len(completion))
+
+
+DIRECT = {"epochs": 3, "batch_size": 4, "max_new_tokens": 8, "adapter": {"kind": "lora", "rank": 4}}
+
+
+@pytest.mark.parametrize("kind", [DpoRecipe, KtoRecipe, SimpoRecipe])
+def test_direct_methods_are_watched_by_optimiser_steps(direct, tmp_path, kind):
+    plain, watched = work_in(tmp_path / "plain"), work_in(tmp_path / "watched")
+    train_direct(kind.model_validate(DIRECT), direct, plain)
+    curve = []
+    watched.on_log = lambda metrics, step: curve.append((step, metrics)) if "watch/judge" in metrics else None
+    watch = {"every": 5, "judge": "tests.test_watch:shortness", "checks": ["tests.tiny_policies:ends_in_an_apple"]}
+    train_direct(kind.model_validate(DIRECT | {"watch": watch}), direct, watched)
+    assert weights(plain) == weights(watched), "looking changes nothing"
+    assert [step for step, _ in curve] == [0, 5, 10, 12] and watched.metrics["updates"] == 12
+    first, last = curve[0][1], curve[-1][1]
+    assert first["watch/win_rate"] == 0.5 and first["watch/kl"] == pytest.approx(0, abs=1e-4) != last["watch/kl"]
+    assert {"win_rate_low", "win_rate_high", "length", "finished_share", "entropy"} <= {n.split("/")[1] for n in last}
+    assert first["watch/entropy"] > 0 and 0 < last["watch/length"] <= 8
+    assert watched.metrics["watch/win_rate"] == last["watch/win_rate"]
+
+
+@pytest.mark.parametrize("train", [train_direct, train_rejection])
+def test_the_best_policy_by_steps_survives_a_kill(direct, tmp_path, train):
+    """The judge likes the start best, so the first look is the best one; and a killed run ends with the same bytes."""
+    watch = {"every": 3, "keep": "best", "patience": 2, "judge": "tests.test_watch:shortness"}
+    recipe = DpoRecipe.model_validate(DIRECT | {"watch": watch, "learning_rate": 5e-3})
+    if train is train_rejection:
+        sampled = {"samples": 4, "keep": 2, "rewards": [{"kind": "length", "least": 5, "per": 1}], "batch_size": 2}
+        recipe = RejectionRecipe.model_validate(DIRECT | sampled | {"watch": watch, "max_new_tokens": 24})
+    whole, cut = work_in(tmp_path / "whole"), work_in(tmp_path / "cut")
+    train(recipe, direct, whole)
+    rates = []
+
+    def kill(metrics, step):
+        if "watch/win_rate" in metrics:
+            rates.append(step)
+        if len(rates) == 2:  # the start, and one look
+            raise Killed
+
+    cut.on_log, cut.checkpoint_seconds = kill, 0.0
+    with pytest.raises(Killed):
+        train(recipe, direct, cut)
+    cut.on_log = lambda metrics, step: None
+    train(recipe, direct, cut)
+    assert weights(cut) == weights(whole)
+    assert cut.metrics["best_update"] == whole.metrics["best_update"]
+    best = whole.scratch / f"best-{int(whole.metrics['best_update']):06d}"
+    assert (best / WEIGHTS["lora"]).read_bytes() == weights(whole)
+
+
+def test_a_direct_method_is_watched_by_a_judge_only():
+    with pytest.raises(ValidationError, match="watch needs a judge here"):
+        DpoRecipe.model_validate({"watch": {"every": 3}})
 
 
 def test_what_goes_by_looks_needs_looks():

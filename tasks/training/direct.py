@@ -10,9 +10,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.artifact import InputError, Work, below, read_jsonl
+from tasks.artifact import InputError, Work, below, link_tree, read_jsonl
 from tasks.models.adapters import QloraRecipe
-from tasks.training.hyperparameters import Hyperparameters
+from tasks.training.hyperparameters import Hyperparameters, WatchRecipe
 
 
 class DirectRecipe(Hyperparameters):
@@ -31,6 +31,16 @@ class DirectRecipe(Hyperparameters):
     sft_weight: float = Field(default=0.5, ge=0)
     """Weight of the chosen completions' negative log-likelihood per token added to the loss (Pang et al. 2024): at 0
     the log-probabilities of both sides fall, that of EOS too, and answers run on."""
+    watch: WatchRecipe = WatchRecipe()
+    """Held-out win rates while it learns, the best policy and an early end by them; it needs a `judge`."""
+    max_new_tokens: int = Field(default=48, ge=1)
+    """Longer answers are cut when it is watched."""
+
+    @model_validator(mode="after")
+    def _judged(self) -> Self:
+        if self.watch.every and self.watch.judge is None:
+            raise ValueError("watch needs a judge here: a direct method has no rewards to compare answers by")
+        return self
 
 
 class DpoRecipe(DirectRecipe):
@@ -109,7 +119,7 @@ DIRECT = ("dpo", "ipo", "kto", "orpo", "simpo")
 
 
 def train_direct(recipe: AnyDirect, inputs: Mapping[str, Path], work: Work) -> None:
-    """inputs: base, sft (or `start`), preferences. Writes `adapter/` or `model/`, on top of those.
+    """inputs: base, sft (or `start`), preferences; data for a watch. Writes `adapter/` or `model/`, on top of those.
 
     Raises `InputError` for rows it cannot use, `PipelineError` when training would not start from the reference.
     """
@@ -117,6 +127,7 @@ def train_direct(recipe: AnyDirect, inputs: Mapping[str, Path], work: Work) -> N
     from tasks.models.loading import load_causal_lm, load_tokenizer, save_model
     from tasks.models.quantised import quantise
     from tasks.training.direct_engine import fit_direct
+    from tasks.training.watch import watched_rows
 
     rows = read_jsonl(inputs["preferences"] / "train.jsonl")
     if not rows:
@@ -125,7 +136,11 @@ def train_direct(recipe: AnyDirect, inputs: Mapping[str, Path], work: Work) -> N
     model = load_causal_lm([inputs[name] for name in below(inputs)], trainable=True)
     if isinstance(recipe.adapter, QloraRecipe):
         quantise(model)  # now, for the reference is what training starts from
-    policy = fit_direct(
-        model, lambda start: attach(start, recipe.adapter, seed=work.seed), tokenizer, rows, recipe, work
+    watched = watched_rows(recipe.watch, inputs["data"]) if recipe.watch.every else []
+    policy, best = fit_direct(
+        model, lambda start: attach(start, recipe.adapter, seed=work.seed), tokenizer, rows, recipe, work, watched
     )
-    save_model(policy, tokenizer, work.out)
+    if best is None:
+        save_model(policy, tokenizer, work.out)
+    else:
+        link_tree(best, work.out)

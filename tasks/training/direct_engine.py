@@ -1,6 +1,7 @@
 """Training by the direct methods over groups of completions; the reference's log-probabilities are computed once."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from tasks.training.direct_losses import Judged, kto_losses, pair_losses, reward
 from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
 from tasks.training.engine_batches import completion_logps
 from tasks.training.engine_pairs import Group, collate_groups, group_preferences, mismatch
+from tasks.training.watch import kept_policy, watching
 
 REPORTED = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
 
@@ -84,8 +86,12 @@ def fit_direct(
     rows: Sequence[Row],
     recipe: AnyDirect,
     work: Work,
-) -> Any:
-    """Train what `attach` makes of the SFT model; the reference is the SFT model as it came, in eval mode."""
+    watched: Sequence[Row] = (),
+) -> tuple[Any, Path | None]:
+    """Train what `attach` makes of the SFT model; the reference is the SFT model as it came, in eval mode.
+
+    Returns the policy, and the folder of the best one that was seen on the `watched` prompts where that is to be kept.
+    """
     pad_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
     groups = group_preferences(rows, tokenizer)
     groups = keep_short(groups, [group.length for group in groups], recipe, model, work)
@@ -103,9 +109,10 @@ def fit_direct(
     )
     trainer.recipe = recipe
     work.log({"pairs": sum(len(group.pairs) for group in groups), "prompts": len(groups)})
-    fit(trainer, work)
+    callbacks = watching(recipe, policy, tokenizer, watched, work)
+    fit(trainer, work, *callbacks)
     work.log({name: trainer.last[name] for name in REPORTED if name in trainer.last})
-    return policy
+    return policy, kept_policy(callbacks[0], trainer.state) if callbacks else None
 
 
 @torch.no_grad()

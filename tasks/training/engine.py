@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch.utils.data import DataLoader
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from tasks.artifact import InputError, Work
 from tasks.models.loading import positions
@@ -96,8 +96,10 @@ class Trainer(transformers.Trainer):
         return max(count, 1e-8)
 
 
-def fit(trainer: Trainer, work: Work) -> None:
+def fit(trainer: Trainer, work: Work, *callbacks: TrainerCallback) -> None:
     """Train to the end, from the last whole checkpoint in `work.scratch` where there is one."""
+    for callback in callbacks:
+        trainer.add_callback(callback)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
     work.progress(0, len(trainer.batches) // trainer.args.gradient_accumulation_steps, "training")
     checkpoint = last_checkpoint(work.scratch)

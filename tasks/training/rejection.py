@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.artifact import InputError, Row, Work, below, read_jsonl, write_jsonl
-from tasks.training.hyperparameters import Hyperparameters
+from tasks.artifact import InputError, Row, Work, below, link_tree, read_jsonl, write_jsonl
+from tasks.training.hyperparameters import Hyperparameters, WatchRecipe
 from tasks.training.rewards import ModelReward, Score, Terms, rewards_of
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class RejectionRecipe(Hyperparameters):
     """Added to the score per nat of the log-probability under the model that samples; see `ppo`."""
     decode_batch_size: int = Field(default=128, ge=1)
     """Rows decoded at once."""
+    watch: WatchRecipe = WatchRecipe()
+    """Held-out win rates while it imitates, the best policy and an early end by them."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -63,15 +65,18 @@ def train_rejection(recipe: RejectionRecipe, inputs: Mapping[str, Path], work: W
     from tasks.models.adapters import attach
     from tasks.models.loading import load_causal_lm, load_tokenizer, save_model
     from tasks.training.sft_engine import encode_rows, fit_language_model
+    from tasks.training.watch import kept_policy, watched_rows, watching
 
     prompts = read_jsonl(inputs["data"] / "rl.jsonl")
     if not prompts:
         raise InputError("There are no RL prompts; raise the data recipe's share for RL.")
     tokenizer = load_tokenizer(inputs["base"])
     model = load_causal_lm([inputs[name] for name in below(inputs)], trainable=True)
-    kept = work.scratch / "imitated.jsonl"
+    kept, watched = work.scratch / "imitated.jsonl", watched_rows(recipe.watch, inputs["data"])
+    asked = watched and recipe.watch.judge is None
+    score = rewards_of(recipe.rewards, inputs, [*prompts, *watched]) if asked or not kept.exists() else None
     if not kept.exists():
-        score = rewards_of(recipe.rewards, inputs, prompts)
+        assert score is not None
         write_jsonl(kept.with_suffix(".part"), sample_best(recipe, model, tokenizer, prompts, score, work))
         kept.with_suffix(".part").replace(kept)
     rows = read_jsonl(kept)
@@ -80,8 +85,12 @@ def train_rejection(recipe: RejectionRecipe, inputs: Mapping[str, Path], work: W
     write_jsonl(work.out / "imitated.jsonl", rows)
     work.log({"imitated": len(rows), "imitated_score": sum(row["score"] for row in rows) / len(rows)})
     policy = attach(model, recipe.adapter, seed=work.seed)
-    fit_language_model(policy, tokenizer, encode_rows(rows, tokenizer), recipe, work)
-    save_model(policy, tokenizer, work.out)
+    callbacks = watching(recipe, policy, tokenizer, watched, work, score)
+    state = fit_language_model(policy, tokenizer, encode_rows(rows, tokenizer), recipe, work, *callbacks)
+    if callbacks and (best := kept_policy(callbacks[0], state)):
+        link_tree(best, work.out)
+    else:
+        save_model(policy, tokenizer, work.out)
 
 
 def sample_best(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from tasks.artifact import InputError, Row, Work
 from tasks.models.chat import Encoded, encode_conversation
@@ -40,8 +40,13 @@ def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def fit_language_model(
-    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Encoded], recipe: Hyperparameters, work: Work
-) -> None:
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Encoded],
+    recipe: Hyperparameters,
+    work: Work,
+    *callbacks: TrainerCallback,
+) -> TrainerState:
     """Train on encoded rows; logs the curve of `loss`, and the first and last losses as final figures."""
     rows = keep_short(rows, [len(row.input_ids) for row in rows], recipe, model, work)
     lengths = [len(row.input_ids) for row in rows]
@@ -57,7 +62,8 @@ def fit_language_model(
 
     trainer = LanguageTrainer(model, rows, lengths, collate, recipe, work)
     work.log({"tokens": sum(lengths), "trained_tokens": sum(sum(row.labels_mask) for row in rows)})
-    fit(trainer, work)
+    fit(trainer, work, *callbacks)
     curve = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if curve:
         work.log({"first_loss": curve[0], "last_loss": curve[-1], "perplexity": math.exp(min(curve[-1], 50))})
+    return trainer.state

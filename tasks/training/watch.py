@@ -1,5 +1,6 @@
 """Looks at a policy in training: win rates on held-out prompts over the model it started from, and what follows.
 
+Every method logs the same of a look: judge, win rate, checks, KL to the start, entropy, length, share ended by EOS.
 What was seen is part of the updates' figures, so a checkpoint that holds those holds all: the best update and whether
 training is over are functions of the history alone, the same after a kill.
 """
@@ -9,24 +10,35 @@ import os
 import random
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tasks.artifact import InputError, Row, Work, read_jsonl
 from tasks.evaluation.winrate import bootstrap, win_rates
 from tasks.models.adapters import save
 from tasks.models.chat import encode_prompt
 from tasks.sampling.folded import folded
-from tasks.sampling.local import CausalLM, generate
+from tasks.sampling.local import CausalLM, Completion, generate, output_layer
+from tasks.training.engine_batches import completion_logps, pad
 from tasks.training.hyperparameters import OnlineHyperparameters, WatchRecipe
 from tasks.training.rewards import FunctionReward, Rewards, Score
+from tasks.training.rollouts import Reference
+
+if TYPE_CHECKING:
+    from tasks.training.direct import DirectRecipe
+    from tasks.training.rejection import RejectionRecipe
 
 PREFIX = "watch/"
 WIN_RATE, LOW, HIGH, JUDGE = "watch/win_rate", "watch/win_rate_low", "watch/win_rate_high", "watch/judge"
 BOOTSTRAP_SAMPLES = 1000
 BATCH = 128
 """Rows decoded at once."""
+ROWS = 32
+"""Rows computed at once."""
 
 History = Sequence[Mapping[str, float]]
 """What was logged of each update so far."""
@@ -53,7 +65,7 @@ def best_update(history: History) -> int:
     return max(rates, key=lambda update: rates[update])
 
 
-def ended(recipe: OnlineHyperparameters, history: History) -> bool:
+def ended(recipe: "OnlineHyperparameters | Limits", history: History) -> bool:
     """Whether training is over: all updates made, the KL over `stop_kl`, or `patience` looks without a higher rate."""
     if len(history) >= recipe.updates:
         return True
@@ -64,24 +76,39 @@ def ended(recipe: OnlineHyperparameters, history: History) -> bool:
     return patience is not None and bool(rates) and len(rates) - 1 - rates.index(max(rates)) >= patience
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a watch goes by in a training that samples nothing itself; its updates are optimiser steps."""
+
+    watch: WatchRecipe
+    max_new_tokens: int
+    updates: int = 0
+    """Known when training begins."""
+    stop_kl: None = None
+
+
 class Watch:
     """One policy's watch. `begin` before the first update, `look` after each, `prune` after each checkpoint."""
 
     def __init__(
         self,
-        recipe: OnlineHyperparameters,
+        recipe: OnlineHyperparameters | Limits,
         model: CausalLM,
         tokenizer: PreTrainedTokenizerBase,
         rows: Sequence[Row],
-        score: Score,
+        score: Score | None,
         work: Work,
     ) -> None:
+        """score: who judges where the recipe names nobody."""
         self.training, self.recipe = recipe, recipe.watch
         self.model, self.tokenizer, self.rows, self.work = model, tokenizer, rows, work
         self.ids = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
         judge = self.recipe.judge
-        self.judge = score if judge is None else _scoring(judge, rows)
+        if judge is None and score is None:
+            raise InputError("A watch needs somebody to compare answers by; set watch.judge.")
+        self.judge: Score = _scoring(judge, rows) if judge is not None else score  # type: ignore[assignment]
         self.checks = {PREFIX + check.partition(":")[2]: _scoring(check, rows) for check in self.recipe.checks}
+        self.start = Reference(model)
         self.first: list[list[float]] = []
 
     def begin(self) -> None:
@@ -140,8 +167,81 @@ class Watch:
         texts, finished = [answer.text for answer in answers], [answer.finished for answer in answers]
         values = self.judge(prompts, texts, finished)
         asked = {JUDGE: values} | {name: check(prompts, texts, finished) for name, check in self.checks.items()}
+        asked |= {PREFIX + "length": [len(each.token_ids) for each in answers], PREFIX + "finished_share": finished}
+        asked[PREFIX + "entropy"] = [-value for each in answers for value in each.logprobs]  # per token, as sampled
+        asked[PREFIX + "kl"] = self._divergences(answers)
         figures = {name: sum(found) / len(found) for name, found in asked.items()}
         return [values[start : start + n] for start in range(0, len(values), n)], figures
+
+    @torch.no_grad()
+    def _divergences(self, answers: Sequence[Completion]) -> list[float]:
+        """log p - log q of each answer, q being the model it started from: its mean estimates the KL, in nats."""
+        found: list[float] = []
+        ids = [own for own in self.ids for _ in range(self.recipe.samples_per_prompt)]
+        with self.start.of(self.model) as start:
+            for begin in range(0, len(answers), ROWS):
+                some = list(zip(ids, answers, strict=True))[begin : begin + ROWS]
+                rows = pad([[*prompt, *each.token_ids] for prompt, each in some], 0).to(start.device)
+                mask = pad([[0] * len(prompt) + [1] * len(each.token_ids) for prompt, each in some], 0).bool()
+                logps, _ = completion_logps(start, output_layer(start), rows, mask.to(start.device))
+                found += [sum(each.logprobs) - q for (_, each), q in zip(some, logps.tolist(), strict=True)]
+        return found
+
+
+class Watching(TrainerCallback):
+    """A watch of one of our trainers on transformers': what is seen stands in its state, which a checkpoint holds."""
+
+    def __init__(self, watch: Watch, limits: Limits) -> None:
+        self.watch, self.limits = watch, limits
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.watch.training = replace(self.limits, updates=state.max_steps)
+        self.watch.begin()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        seen = self.watch.look(history_of(state))
+        if seen:
+            state.log_history.append({"step": state.global_step, **seen})
+            self.watch.work.log(seen, state.global_step)
+        if seen and ended(self.watch.training, history_of(state)):
+            control.should_training_stop, control.should_save = True, False
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.watch.prune(history_of(state))
+
+
+def watching(
+    recipe: "DirectRecipe | RejectionRecipe",
+    model: CausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    work: Work,
+    score: Score | None = None,
+) -> list[Watching]:
+    """The callback that watches a policy on these rows; none where there are none."""
+    limits = Limits(recipe.watch, recipe.max_new_tokens)
+    return [Watching(Watch(limits, model, tokenizer, rows, score, work), limits)] if rows else []
+
+
+def history_of(state: TrainerState) -> list[dict[str, float]]:
+    """What was seen, by optimiser step."""
+    history: list[dict[str, float]] = [{} for _ in range(state.global_step)]
+    for row in state.log_history:
+        if WIN_RATE in row:
+            history[int(row["step"]) - 1] = row
+    return history
+
+
+def kept_policy(callback: Watching, state: TrainerState) -> Path | None:
+    """Log what was seen of the policy that is kept; the folder it lies in where it is the best one, not the last."""
+    watch, history = callback.watch, history_of(state)
+    best = best_update(history)
+    kept = best if watch.recipe.keep == "best" else len(history)
+    watch.work.log({name: value for name, value in history[kept - 1].items() if name.startswith(PREFIX)})
+    watch.work.log({"best_update": best, "updates": len(history)})
+    return watch.folder(best) if watch.recipe.keep == "best" else None
 
 
 def _scoring(function: str, rows: Sequence[Row]) -> Score:
