@@ -174,13 +174,21 @@ def _tokenise(
     pieces = [(piece, mark) for piece, mark in [*pieces, (text[position:], 0)] if piece]
     if not pieces:
         return [], []
-    encoded = tokenizer([piece for piece, _ in pieces], add_special_tokens=False)["input_ids"]
+    encoded = _ids(tokenizer, [piece for piece, _ in pieces])
     input_ids: list[int] = []
     mask: list[int] = []
     for ids, (_, mark) in zip(encoded, pieces, strict=True):
         input_ids += ids
         mask += [mark] * len(ids)
     return input_ids, mask
+
+
+def _ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
+    """What `tokenizer(texts, add_special_tokens=False)` gives, without what it costs beside the work on short texts."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.padding is not None or backend.truncation is not None:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+    return [each.ids for each in backend.encode_batch(texts, add_special_tokens=False)]
 
 
 def _check(tokenizer: "PreTrainedTokenizerBase", input_ids: list[int], mask: list[int], expected: int) -> None:

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -13,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tasks.artifact import InputError, Row
 from tasks.models.chat import encode_prompt
 from tasks.sampling.folded import folded
-from tasks.sampling.local import CausalLM, decode, forward_parameters
+from tasks.sampling.local import CausalLM, decode, output_layer
+from tasks.training.engine_batches import logits_at, pad
 from tasks.training.rewards import Score
 
 
@@ -122,7 +122,7 @@ def collect(
     )
     with reference.of(model) as frozen:
         for part in by_length(rollouts, micro_batch_size):
-            logprobs, _ = token_logprobs(frozen, rollouts, part)
+            logprobs, _ = token_logprobs(frozen, rollouts, part, entropies=False)
             rollouts.reference[part, : logprobs.shape[1]] = logprobs
     return rollouts
 
@@ -134,40 +134,34 @@ def by_length(rollouts: Rollouts, size: int, rows: torch.Tensor | None = None) -
     return iter(rows[total[rows].argsort(stable=True)].split(size))
 
 
-def token_logprobs(model: CausalLM, rollouts: Rollouts, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of the sampled tokens and the entropies of the distributions they came from.
+def token_logprobs(
+    model: CausalLM, rollouts: Rollouts, rows: torch.Tensor, entropies: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the sampled tokens and the entropies of the distributions they came from (or zeros).
 
     Both float32 `[len(rows), longest completion among them]`, zero outside the mask; only the former has gradients.
     """
-    arguments, length = forward_arguments(model, rollouts, rows)
-    tokens, mask = rollouts.tokens[rows, :length], rollouts.mask[rows, :length]
-    logits = model(**arguments).logits[:, -length - 1 : -1].float()
-    distribution = logits.log_softmax(-1)
-    with torch.no_grad():
-        entropy = -(distribution.exp() * distribution).sum(-1) * mask
-    return distribution.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) * mask, entropy
+    ids, keep = sequences(rollouts, rows)
+    distribution = logits_at(model, output_layer(model), ids, keep).log_softmax(-1)
+    mask = rollouts.mask[rows, : int(rollouts.lengths[rows].max())]
+    chosen = distribution.gather(-1, rollouts.tokens[rows, : mask.shape[1]][mask].unsqueeze(-1)).squeeze(-1)
+    logprobs = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, chosen)
+    entropy = torch.zeros(mask.shape, device=mask.device)
+    if entropies:
+        with torch.no_grad():
+            entropy[mask] = -(distribution.exp() * distribution).sum(-1)
+    return logprobs, entropy
 
 
-def forward_arguments(model: CausalLM, rollouts: Rollouts, rows: torch.Tensor) -> tuple[dict[str, Any], int]:
-    """What a forward pass over prompts and completions of some rows is given, and their longest completion's length.
-
-    Prompts are padded on the left and completions on the right, so that all completions begin in the same column.
-    """
+def sequences(rollouts: Rollouts, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids `[len(rows), tokens]` of prompts and completions, each completion's last token left out, padded on the right;
+    and where the next token is a sampled one: as many places as the rows' mask has, in its order."""
+    places, lengths = rows.tolist(), rollouts.lengths[rows].tolist()
+    sampled = rollouts.tokens[rows, : max(lengths)].tolist()
+    ids = [rollouts.prompt_ids[i] + own[: n - 1] for i, own, n in zip(places, sampled, lengths, strict=True)]
+    keep = [[0] * (len(row) - n) + [1] * n for row, n in zip(ids, lengths, strict=True)]
     device = rollouts.tokens.device
-    length = int(rollouts.lengths[rows].max())
-    prompts = [rollouts.prompt_ids[i] for i in rows.tolist()]
-    width = max(map(len, prompts))
-    left = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
-    seen = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
-    attention = torch.cat([seen, rollouts.mask[rows, :length].long()], 1)
-    tokens = torch.cat([left, rollouts.tokens[rows, :length]], 1)
-    arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": attention, "use_cache": False}
-    accepted = forward_parameters(model)
-    if "position_ids" in accepted:
-        arguments["position_ids"] = (attention.cumsum(-1) - 1).clamp(min=0)
-    if "logits_to_keep" in accepted:
-        arguments["logits_to_keep"] = length + 1
-    return arguments, length
+    return pad(ids, 0).to(device), pad(keep, 0).bool().to(device)
 
 
 class Reference:

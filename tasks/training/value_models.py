@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tasks.sampling.local import CausalLM, output_layer
-from tasks.training.rollouts import Rollouts, forward_arguments
+from tasks.training.rollouts import Rollouts, sequences
 
 
 class ValueHead(nn.Module):
@@ -48,9 +48,9 @@ class SeparateValue(nn.Module):
         self.head = ValueHead(output_layer(trunk).weight.shape[1]).to(trunk.device)
 
     def forward(self, rollouts: Rollouts, rows: torch.Tensor) -> torch.Tensor:
-        arguments, length = forward_arguments(self.trunk, rollouts, rows)
-        arguments.pop("logits_to_keep", None)
+        ids, keep = sequences(rollouts, rows)
         inner = getattr(self.trunk, "get_base_model", lambda: self.trunk)()
         body = getattr(inner, inner.base_model_prefix)  # an adapter's layers are inside it
-        features = body(**arguments).last_hidden_state[:, -length - 1 : -1]
-        return self.head(features.float())
+        features = body(input_ids=ids, use_cache=False).last_hidden_state[keep]
+        mask = rollouts.mask[rows, : int(rollouts.lengths[rows].max())]
+        return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, self.head(features.float()))
