@@ -76,6 +76,7 @@ def _bare(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in gone}
 
 
+@pytest.mark.slow
 def test_everything_comes_back_in_an_empty_argilla_and_only_once(
     original: Sheet, tmp_path: Path, fresh_home: Path
 ) -> None:

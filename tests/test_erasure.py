@@ -337,6 +337,7 @@ def test_a_copy_on_another_machine_is_not_served_and_goes(
     assert not copy.path.exists()
 
 
+@pytest.mark.slow
 def test_two_people_are_erased_one_after_the_other(pipeline: Pipeline, client: httpx.Client) -> None:
     """The second one shaped models through a snapshot that the first one's erasure has deleted."""
     first = pipeline.run()

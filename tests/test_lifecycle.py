@@ -166,6 +166,7 @@ def test_every_pair_keeps_the_judgements_behind_it(first: dict[str, Any], rlhf_h
         assert row["judgements"] and set(row["judgements"]) <= known and 0 < row["weight"] <= 1
 
 
+@pytest.mark.slow
 def test_the_champion_moves_only_when_the_gate_says_so(first: dict[str, Any], services: dict[str, str]) -> None:
     from mlflow import MlflowClient
 
@@ -254,6 +255,7 @@ def test_a_worker_count_that_is_none_is_one_sentence(services: dict[str, str]) -
     assert "RLHF_WORKERS=0" in rlhf("run", TINY, RLHF_WORKERS="0").error
 
 
+@pytest.mark.slow
 def test_a_budget_chooses_what_is_labelled(first: dict[str, Any], rlhf_home: Path) -> None:
     chosen = 'select={method="random", budget_judgements=80}'
     document = rlhf("run", TINY, "--set", chosen).document

@@ -60,6 +60,7 @@ def test_existing_preferences_take_the_place_of_labeling(services: dict[str, str
     assert document["win_rate"]["vs_sft"]["low"] <= document["win_rate"]["vs_sft"]["high"]
 
 
+@pytest.mark.slow
 def test_bad_files_are_one_sentence(services: dict[str, str], tmp_path: Path) -> None:
     tiny = ROOT / "tests" / "recipes" / "tiny.toml"
 
