@@ -279,7 +279,7 @@ def test_features_are_means_over_the_completion_however_they_are_batched(
     with torch.no_grad():
         hidden = load_causal_lm(chain).model(input_ids=torch.tensor([[*ids, *answer]])).last_hidden_state[0]
     np.testing.assert_allclose(found[0], hidden[len(ids) :].mean(0).numpy(), atol=1e-5)
-    monkeypatch.setattr(features, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(features, "batch_tokens", lambda: 1)
     np.testing.assert_allclose(features.text_features(chain, items), found, atol=1e-5)
     monkeypatch.setattr(features, "MOST", 8)
     assert features.text_features(chain, items).shape == (6, 8)

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 
 from tasks.artifact import Message
 from tasks.models.chat import encode_completion, encode_prompt
-from tasks.models.loading import load_causal_lm, load_tokenizer
+from tasks.models.loading import batch_tokens, load_causal_lm, load_tokenizer
 
-BATCH_TOKENS = 8192
-"""Padded tokens in one forward pass."""
 MOST = 512
 """Wider hidden states are projected at random to so many dimensions, which about keeps distances (Johnson and
 Lindenstrauss 1984)."""
@@ -54,7 +52,7 @@ def _means(
     found = np.zeros((len(sequences), min(width, MOST)))
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
     while order:
-        batch = order[-max(1, BATCH_TOKENS // len(sequences[order[-1]][0])) :]
+        batch = order[-max(1, batch_tokens() // len(sequences[order[-1]][0])) :]
         order = order[: -len(batch)]
         longest = min(len(sequences[batch[-1]][0]), limit or len(sequences[batch[-1]][0]))
         ids = torch.zeros(len(batch), longest, dtype=torch.long)  # what follows a text is not seen from it

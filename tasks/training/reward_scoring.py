@@ -12,13 +12,10 @@ from transformers import PreTrainedModel
 
 from tasks.artifact import Message, below
 from tasks.models.chat import encode_completion
-from tasks.models.loading import device, load_reward_model, positions, reads_last_token
+from tasks.models.loading import batch_tokens, device, load_reward_model, positions, reads_last_token
 from tasks.training.engine_batches import pad
 from tasks.training.reward_heads import Scale, of_criteria, of_ensemble
 from tasks.training.rewards import ModelReward
-
-BATCH_TOKENS = 8192
-"""Padded tokens in one forward pass."""
 
 
 class RewardScorer:
@@ -114,7 +111,7 @@ def score_heads(model: Any, sequences: Sequence[Sequence[int]], pad_id: int) -> 
     masked = None if reads_last_token(model) else pad_id
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     while order:
-        count = max(1, BATCH_TOKENS // len(sequences[order[-1]]))
+        count = max(1, batch_tokens() // len(sequences[order[-1]]))
         batch, order = order[-count:], order[:-count]
         input_ids = pad([sequences[i] for i in batch], pad_id).to(device())
         scores[batch] = outputs(model, input_ids, masked).double().cpu().numpy()
