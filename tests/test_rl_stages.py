@@ -4,12 +4,16 @@ import json
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from tasks.artifact import InputError, read_jsonl, write_jsonl
 from tasks.models.adapters import LoraRecipe, attach, save
+from tasks.models.chat import encode_prompt
 from tasks.models.loading import load_causal_lm, load_tokenizer
+from tasks.sampling.beams import beam_search
 from tasks.sampling.completions import SampleRecipe, sample_completions, summary
+from tasks.sampling.local import generate
 from tasks.training.grpo import GrpoRecipe, RlooRecipe, train_groups
 from tasks.training.ppo import PpoRecipe, train_ppo
 from tasks.training.rejection import RejectionRecipe, sample_best, train_rejection
@@ -63,6 +67,31 @@ def test_sample_stage(inputs, tmp_path):
     again = work(tmp_path, "again")
     sample_completions(recipe, inputs, again)
     assert (again.out / "completions.jsonl").read_bytes() == (here.out / "completions.jsonl").read_bytes()
+
+
+def test_beams_are_the_likeliest_that_differ(inputs, tmp_path):
+    """The best beam is no less likely per token than the greedy completion; log-probabilities are the model's."""
+    here = work(tmp_path)
+    sample_completions(SampleRecipe(completions_per_prompt=3, max_new_tokens=5, strategy="beam"), inputs, here)
+    rows = read_jsonl(here.out / "completions.jsonl")
+    assert len(rows) == 7 and all(len({c["text"] for c in row["completions"]}) >= 2 for row in rows)
+    assert all(c["finished"] or c["tokens"] == 5 for row in rows for c in row["completions"])
+    model = load_causal_lm([inputs["base"], inputs["sft"]])
+    tokenizer = load_tokenizer(inputs["base"])
+    prompts = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
+    beams = beam_search(model, tokenizer, prompts, n=3, max_new_tokens=5, batch_size=6)
+    assert [[c.text for c in group] for group in beams] == [[c["text"] for c in row["completions"]] for row in rows]
+    greedy = generate(model, tokenizer, prompts, max_new_tokens=5, greedy=True, seed=0)
+    for prompt, group, [straight] in zip(prompts, beams, greedy, strict=True):
+        assert (
+            sum(group[0].logprobs) / len(group[0].token_ids) >= sum(straight.logprobs) / len(straight.token_ids) - 1e-4
+        )
+        for each in group:
+            logits = model(input_ids=torch.tensor([prompt + each.token_ids])).logits[0, len(prompt) - 1 : -1]
+            own = logits.log_softmax(-1).gather(-1, torch.tensor(each.token_ids).unsqueeze(-1)).squeeze(-1)
+            assert own.tolist() == pytest.approx(each.logprobs, abs=1e-4)
+    with pytest.raises(ValidationError, match="are for strategy 'sample'"):
+        SampleRecipe(strategy="beam", temperature=0.7)
 
 
 def test_duplicates_are_kept_and_counted():

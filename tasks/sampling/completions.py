@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.artifact import InputError, Row, Work, below, read_jsonl, write_jsonl
 from tasks.recipe import Part
@@ -19,6 +19,9 @@ class SampleRecipe(Part):
 
     completions_per_prompt: Annotated[int, Field(ge=2, le=8)] = 4
     """Completions that an annotator ranks side by side; a ranking takes at most 8."""
+    strategy: Literal["sample", "beam"] = "sample"
+    """sample: at random, by temperature and top_p. beam: the likeliest that a search with as many beams as completions
+    finds; they differ little."""
     temperature: Annotated[float, Field(gt=0, le=5)] = 1.0
     """Divides the logits; above 1 the candidates differ more."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -27,6 +30,12 @@ class SampleRecipe(Part):
     """Longer completions are cut and marked unfinished."""
     batch_size: Annotated[int, Field(ge=1)] = 128
     """Rows decoded at once."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.strategy == "beam" and (self.temperature, self.top_p) != (1.0, 1.0):
+            raise ValueError("temperature and top_p are for strategy 'sample'; a beam search draws nothing at random")
+        return self
 
 
 def sample_completions(recipe: SampleRecipe, inputs: Mapping[str, Path], work: Work) -> None:
@@ -37,6 +46,7 @@ def sample_completions(recipe: SampleRecipe, inputs: Mapping[str, Path], work: W
     """
     from tasks.models.chat import encode_prompt
     from tasks.models.loading import load_causal_lm, load_tokenizer
+    from tasks.sampling.beams import beam_search
     from tasks.sampling.local import generate
 
     prompts: list[Row] = [
@@ -45,18 +55,19 @@ def sample_completions(recipe: SampleRecipe, inputs: Mapping[str, Path], work: W
     if not prompts:
         raise InputError("There are no reward prompts to sample for; raise the data recipe's reward share.")
     tokenizer = load_tokenizer(inputs["base"])
-    groups = generate(
-        load_causal_lm([inputs[name] for name in below(inputs)]),
-        tokenizer,
-        [encode_prompt(tokenizer, row["prompt"]) for row in prompts],
-        n=recipe.completions_per_prompt,
-        max_new_tokens=recipe.max_new_tokens,
-        temperature=recipe.temperature,
-        top_p=recipe.top_p,
-        seed=work.seed,
-        batch_size=recipe.batch_size,
-        progress=lambda done, total: work.progress(done, total, "prompts sampled"),
-    )
+    model = load_causal_lm([inputs[name] for name in below(inputs)])
+    ids = [encode_prompt(tokenizer, row["prompt"]) for row in prompts]
+    given: dict[str, Any] = {
+        "n": recipe.completions_per_prompt,
+        "max_new_tokens": recipe.max_new_tokens,
+        "batch_size": recipe.batch_size,
+        "progress": lambda done, total: work.progress(done, total, "prompts sampled"),
+    }
+    if recipe.strategy == "beam":
+        groups = beam_search(model, tokenizer, ids, **given)
+    else:
+        drawn = {"temperature": recipe.temperature, "top_p": recipe.top_p, "seed": work.seed}
+        groups = generate(model, tokenizer, ids, **drawn, **given)
     rows = [
         {
             "id": row["id"],
