@@ -1,15 +1,18 @@
-"""What GRPO's and RLOO's engine hands to TRL: whose prompts come when, RLOO's rewards, and the settings."""
+"""What GRPO's and RLOO's engine hands to TRL: whose prompts come when, RLOO's rewards, settings and reporting."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.grpo_config import GRPOConfig
 
 from tasks.artifact import Work
+from tasks.training.engine_checkpoints import Reporting
 from tasks.training.grpo import GrpoRecipe, RlooRecipe
 from tasks.training.rollouts import drawn
+from tasks.training.watch import Watch
 
 
 class UpdateRows(Sampler[int]):
@@ -85,3 +88,34 @@ def arguments(recipe: GrpoRecipe | RlooRecipe, work: Work) -> GRPOConfig:
         report_to=[],
         disable_tqdm=True,
     )
+
+
+class CoreReporting(Reporting):
+    """Hands on our own figures, under our own names; checkpoints are between updates, so that a resumed run samples
+    when an uninterrupted one does."""
+
+    def __init__(self, work: Work, every: int, watch: Watch | None) -> None:
+        super().__init__(work)
+        self.every, self.watch = every, watch
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        control.should_save = control.should_save and state.global_step % self.every == 0
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        super().on_save(args, state, control, **kwargs)
+        if self.watch is not None:
+            self.watch.prune(state.log_history)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs:
+            update, updates = state.global_step // self.every, state.max_steps // self.every
+            self.work.log(logs, update)
+            self.work.progress(update, updates, f"reward {logs['reward']:.2f}, KL {logs['kl']:.2f}")

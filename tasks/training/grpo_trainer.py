@@ -6,7 +6,7 @@ completion looks finished.
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -23,17 +23,14 @@ from tasks.artifact import InputError, Row, Work
 from tasks.models.chat import encode_prompt
 from tasks.sampling.folded import folded
 from tasks.sampling.local import CausalLM, decode, forward_parameters
-from tasks.training.engine_checkpoints import Reporting, last_checkpoint
+from tasks.training.engine_checkpoints import last_checkpoint
 from tasks.training.grpo import GrpoRecipe, RlooRecipe
-from tasks.training.grpo_settings import UpdateRows, arguments, leave_one_out
-from tasks.training.packed_groups import Packed, agrees, may_pack, pack
+from tasks.training.grpo_settings import CoreReporting, UpdateRows, arguments, leave_one_out
+from tasks.training.packed_groups import Packed, agrees, joined, like_lengths, may_pack, pack
 from tasks.training.policy_losses import k1, k3
 from tasks.training.rewards import Score, parts_of
 from tasks.training.rl_checkpoint import Progress
 from tasks.training.watch import Watch, ended
-
-ROWS = 16
-"""Rows of like length that go through the model at once."""
 
 
 class Grpo(GRPOTrainer):
@@ -144,7 +141,7 @@ class Grpo(GRPOTrainer):
     def _by_length(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, **options: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        parts = list(_like_lengths(attention_mask, logits_to_keep))
+        parts = list(like_lengths(attention_mask, logits_to_keep))
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         found: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]] = []
         for rows, columns, keep in parts:
@@ -158,8 +155,8 @@ class Grpo(GRPOTrainer):
         entropies = [part[1] for part in found if part[1] is not None]
         routers = [part[2] for part in found if part[2] is not None]
         return (
-            _joined([part[0] for part in found], logits_to_keep)[back],
-            _joined(entropies, logits_to_keep)[back] if entropies else None,
+            joined([part[0] for part in found], logits_to_keep)[back],
+            joined(entropies, logits_to_keep)[back] if entropies else None,
             torch.stack(routers).mean() if routers else None,
         )
 
@@ -259,50 +256,6 @@ def _keep_start(model: PreTrainedModel, folder: Path) -> None:
     """Where every weight is trained, TRL loads the reference from the model's path: let that be what it starts as."""
     model.save_pretrained(folder)
     model.config._name_or_path = str(folder)
-
-
-class CoreReporting(Reporting):
-    """Hands on our own figures, under our own names; checkpoints are between updates, so that a resumed run samples
-    when an uninterrupted one does."""
-
-    def __init__(self, work: Work, every: int, watch: Watch | None) -> None:
-        super().__init__(work)
-        self.every, self.watch = every, watch
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        super().on_step_end(args, state, control, **kwargs)
-        control.should_save = control.should_save and state.global_step % self.every == 0
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        super().on_save(args, state, control, **kwargs)
-        if self.watch is not None:
-            self.watch.prune(state.log_history)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs:
-            update, updates = state.global_step // self.every, state.max_steps // self.every
-            self.work.log(logs, update)
-            self.work.progress(update, updates, f"reward {logs['reward']:.2f}, KL {logs['kl']:.2f}")
-
-
-def _like_lengths(attention_mask: torch.Tensor, completion: int) -> Iterator[tuple[torch.Tensor, slice, int]]:
-    """Row indices, the columns any of these rows uses, and how many of those belong to completions."""
-    width = attention_mask.shape[1]
-    for rows in attention_mask.sum(-1).argsort(stable=True).split(ROWS):
-        used = attention_mask[rows].any(0).nonzero()
-        first, last = int(used[0]), int(used[-1]) + 1
-        yield rows, slice(first, last), completion - (width - last)
-
-
-def _joined(parts: list[torch.Tensor], width: int) -> torch.Tensor:
-    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
 def _cut(values: torch.Tensor, lengths: Sequence[int]) -> list[list[Any]]:

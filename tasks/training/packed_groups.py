@@ -5,12 +5,14 @@ log-probabilities up to rounding. Known as prefix grouper (verl) or prefix shari
 layers are all full attention and take such masks; where that is so is found out by trying (`agrees`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedConfig
 
+ROWS = 16
+"""Rows of like length that go through a model at once where they are not packed."""
 LONGEST = 2048
 """Longer rows are not worth their masks, which grow with the square."""
 
@@ -95,3 +97,17 @@ def agrees(plain: Callable[[], torch.Tensor], packed: Callable[[], torch.Tensor]
         except (RuntimeError, TypeError, ValueError, IndexError):  # a model that does not take such a mask
             return False
     return bool(torch.allclose(expected, found, atol=1e-3 if exact else 0.1, rtol=0))
+
+
+def like_lengths(attention_mask: torch.Tensor, completion: int) -> Iterator[tuple[torch.Tensor, slice, int]]:
+    """Row indices, the columns any of these rows uses, and how many of those belong to completions."""
+    width = attention_mask.shape[1]
+    for rows in attention_mask.sum(-1).argsort(stable=True).split(ROWS):
+        used = attention_mask[rows].any(0).nonzero()
+        first, last = int(used[0]), int(used[-1]) + 1
+        yield rows, slice(first, last), completion - (width - last)
+
+
+def joined(parts: list[torch.Tensor], width: int) -> torch.Tensor:
+    """Rows of several widths as one tensor, filled up with zeros on the right."""
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
