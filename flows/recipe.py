@@ -90,6 +90,11 @@ class LifecycleRecipe(Part):
             )
         if imports and self.rounds > 1:
             raise ValueError("'rounds' is over 1, but imported preferences stay the same; collect them, or set 1")
+        if self.sample.strategy == "beam" and self.rounds > 1:
+            raise ValueError(
+                "'rounds' is over 1, but a beam search finds the same again where a round promotes nobody; "
+                'set sample.strategy = "sample", or rounds = 1'
+            )
         collected = {"sample": SampleRecipe(), "select": SelectRecipe(), "label": LabelRecipe()}
         idle = [name for name, default in collected.items() if imports and getattr(self, name) != default]
         if idle:

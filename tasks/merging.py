@@ -1,5 +1,6 @@
 """Merging: the chain of adapters becomes one standalone model, and is checked to compute the same."""
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -43,7 +44,7 @@ def merge_policy(recipe: MergeRecipe, inputs: Mapping[str, Path], work: Work) ->
     work.progress(1, 2, "comparing with the adapters")
     difference, divergence = compare(chain, work.out / "model", tokenizer, work.seed)
     work.log({"max_logit_difference": difference, "kl_per_token": divergence})
-    if trained_quantised(chain[-1] / "adapter"):
+    if trained_quantised(chain[-1] / "adapter") and importlib.util.find_spec("bitsandbytes"):
         work.log({"kl_from_quantised": kl_from_quantised(chain, tokenizer, work.seed)})
     if recipe.dtype == "fp32" and difference > recipe.fp32_tolerance:
         raise PipelineError(

@@ -34,6 +34,12 @@ def about(**reference: Any) -> dict[str, Any]:
         ("minus \u22127", -7),
         ("a .5 chance", 0.5),
         ("item12", None),
+        ("Take room E12, or pawn to e5 (e4)", None),
+        ("answer...42", 42),
+        ("No.5", 5),
+        ("_42_", 42),
+        ("1.5.2", 1.5),
+        ("12,345", 12345),
         ("none", None),
         ("", None),
         ("12 apples, then 7kg", 7),
@@ -62,6 +68,9 @@ def test_json_by_a_schema() -> None:
     assert answers.json_of_schema(row, '```json\n{"age": 3}\n```')
     for wrong in ('{"age": "3"}', "{}", "[]", '{"age": 3', "age 3", "", '{"age": NaN}', "[" * 100_000):
         assert not answers.json_of_schema(row, wrong)
+    assert not answers.json_of_schema(about(schema=False), "1"), "which allows nothing"
+    with pytest.raises(ValueError, match="refers to what is not in it"):  # and nothing is fetched
+        answers.follows({"$ref": "http://127.0.0.1:9/x.json"}, "1")
     assert answers.follows(None, "[1]") and not answers.follows(None, "[1")
 
 
@@ -70,7 +79,7 @@ def test_json_by_a_schema() -> None:
     [
         (answers.number, {"prompt": PROMPT}, "has no 'value'"),
         (answers.exact, {"prompt": PROMPT, "reference": {"other": 1}}, "has no 'value'"),
-        (answers.number, about(value="none"), "holds no number"),
+        (answers.number, about(answer="none"), "'none' holds no number"),
         (answers.json_of_schema, about(schema={"type": "integr"}), "not a JSON schema"),
         (instructions.strict, about(value=1), "has no 'instruction_id_list'"),
         (instructions.strict, about(instruction_id_list=[]), "has no 'instruction_id_list'"),
@@ -157,6 +166,9 @@ def test_checks_are_rewards() -> None:
     assert Rewards(terms, [about(value=4)], None)([PROMPT] * 3, ["4", "4.", "[5]"], [True] * 3) == [3, 2, 0]
     with pytest.raises(InputError, match="has no 'value'"):
         Rewards(terms, [about(other=4)], None)([PROMPT], ["4"], [True])
+    with pytest.raises(InputError, match="'json' cannot be asked"):
+        nested = JsonReward(must={"properties": {"a": {"$ref": "#/$defs/none"}}})
+        Rewards([nested], [], None)([PROMPT], ['{"a": 1}'], [True])
     with pytest.raises(ValidationError, match="not a JSON schema"):
         TypeAdapter(RewardTerm).validate_python({"kind": "json", "must": {"type": "integr"}})
 

@@ -54,8 +54,7 @@ def alone(model):
 
 
 def together(model):
-    packed = pack(*rows())
-    assert packed is not None
+    [packed] = pack(*rows(), width=1024, most=10_000)
     logits = model(
         input_ids=packed.tokens, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
     ).logits
@@ -64,12 +63,11 @@ def together(model):
 
 
 def test_a_prompt_stands_once_before_its_completions():
-    packed = pack(*rows())
-    assert packed is not None
-    assert packed.tokens.tolist() == [[5, 6, 7, 4, 7, 7, 4], [8, 5, 6, 8, 0, 0, 0], [9, 0, 0, 0, 0, 0, 0]]
-    assert packed.positions[0].tolist() == [0, 1, 2, 3, 2, 2, 3]
-    assert packed.labels[0].tolist() == [-100, -100, 4, 2, 9, 4, 2]
-    assert packed.mask[0, 0, 4].tolist() == [True, True, False, False, True, False, False], "prompt and itself"
+    [packed] = pack(*rows(), width=1024, most=10_000)
+    assert packed.tokens.tolist() == [[9, 0, 0, 0, 0, 0, 0], [8, 5, 6, 8, 0, 0, 0], [5, 6, 7, 4, 7, 7, 4]]
+    assert packed.positions[2].tolist() == [0, 1, 2, 3, 2, 2, 3]
+    assert packed.labels[2].tolist() == [-100, -100, 4, 2, 9, 4, 2]
+    assert packed.mask[2, 0, 4].tolist() == [True, True, False, False, True, False, False], "prompt and itself"
     back = packed.unpacked(packed.labels)
     assert back.tolist() == [[4, 2, 0], [5, 6, 2], [9, 0, 0], [0, 0, 0], [7, 0, 0], [4, 2, 0]]
 
@@ -89,11 +87,29 @@ def test_log_probabilities_and_gradients_are_those_of_each_row_alone(make):
         assert torch.allclose(expected, found, atol=2e-5)
 
 
-def test_nothing_to_share_is_not_packed():
-    ids, seen, length = rows()
-    assert pack(ids[[0, 1, 3]], seen[[0, 1, 3]], length) is None
-    long = torch.ones(4, 1400, dtype=torch.long)
-    assert pack(long, long, 700) is None, "a packed row would be too long"
+def test_parts_hold_so_many_tokens_and_together_everything():
+    parts = pack(*rows(), width=1024, most=8)
+    assert [part.tokens.shape for part in parts] == [(2, 4), (1, 7)]
+    assert sum(part.unpacked(part.labels) for part in parts).tolist() == [  # type: ignore[union-attr]
+        [4, 2, 0], [5, 6, 2], [9, 0, 0], [0, 0, 0], [7, 0, 0], [4, 2, 0]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("prompts", "each", "prompt", "answer", "packs"),
+    [
+        (8, 8, 12, 12, True),
+        (8, 1, 12, 12, False),
+        (8, 8, 4, 200, False),
+        (8, 8, 200, 20, True),
+        (2, 8, 10, 400, False),
+    ],
+)
+def test_packed_only_where_it_pays(prompts, each, prompt, answer, packs):
+    """At a width of 128: eight answers behind one prompt meet each other's tokens in the mask."""
+    ids = [[9 + i] * (prompt + answer) for i in range(prompts) for _ in range(each)]
+    seen = torch.ones(prompts * each, prompt + answer, dtype=torch.long)
+    assert bool(pack(torch.tensor(ids), seen, answer, width=128, most=100_000)) == packs
 
 
 def test_models_that_cannot_are_found_out():
@@ -105,6 +121,14 @@ def test_models_that_cannot_are_found_out():
     model = llama()
     assert agrees(lambda: alone(model), lambda: together(model), exact=True)
     assert not agrees(lambda: alone(model), lambda: together(model) + 0.01, exact=True)
+    assert agrees(lambda: alone(model), lambda: together(model) + 0.01, exact=False)
+    assert not agrees(lambda: alone(model), lambda: together(model) + 0.03, exact=False)
+
+    def exhausted():
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        agrees(lambda: alone(model), exhausted, exact=True)
 
 
 @pytest.mark.parametrize("minibatches", [1, 2])

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tasks.artifact import InputError, read_jsonl
 from tasks.merging import MergeRecipe, merge_policy
 from tasks.models.adapters import FullRecipe, LoraRecipe, QloraRecipe, attach, save
-from tasks.models.loading import load_causal_lm
+from tasks.models.loading import load_causal_lm, twin
 from tasks.models.quantised import is_quantised, quantise, trained_quantised
 from tasks.training.direct import DpoRecipe, train_direct
 from tasks.training.grpo import GrpoRecipe, train_groups
@@ -21,6 +21,7 @@ from tasks.training.reward import RewardRecipe, train_reward
 from tasks.training.reward_scoring import RewardScorer
 from tasks.training.sft import SftRecipe, train_sft
 from tests.tiny_models import demonstrations, preferences, tiny_base, work_in
+from tests.tiny_rewards import reward_base
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (make qlora runs these)"
@@ -36,8 +37,8 @@ def test_weights_are_small_and_about_the_same(base: Path) -> None:
     policy: Any = attach(model, QLORA)
     assert is_quantised(policy) and not is_quantised(whole)
     body = whole.model.layers  # type: ignore[union-attr]
-    kept = {name for name, _ in whole.named_parameters()} - {f"model.layers.{n}" for n, _ in body.named_parameters()}
-    assert "lm_head.weight" in kept or "model.embed_tokens.weight" in kept
+    for layer in (policy.get_output_embeddings(), policy.get_input_embeddings()):
+        assert layer.weight.dtype == torch.float32, "what makes logits of features stays"
     frozen = sum(p.nbytes for p in policy.base_model.model.model.layers.parameters() if not p.requires_grad)
     assert frozen < sum(p.nbytes for p in body.parameters()) / 5, "a half byte for four, and the norms"
     with torch.no_grad():
@@ -72,6 +73,29 @@ def test_a_reward_model_on_a_whole_sft_model_is_stored_in_full(base: Path, tmp_p
     prompts, texts = zip(*completions.values(), strict=True)
     scores = scorer.score(prompts, texts, [True] * len(texts))
     assert sum(scores) / len(scores) == pytest.approx(work.metrics["reward_mean"], abs=1e-4)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert"])
+def test_a_reward_model_on_an_encoder_keeps_its_head_whole(chain: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    work = work_in(tmp_path / "reward")
+    recipe = RewardRecipe(base=str(reward_base(tmp_path / kind, kind)), adapter=QLORA, epochs=2)
+    train_reward(recipe, {"preferences": chain["preferences"]}, work)
+    scorer = RewardScorer(tmp_path / "nowhere", work.out)
+    assert not is_quantised(scorer.model)
+    prompt: Any = [{"role": "user", "content": "Where is item 3?"}]
+    assert len({round(s, 5) for s in scorer.score([prompt] * 2, ["Aisle 3. Thank you!", "Go away."], [True] * 2)}) == 2
+
+
+@needs_bitsandbytes
+def test_a_value_model_of_its_own_is_on_the_same_small_weights(chain: dict[str, Path]) -> None:
+    start = load_causal_lm([chain["base"], chain["sft"]])
+    quantise(start)
+    trunk: Any = attach(twin(start), QLORA)
+    policy: Any = attach(start, QLORA)
+    small = [{p.data_ptr() for p in model.parameters() if not p.requires_grad} for model in (trunk, policy)]
+    assert small[0] == small[1]
+    assert torch.equal(trunk(input_ids=IDS).logits, policy(input_ids=IDS).logits)
 
 
 @needs_bitsandbytes

@@ -7,16 +7,19 @@ import torch
 from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from flows.recipe import LifecycleRecipe
 from tasks.artifact import InputError, read_jsonl, write_jsonl
 from tasks.models.adapters import LoraRecipe, attach, save
 from tasks.models.chat import encode_prompt
 from tasks.models.loading import load_causal_lm, load_tokenizer
+from tasks.recipe import RecipeError, load_recipe
 from tasks.sampling.beams import beam_search
 from tasks.sampling.completions import SampleRecipe, sample_completions, summary
 from tasks.sampling.local import generate
 from tasks.training.grpo import GrpoRecipe, RlooRecipe, train_groups
 from tasks.training.ppo import PpoRecipe, train_ppo
 from tasks.training.rejection import RejectionRecipe, sample_best, train_rejection
+from tests.lifecycle_runs import TINY
 from tests.tiny_policies import ROWS, llama, share_of_apples, word_tokenizer, work
 
 GROUPS = {"updates": 3, "prompts": 4, "completions_per_prompt": 4, "micro_batch_size": 16, "max_new_tokens": 5}
@@ -90,8 +93,16 @@ def test_beams_are_the_likeliest_that_differ(inputs, tmp_path):
             logits = model(input_ids=torch.tensor([prompt + each.token_ids])).logits[0, len(prompt) - 1 : -1]
             own = logits.log_softmax(-1).gather(-1, torch.tensor(each.token_ids).unsqueeze(-1)).squeeze(-1)
             assert own.tolist() == pytest.approx(each.logprobs, abs=1e-4)
+    model.generation_config.repetition_penalty = 5.0  # as some models' folders ask for
+    assert beam_search(model, tokenizer, prompts, n=3, max_new_tokens=5, batch_size=6) == beams
+    assert model.generation_config.repetition_penalty == 5.0
     with pytest.raises(ValidationError, match="are for strategy 'sample'"):
         SampleRecipe(strategy="beam", temperature=0.7)
+
+
+def test_beams_cannot_be_searched_for_in_several_rounds():
+    with pytest.raises(RecipeError, match="a beam search finds the same again"):
+        load_recipe(LifecycleRecipe, TINY, ["rounds=2", 'sample.strategy="beam"'])
 
 
 def test_duplicates_are_kept_and_counted():

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 from pydantic import ValidationError
-from transformers import set_seed
+from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
 from tasks.artifact import write_jsonl
 from tasks.models.adapters import FullRecipe, LoraRecipe, attach
@@ -17,7 +18,7 @@ from tasks.training.ppo_trainer import Ppo
 from tasks.training.rejection import RejectionRecipe, train_rejection
 from tasks.training.rl_loop import finish, run
 from tasks.training.rollouts import encode_prompts
-from tasks.training.watch import Watch, best_update, ended, watched_rows
+from tasks.training.watch import Limits, Watch, best_update, ended, watched_rows
 from tests.tiny_models import work_in
 from tests.tiny_policies import ROWS, llama, share_of_apples, word_tokenizer, work
 
@@ -212,6 +213,20 @@ def test_direct_methods_are_watched_by_optimiser_steps(direct, tmp_path, kind):
     assert {"win_rate_low", "win_rate_high", "length", "finished_share", "entropy"} <= {n.split("/")[1] for n in last}
     assert first["watch/entropy"] > 0 and 0 < last["watch/length"] <= 8
     assert watched.metrics["watch/win_rate"] == last["watch/win_rate"]
+
+
+def test_looking_consumes_no_dropout(tmp_path):
+    """GPT-2 drops out in training; the KL of a look is that of the model as it is used."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=17, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    policy = attach(GPT2LMHeadModel(config), LoraRecipe(rank=4)).train()
+    here = work(tmp_path)
+    limits = Limits(WatchRecipe(every=1, judge="tests.tiny_policies:apples"), 6, updates=2)
+    watch = Watch(limits, policy, word_tokenizer(), SLICE, None, here)
+    before = torch.random.get_rng_state()
+    watch.begin()
+    assert watch.look([{}])["watch/kl"] == pytest.approx(0, abs=1e-4)
+    assert torch.equal(before, torch.random.get_rng_state()) and policy.training
 
 
 @pytest.mark.parametrize("train", [train_direct, train_rejection])

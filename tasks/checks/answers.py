@@ -12,7 +12,10 @@ from typing import Any
 
 from tasks.artifact import Row
 
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?<=\d)")
+_NUMBER = re.compile(
+    r"(?<![^\W_])(?<!\d\.)[-+]?"  # not within a word, nor behind a number's own point
+    r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![.\w])\.\d+)(?:[eE][-+]?\d+)?"
+)
 _FENCE = re.compile(r"\A\s*```(?:json)?\s*\n?(.*?)\n?\s*```\s*\Z", re.DOTALL | re.IGNORECASE)
 
 
@@ -34,9 +37,9 @@ def number(row: Row, completion: str) -> bool:
     """
     right = last_number(_answer(row))
     if right is None:
-        raise ValueError(f"the right answer '{_of(row, 'value')}' holds no number")
+        raise ValueError(f"the right answer '{_answer(row)}' holds no number")
     found = last_number(completion)
-    allowed = float(row["reference"].get("tolerance", 0.0))
+    allowed = float(row["reference"].get("tolerance") or 0.0)
     return found is not None and math.isclose(found, right, rel_tol=1e-9, abs_tol=allowed)
 
 
@@ -47,20 +50,24 @@ def json_of_schema(row: Row, completion: str) -> bool:
 
 def last_number(text: str) -> float | None:
     """The last number of a text, None without one. Commas between thousands are read over; 3-2 ends with 2, not -2."""
-    found = [match.group() for match in _NUMBER.finditer(text.replace("\u2212", "-")) if match.group()]
+    found = [match.group() for match in _NUMBER.finditer(text.replace("\u2212", "-"))]
     return float(found[-1].replace(",", "")) if found else None
 
 
 def follows(schema: dict[str, Any] | None, completion: str) -> bool:
     """Whether a text is JSON, perhaps within a fence of three backticks, and as a schema asks where there is one.
 
-    Raises `ValueError` for a schema that is none.
+    Raises `ValueError` for a schema that is none, or that refers to another one: nothing is fetched for it.
     """
+    from referencing.exceptions import Unresolvable
+
     asked = _validator(json.dumps(schema))
     fenced = _FENCE.match(completion)
     try:
         value = json.loads(fenced.group(1) if fenced else completion, parse_constant=_no_number)
         return bool(asked.is_valid(value))
+    except Unresolvable as error:
+        raise ValueError(f"the schema refers to what is not in it: {error}") from error
     except (ValueError, RecursionError):
         return False
 
@@ -69,14 +76,17 @@ def follows(schema: dict[str, Any] | None, completion: str) -> bool:
 def _validator(schema: str) -> Any:
     from jsonschema import validators
     from jsonschema.exceptions import SchemaError
+    from referencing import Registry
 
-    asked = json.loads(schema) or {}  # an empty schema is that of everything
+    asked = json.loads(schema)
+    asked = {} if asked is None else asked  # an empty schema is that of everything
     kind = validators.validator_for(asked, default=validators.Draft202012Validator)
     try:
         kind.check_schema(asked)
     except SchemaError as error:
         raise ValueError(f"not a JSON schema: {error.message}") from error
-    return kind(asked)
+    registry: Any = Registry()
+    return kind(asked, registry=registry)
 
 
 def _no_number(name: str) -> None:

@@ -19,21 +19,26 @@ MARK = "quantised.json"
 
 
 def quantise(model: "PreTrainedModel", keep: Sequence[str] = ()) -> None:
-    """Replace the linear layers of a model on its device by 4-bit ones, one after the other; the output layer and
-    modules named in `keep` stay. Computes in the weights' type. Raises `InputError` where there is no such layer."""
+    """Replace the linear layers of a model on its device by 4-bit ones, in turn, that compute in the weights' own
+    type. The output layer stays, and modules named in `keep` with what is in them.
+
+    Raises `InputError` where there is no such layer.
+    """
     import torch
 
     output: Any = model.get_output_embeddings()
     found = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if type(child) is torch.nn.Linear and child is not output and name not in keep
+        (name, layer)
+        for name, layer in model.named_modules()
+        if type(layer) is torch.nn.Linear
+        and layer is not output
+        and not any(name == kept or name.startswith(f"{kept}.") for kept in keep)
     ]
     if not found:
         raise InputError(f'{type(model).__name__} has no linear layers to keep in 4 bits; set adapter.kind = "lora".')
     four_bit: Any = importlib.import_module("bitsandbytes.nn.modules")
-    for parent, name, layer in found:
+    while found:  # the list lets go of each layer as it is replaced
+        name, layer = found.pop()
         small = four_bit.Linear4bit(
             layer.in_features, layer.out_features, layer.bias is not None, layer.weight.dtype, quant_type="nf4",
             device="meta",
@@ -44,7 +49,8 @@ def quantise(model: "PreTrainedModel", keep: Sequence[str] = ()) -> None:
         )  # fmt: skip
         small.bias = layer.bias
         small.support_avx512bf16_for_cpu = False  # its fast CPU kernel rounds to bf16, but in evaluation only
-        setattr(parent, name, small.to(layer.weight.device))
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, small.to(layer.weight.device))
 
 
 def is_quantised(model: Any) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.sampling.local import Completion, Progress
 
@@ -24,8 +24,26 @@ def beam_search(
 
     Prompts of like length are searched together, padded on the left.
     """
+    own = model.generation_config
+    model.generation_config = GenerationConfig()  # its penalties and the like would change what is likely
+    try:
+        return _searched(model, tokenizer, prompt_ids, n, max_new_tokens, max(1, batch_size // n), progress)
+    finally:
+        model.generation_config = own
+
+
+def _searched(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[Sequence[int]],
+    n: int,
+    max_new_tokens: int,
+    size: int,
+    progress: Progress | None,
+) -> list[list[Completion]]:
+    """`size` prompts at a time."""
     order = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
-    size, found = max(1, batch_size // n), dict[int, list[Completion]]()
+    found: dict[int, list[Completion]] = {}
     eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)  # type: ignore[arg-type]
     for begin in range(0, len(order), size):
         places = order[begin : begin + size]

@@ -21,8 +21,9 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from tasks.artifact import InputError, Row, Work
 from tasks.models.chat import encode_prompt
+from tasks.models.loading import batch_tokens
 from tasks.sampling.folded import folded
-from tasks.sampling.local import CausalLM, decode, forward_parameters
+from tasks.sampling.local import CausalLM, decode, forward_parameters, output_layer
 from tasks.training.engine_checkpoints import last_checkpoint
 from tasks.training.grpo import GrpoRecipe, RlooRecipe
 from tasks.training.grpo_settings import CoreReporting, UpdateRows, arguments, leave_one_out
@@ -55,6 +56,7 @@ class Grpo(GRPOTrainer):
         self.steps: list[dict[str, float]] = []
         self.places = "position_ids" in forward_parameters(model)
         self.packs: bool | None = None if self.places and may_pack(model.config) else False
+        self.width = output_layer(model).weight.shape[1]
         if not isinstance(model, PeftModel):
             _keep_start(model, work.scratch / "start")
         with warnings.catch_warnings():
@@ -112,8 +114,10 @@ class Grpo(GRPOTrainer):
         time, without the padding they do not need. Positions do not count padding (TRL's do, which absolute position
         embeddings notice)."""
         plain = partial(self._by_length, model, input_ids, attention_mask, logits_to_keep, **options)
-        packed = pack(input_ids, attention_mask, logits_to_keep) if self.packs is not False else None
-        if packed is None or options.get("compute_aux_loss"):
+        packed: list[Packed] = []
+        if self.packs is not False and not options.get("compute_aux_loss"):
+            packed = pack(input_ids, attention_mask, logits_to_keep, self.width, 2 * batch_tokens())
+        if not packed:
             logprobs, entropies, routers = plain()
         else:
             if self.packs is None:
@@ -126,7 +130,12 @@ class Grpo(GRPOTrainer):
             self.learnt_logprobs = logprobs.detach()
         return logprobs, entropies, routers
 
-    def _packed(self, model: Any, packed: Packed) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _packed(self, model: Any, parts: Sequence[Packed]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        found = [self._part(model, part) for part in parts]
+        entropies = [entropy for _, entropy in found if entropy is not None]
+        return torch.stack([own for own, _ in found]).sum(0), torch.stack(entropies).sum(0) if entropies else None
+
+    def _part(self, model: Any, packed: Packed) -> tuple[torch.Tensor, torch.Tensor | None]:
         with self.accelerator.autocast():
             found = model(
                 input_ids=packed.tokens,
@@ -248,6 +257,7 @@ def fit(trainer: Grpo, work: Work) -> Progress:
         trainer.watch.begin()
     checkpoint = last_checkpoint(work.scratch)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    work.log({"prompts_shared": float(bool(trainer.packs))})
     history = [{name: row[name] for name in row if name != "step"} for row in trainer.state.log_history]
     return Progress(len(history), history)
 

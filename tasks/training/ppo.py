@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from tasks.artifact import Work, below, read_jsonl
-from tasks.models.adapters import FullRecipe
+from tasks.models.adapters import FullRecipe, QloraRecipe
 from tasks.training.hyperparameters import OnlineHyperparameters
 from tasks.training.rewards import rewards_of
 
@@ -88,6 +88,7 @@ def train_ppo(recipe: PpoRecipe, inputs: Mapping[str, Path], work: Work) -> None
 
     from tasks.models.adapters import attach
     from tasks.models.loading import load_causal_lm, load_tokenizer, twin
+    from tasks.models.quantised import quantise
     from tasks.training.ppo_trainer import Ppo
     from tasks.training.rl_loop import finish, run
     from tasks.training.rollouts import encode_prompts
@@ -99,6 +100,8 @@ def train_ppo(recipe: PpoRecipe, inputs: Mapping[str, Path], work: Work) -> None
     watched = watched_rows(recipe.watch, inputs["data"])
     score = rewards_of(recipe.rewards, inputs, [*rows, *watched], start if recipe.share_base else None)
     work.log({"shares_base": float(score.shares_base)})
+    if isinstance(recipe.adapter, QloraRecipe):
+        quantise(start)  # now, so that a value model shares the small weights
     trunk = None
     if recipe.value_model == "separate":
         trunk = attach(twin(start), recipe.adapter, seed=work.seed + 1)

@@ -67,16 +67,13 @@ class RewardScorer:
 
 def started_alike(inputs: Mapping[str, Path]) -> bool:
     """Whether a stage's reward model is an adapter on the very model that its policy starts from: on the same SFT
-    adapter (to the byte), or both on the base alone."""
-    reward, chain = inputs["reward"], below(inputs)
-    if not (reward / "adapter").is_dir() or (reward / "source.json").is_file():
+    adapter, to the byte."""
+    if below(inputs) != ("base", "sft"):
         return False
-    if chain == ("base",):
-        return not (reward / "start").exists()
-    ours, theirs = reward / "start" / "adapter", inputs[chain[-1]] / "adapter"
+    ours, theirs = inputs["reward"] / "start" / "adapter", inputs["sft"] / "adapter"
     names = ("adapter_config.json", "adapter_model.safetensors")
     return (
-        chain == ("base", "sft")
+        (inputs["reward"] / "adapter").is_dir()
         and all((ours / name).is_file() and (theirs / name).is_file() for name in names)
         and all(filecmp.cmp(ours / name, theirs / name, shallow=False) for name in names)
     )

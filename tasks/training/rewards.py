@@ -184,7 +184,7 @@ class Rewards:
                 look = found.fullmatch if term.whole else found.search
                 return [float(look(text) is not None) for text in completions]
             case JsonReward():
-                return [float(follows(term.must, text)) for text in completions]
+                return [_follows(term, text) for text in completions]
             case LengthReward():
                 return [_too_long(term, len(text.split())) for text in completions]
             case ServerReward():
@@ -239,6 +239,13 @@ def _call(term: FunctionReward, function: Any, row: Row, text: str) -> float:
         raise InputError(
             f"The reward {term.function} failed on a completion ({type(error).__name__}: {error}); mend it."
         ) from error
+
+
+def _follows(term: JsonReward, text: str) -> float:
+    try:
+        return float(follows(term.must, text))
+    except ValueError as error:
+        raise InputError(f"The reward '{called(term)}' cannot be asked ({error}); mend its schema.") from error
 
 
 def _check(term: RewardTerm, values: Sequence[float], count: int) -> None:

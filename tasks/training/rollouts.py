@@ -142,7 +142,8 @@ def token_logprobs(
     Both float32 `[len(rows), longest completion among them]`, zero outside the mask; only the former has gradients.
     """
     ids, keep = sequences(rollouts, rows)
-    distribution = logits_at(model, output_layer(model), ids, keep).log_softmax(-1)
+    head = output_layer(getattr(model, "module", model))  # seen through what several processes wrap around it
+    distribution = logits_at(model, head, ids, keep).log_softmax(-1)
     mask = rollouts.mask[rows, : int(rollouts.lengths[rows].max())]
     chosen = distribution.gather(-1, rollouts.tokens[rows, : mask.shape[1]][mask].unsqueeze(-1)).squeeze(-1)
     logprobs = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, chosen)

@@ -177,6 +177,8 @@ class Watch:
     def _divergences(self, answers: Sequence[Completion]) -> list[float]:
         """log p - log q of each answer, q being the model it started from: its mean estimates the KL, in nats."""
         found: list[float] = []
+        training = self.model.training
+        self.model.eval()  # dropout would make the start another model at every look
         ids = [own for own in self.ids for _ in range(self.recipe.samples_per_prompt)]
         with self.start.of(self.model) as start:
             for begin in range(0, len(answers), ROWS):
@@ -185,6 +187,7 @@ class Watch:
                 mask = pad([[0] * len(prompt) + [1] * len(each.token_ids) for prompt, each in some], 0).bool()
                 logps, _ = completion_logps(start, output_layer(start), rows, mask.to(start.device))
                 found += [sum(each.logprobs) - q for (_, each), q in zip(some, logps.tolist(), strict=True)]
+        self.model.train(training)
         return found
 
 
