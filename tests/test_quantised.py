@@ -136,5 +136,5 @@ def test_what_cannot_be_quantised_is_one_sentence(tmp_path: Path, monkeypatch: p
     with pytest.raises(InputError, match="no linear layers to keep in 4 bits"):
         quantise(load_causal_lm([tiny_base(tmp_path / "gpt2", "gpt2")]))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValidationError, match="needs bitsandbytes; pip install"):
+    with pytest.raises(ValidationError, match="needs bitsandbytes; run `pip install"):
         SftRecipe.model_validate({"adapter": {"kind": "qlora"}})

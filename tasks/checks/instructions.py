@@ -5,12 +5,12 @@ that names `{{ prompt }}` hands a whole row on as its reference. Sentences are c
 languages are told by py3langid, where the authors take NLTK and langdetect: both may differ from theirs on odd texts.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tasks.artifact import Row
+from tasks.checks.answers import follows
 
 Kwargs = dict[str, Any]
 _WORD = re.compile(r"\w+")
@@ -139,15 +139,6 @@ def _sections(text: str, kwargs: Kwargs) -> bool:
     return len(found) >= kwargs["num_sections"]
 
 
-def _json(text: str, kwargs: Kwargs) -> bool:
-    inner = re.sub(r"\A```(?:json)?|```\Z", "", text.strip(), flags=re.IGNORECASE)
-    try:
-        json.loads(inner)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
 def _title(text: str, kwargs: Kwargs) -> bool:
     return any(inner.strip("<> ") for inner in re.findall(r"<<([^\n]+)>>", text))
 
@@ -203,7 +194,7 @@ CHECKS: dict[str, Callable[[str, Kwargs], bool]] = {
     "detectable_format:constrained_response": lambda text, kwargs: any(answer in text for answer in _ANSWERS),
     "detectable_format:number_highlighted_sections": _highlights,
     "detectable_format:multiple_sections": _sections,
-    "detectable_format:json_format": _json,
+    "detectable_format:json_format": lambda text, kwargs: follows(None, text),
     "detectable_format:title": _title,
     "combination:two_responses": _two,
     "combination:repeat_prompt": _repeats,

@@ -46,7 +46,10 @@ class QloraRecipe(LowRank):
     @model_validator(mode="after")
     def _installed(self) -> Self:
         if importlib.util.find_spec("bitsandbytes") is None:
-            raise ValueError("kind 'qlora' needs bitsandbytes; pip install 'rlhf-pipeline[qlora]', or take kind 'lora'")
+            raise ValueError(
+                "kind 'qlora' needs bitsandbytes; run `pip install -c constraints.txt -e '.[qlora]'` in the project's "
+                "folder, or take kind 'lora'"
+            )
         return self
 
 

@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.artifact import InputError, Work, below, link_tree, read_jsonl
+from tasks.artifact import InputError, Work, below, read_jsonl
 from tasks.models.adapters import QloraRecipe
 from tasks.training.hyperparameters import Hyperparameters, WatchRecipe
 
@@ -124,7 +124,7 @@ def train_direct(recipe: AnyDirect, inputs: Mapping[str, Path], work: Work) -> N
     Raises `InputError` for rows it cannot use, `PipelineError` when training would not start from the reference.
     """
     from tasks.models.adapters import attach
-    from tasks.models.loading import load_causal_lm, load_tokenizer, save_model
+    from tasks.models.loading import load_causal_lm, load_tokenizer
     from tasks.models.quantised import quantise
     from tasks.training.direct_engine import fit_direct
     from tasks.training.watch import watched_rows
@@ -137,10 +137,6 @@ def train_direct(recipe: AnyDirect, inputs: Mapping[str, Path], work: Work) -> N
     if isinstance(recipe.adapter, QloraRecipe):
         quantise(model)  # now, for the reference is what training starts from
     watched = watched_rows(recipe.watch, inputs["data"]) if recipe.watch.every else []
-    policy, best = fit_direct(
+    fit_direct(
         model, lambda start: attach(start, recipe.adapter, seed=work.seed), tokenizer, rows, recipe, work, watched
     )
-    if best is None:
-        save_model(policy, tokenizer, work.out)
-    else:
-        link_tree(best, work.out)

@@ -1,7 +1,6 @@
 """Training by the direct methods over groups of completions; the reference's log-probabilities are computed once."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from tasks.training.direct_losses import Judged, kto_losses, pair_losses, reward
 from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
 from tasks.training.engine_batches import completion_logps
 from tasks.training.engine_pairs import Group, collate_groups, group_preferences, mismatch
-from tasks.training.watch import kept_policy, watching
+from tasks.training.watch import hand_over, watching
 
 REPORTED = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
 
@@ -87,10 +86,10 @@ def fit_direct(
     recipe: AnyDirect,
     work: Work,
     watched: Sequence[Row] = (),
-) -> tuple[Any, Path | None]:
-    """Train what `attach` makes of the SFT model; the reference is the SFT model as it came, in eval mode.
+) -> Any:
+    """Train what `attach` makes of the SFT model, and write it; the reference is that model as it came, in eval mode.
 
-    Returns the policy, and the folder of the best one that was seen on the `watched` prompts where that is to be kept.
+    watched: the prompts to watch it on. Returns the policy as it is after the last step.
     """
     pad_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
     groups = group_preferences(rows, tokenizer)
@@ -112,7 +111,8 @@ def fit_direct(
     callbacks = watching(recipe, policy, tokenizer, watched, work)
     fit(trainer, work, *callbacks)
     work.log({name: trainer.last[name] for name in REPORTED if name in trainer.last})
-    return policy, kept_policy(callbacks[0], trainer.state) if callbacks else None
+    hand_over(policy, tokenizer, callbacks, trainer.state, work)
+    return policy
 
 
 @torch.no_grad()

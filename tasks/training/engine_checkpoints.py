@@ -40,7 +40,11 @@ class Reporting(TrainerCallback):
     ) -> None:
         curves = {name: value for name, value in (logs or {}).items() if name != "epoch" and "train_" not in name}
         if curves and "total_flos" not in curves:
-            self.work.log(curves, state.global_step)
+            self.report(curves, state)
+
+    def report(self, curves: dict[str, float], state: TrainerState) -> None:
+        """Hand on what was logged at a step."""
+        self.work.log(curves, state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.saved = time.monotonic()

@@ -107,15 +107,7 @@ class CoreReporting(Reporting):
         if self.watch is not None:
             self.watch.prune(state.log_history)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs:
-            update, updates = state.global_step // self.every, state.max_steps // self.every
-            self.work.log(logs, update)
-            self.work.progress(update, updates, f"reward {logs['reward']:.2f}, KL {logs['kl']:.2f}")
+    def report(self, curves: dict[str, float], state: TrainerState) -> None:
+        update, updates = state.global_step // self.every, state.max_steps // self.every
+        self.work.log(curves, update)
+        self.work.progress(update, updates, f"reward {curves['reward']:.2f}, KL {curves['kl']:.2f}")

@@ -83,7 +83,7 @@ class Ppo:
         return metrics | self.learn(rollouts, torch.Generator().manual_seed(self.seed * 7919 + update), held)
 
     def learn(self, rollouts: Rollouts, generator: torch.Generator, kl_coefficient: float) -> dict[str, float]:
-        """Take the policy's and the value head's steps on one batch; `generator` shuffles the minibatches."""
+        """Take the policy's and the value model's steps on one batch; `generator` shuffles the minibatches."""
         recipe, mask = self.recipe, rollouts.mask
         scores = rollouts.scores - recipe.missing_eos_penalty * ~rollouts.finished
         rewards = token_rewards(

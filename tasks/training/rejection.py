@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.artifact import InputError, Row, Work, below, link_tree, read_jsonl, write_jsonl
+from tasks.artifact import InputError, Row, Work, below, read_jsonl, write_jsonl
 from tasks.training.hyperparameters import Hyperparameters, WatchRecipe
 from tasks.training.rewards import ModelReward, Score, Terms, rewards_of
 
@@ -63,9 +63,9 @@ def train_rejection(recipe: RejectionRecipe, inputs: Mapping[str, Path], work: W
     learnt from. The sampled rows survive a kill in `work.scratch`. Raises `InputError` without a finished completion.
     """
     from tasks.models.adapters import attach
-    from tasks.models.loading import load_causal_lm, load_tokenizer, save_model
+    from tasks.models.loading import load_causal_lm, load_tokenizer
     from tasks.training.sft_engine import encode_rows, fit_language_model
-    from tasks.training.watch import kept_policy, watched_rows, watching
+    from tasks.training.watch import hand_over, watched_rows, watching
 
     prompts = read_jsonl(inputs["data"] / "rl.jsonl")
     if not prompts:
@@ -87,10 +87,7 @@ def train_rejection(recipe: RejectionRecipe, inputs: Mapping[str, Path], work: W
     policy = attach(model, recipe.adapter, seed=work.seed)
     callbacks = watching(recipe, policy, tokenizer, watched, work, score)
     state = fit_language_model(policy, tokenizer, encode_rows(rows, tokenizer), recipe, work, *callbacks)
-    if callbacks and (best := kept_policy(callbacks[0], state)):
-        link_tree(best, work.out)
-    else:
-        save_model(policy, tokenizer, work.out)
+    hand_over(policy, tokenizer, callbacks, state, work)
 
 
 def sample_best(

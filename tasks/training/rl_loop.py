@@ -69,13 +69,13 @@ def finish(model: CausalLM, progress: Progress, work: Work, watch: Watch | None 
     """Write the policy, the table and figure of its updates, and the final metrics: means over the last updates up to
     the one whose policy is kept, and what was seen of that one."""
     history, kept = progress.history, progress.update
+    folder = None
     if watch is not None:
-        work.log({"best_update": best_update(history)})
-    if watch is not None and watch.recipe.keep == "best":
-        kept = best_update(history)
-        link_tree(watch.folder(kept), work.out)
-    else:
+        kept, folder = watch.kept(history)
+    if folder is None:
         save(model, work.out)
+    else:
+        link_tree(folder, work.out)
     names = dict.fromkeys(name for metrics in history for name in metrics)
     rows = [{"update": i} | {name: metrics.get(name) for name in names} for i, metrics in enumerate(history, 1)]
     work.table("updates", rows)

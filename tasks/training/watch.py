@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tasks.artifact import InputError, Row, Work, read_jsonl
+from tasks.artifact import InputError, Row, Work, link_tree, read_jsonl
 from tasks.evaluation.winrate import bootstrap, win_rates
 from tasks.models.adapters import save
 from tasks.models.chat import encode_prompt
+from tasks.models.loading import save_model
 from tasks.sampling.folded import folded
 from tasks.sampling.local import CausalLM, Completion, generate, output_layer
 from tasks.training.engine_batches import completion_logps, pad
@@ -138,6 +139,13 @@ class Watch:
         """Where the policy of an update lies that was the best then."""
         return self.work.scratch / f"best-{update:06d}"
 
+    def kept(self, history: History) -> tuple[int, Path | None]:
+        """The update whose policy is handed over, and where that one lies where it is the best seen and not the last;
+        logs which was the best."""
+        best = best_update(history)
+        self.work.log({"best_update": best})
+        return (best, self.folder(best)) if self.recipe.keep == "best" else (len(history), None)
+
     def prune(self, history: History) -> None:
         """Remove policies that a run which goes on from this history cannot end with."""
         if not any(WIN_RATE in metrics for metrics in history):
@@ -237,14 +245,25 @@ def history_of(state: TrainerState) -> list[dict[str, float]]:
     return history
 
 
-def kept_policy(callback: Watching, state: TrainerState) -> Path | None:
-    """Log what was seen of the policy that is kept; the folder it lies in where it is the best one, not the last."""
-    watch, history = callback.watch, history_of(state)
-    best = best_update(history)
-    kept = best if watch.recipe.keep == "best" else len(history)
-    watch.work.log({name: value for name, value in history[kept - 1].items() if name.startswith(PREFIX)})
-    watch.work.log({"best_update": best, "updates": len(history)})
-    return watch.folder(best) if watch.recipe.keep == "best" else None
+def hand_over(
+    model: CausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    callbacks: Sequence[Watching],
+    state: TrainerState,
+    work: Work,
+) -> None:
+    """Write the policy of one of our trainers on transformers' (the best one where it was watched and that is wanted),
+    and log what was seen of it."""
+    folder = None
+    if callbacks:
+        history = history_of(state)
+        update, folder = callbacks[0].watch.kept(history)
+        work.log({name: value for name, value in history[update - 1].items() if name.startswith(PREFIX)})
+        work.log({"updates": len(history)})
+    if folder is None:
+        save_model(model, tokenizer, work.out)
+    else:
+        link_tree(folder, work.out)
 
 
 def _scoring(function: str, rows: Sequence[Row]) -> Score:
