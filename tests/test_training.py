@@ -1,5 +1,6 @@
 """The three trainers on tiny models: losses by hand, what moves and what does not, checkpoints and bad input."""
 
+import itertools
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from tasks.models.adapters import FullRecipe, LoraRecipe
 from tasks.models.chat import Encoded, encode_conversation
 from tasks.models.loading import load_causal_lm, load_reward_model
 from tasks.training.direct import DpoRecipe, train_direct
-from tasks.training.engine_batches import LengthBatches, completion_logps, logits_at, pad
+from tasks.training.engine_batches import CALL, LengthBatches, completion_logps, logits_at, pad, portions
 from tasks.training.engine_checkpoints import last_checkpoint, seal
 from tasks.training.engine_pairs import collate_groups, group_preferences
 from tasks.training.hyperparameters import Hyperparameters
@@ -55,6 +56,21 @@ def test_every_epoch_has_every_row_once_in_batches_of_like_length() -> None:
     assert max(max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in batches) <= 4
     assert batches == list(LengthBatches(lengths, 8, 2, seed=1)) != list(LengthBatches(lengths, 8, 2, seed=2))
     assert batches[:26] != batches[26:]
+
+
+def test_rows_are_cut_where_the_fewest_tokens_are_computed() -> None:
+    """Against every way to cut nine rows."""
+    assert portions([20] * 12 + [90], 16) == [12, 1] and portions([20] * 12 + [24], 16) == [13]
+    assert portions([20] * 12 + [90], 16, "cuda") == [13]  # there a call costs more than the padding
+    assert portions([], 4) == [] and portions([3, 3, 3], 1) == [1, 1, 1]
+    lengths, most = sorted([3, 70, 9, 40, 8, 150, 31, 90, 12]), 4
+
+    def cost(sizes) -> int:
+        ends = list(itertools.accumulate(sizes))
+        return sum(CALL["cpu"] + size * lengths[end - 1] for size, end in zip(sizes, ends, strict=True))
+
+    ways = [sizes for n in range(1, 10) for sizes in itertools.product(range(1, most + 1), repeat=n) if sum(sizes) == 9]
+    assert cost(portions(lengths, most)) == min(map(cost, ways)) < cost([4, 4, 1])
 
 
 def _head(model) -> torch.nn.Module:

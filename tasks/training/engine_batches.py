@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+CALL = {"cpu": 64, "cuda": 2048}
+"""What calling a small model costs beside its products, as so many tokens."""
 POOL = 50
 """Batches are sorted by length within pools of this many, as transformers does it: little padding, enough shuffling."""
 
@@ -47,6 +49,24 @@ class LengthBatches(Sampler[list[int]]):
             batches = [(batch + shuffle.choices(order, k=self.batch_size))[: self.batch_size] for batch in batches]
         shuffle.shuffle(batches)
         return batches
+
+
+def portions(lengths: Sequence[int], most: int, device: str = "cpu") -> list[int]:
+    """Into parts of how many rows, `most` at most, to cut rows of these ascending lengths: as few tokens as may be are
+    computed, padding counted and every part counted as a call's worth of tokens."""
+    call = CALL.get(device, CALL["cuda"])
+    best, begins = [0.0], [0]
+    for end in range(1, len(lengths) + 1):
+        costs = ((best[b] + call + (end - b) * lengths[end - 1], b) for b in range(max(0, end - most), end))
+        cost, begin = min(costs)
+        best.append(cost)
+        begins.append(begin)
+    sizes: list[int] = []
+    end = len(lengths)
+    while end:
+        sizes.insert(0, end - begins[end])
+        end = begins[end]
+    return sizes
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:

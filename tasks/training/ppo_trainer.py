@@ -1,6 +1,6 @@
 """PPO's engine: sample, score, estimate advantages, take clipped steps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -46,14 +46,16 @@ class Ppo:
         self.reference = Reference(model)
         value = SharedValue(output_layer(model).weight.shape[1]) if trunk is None else SeparateValue(trunk)
         self.keeps_features = trunk is None
-        self.value_rows = recipe.episodes if trunk is None else recipe.micro_batch_size
         trained = [p for p in model.parameters() if p.requires_grad]
         self.model, self.value, self.optimizer, self.value_optimizer = self.accelerator.prepare(
             model,
             value,
-            torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0),
+            torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0, fused=True),
             torch.optim.AdamW(
-                [p for p in value.parameters() if p.requires_grad], lr=recipe.value_learning_rate, weight_decay=0.0
+                [p for p in value.parameters() if p.requires_grad],
+                lr=recipe.value_learning_rate,
+                weight_decay=0.0,
+                fused=True,
             ),
         )
         self.modules: dict[str, nn.Module] = {"policy": self.policy, "value": value}
@@ -156,10 +158,14 @@ class Ppo:
     def _values(self, rollouts: Rollouts) -> torch.Tensor:
         """The value before each sampled token, `[rows, tokens]`, zero outside the mask."""
         values = torch.zeros_like(rollouts.logprobs)
-        for part in by_length(rollouts, self.value_rows):
+        for part in self._value_parts(rollouts, torch.arange(len(values), device=values.device)):
             found = self.value(rollouts, part)
             values[part, : found.shape[1]] = found
         return values * rollouts.mask
+
+    def _value_parts(self, rollouts: Rollouts, rows: torch.Tensor) -> Iterable[torch.Tensor]:
+        """The rows at once for a head alone, in parts for a model."""
+        return [rows] if self.keeps_features else by_length(rollouts, self.recipe.micro_batch_size, rows)
 
     def _learn_value(
         self, rollouts: Rollouts, old: torch.Tensor, returns: torch.Tensor, generator: torch.Generator
@@ -169,7 +175,7 @@ class Ppo:
             for rows in torch.randperm(len(old), generator=generator).chunk(self.recipe.minibatches):
                 rows = rows.to(old.device)
                 tokens, sums = rollouts.mask[rows].sum(), {"value_loss": 0.0, "value_clip_fraction": 0.0}
-                for part in by_length(rollouts, self.value_rows, rows):
+                for part in self._value_parts(rollouts, rows):
                     values = self.value(rollouts, part)
                     at = part, slice(values.shape[1])
                     loss, clipped = clipped_value_loss(
