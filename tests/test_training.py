@@ -238,6 +238,50 @@ def test_kill_and_resume_gives_the_uninterrupted_weights(
         torch.testing.assert_close(ours[name], weight, atol=1e-6, rtol=1e-5)
 
 
+SIDE_BY_SIDE = """
+import os
+import sys
+from pathlib import Path
+from tasks.training.direct import DpoRecipe, train_direct
+from tasks.training.reward import RewardRecipe, train_reward
+from tasks.training.sft import SftRecipe, train_sft
+from tests.tiny_models import work_in
+here, accumulation, rank = Path(sys.argv[1]), int(sys.argv[2]), os.environ.get("RANK", "alone")
+inputs = {name: here / name for name in ("base", "sft", "preferences", "data")}
+small = {"batch_size": 4, "accumulation": accumulation, "epochs": 2}
+train_sft(SftRecipe(**small), {"base": inputs["base"], "data": inputs["data"]}, work_in(here / rank / "sft"))
+train_reward(RewardRecipe(**small), inputs, work_in(here / rank / "reward"))
+train_direct(DpoRecipe(**small), inputs, work_in(here / rank / "direct"))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one_with_two_batches(tmp_path: Path) -> None:
+    """Same batches, and gradients that are summed over both: to the last bit here, where rounding is the same."""
+    base, data = tiny_base(tmp_path / "base"), demonstrations(tmp_path / "data")
+    first = work_in(tmp_path / "first")
+    train_sft(SftRecipe(epochs=1), {"base": base, "data": data}, first)
+    first.out.rename(tmp_path / "sft")
+    preferences(tmp_path / "preferences")
+    (tmp_path / "trains.py").write_text(SIDE_BY_SIDE)
+    root = str(Path(__file__).parents[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for launcher, accumulation in (([], "2"), (two, "1")):
+        command = [sys.executable, *launcher, str(tmp_path / "trains.py"), str(tmp_path), accumulation]
+        done = subprocess.run(
+            command, env=environment, cwd=root, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    for stage in ("sft", "reward", "direct"):
+        alone, *both = (
+            load_file(tmp_path / rank / stage / "out/adapter/adapter_model.safetensors") for rank in ("alone", "0", "1")
+        )
+        for theirs in both:
+            for name, weight in alone.items():
+                torch.testing.assert_close(theirs[name], weight, atol=1e-6, rtol=1e-5)
+
+
 def test_a_checkpoint_cut_short_is_never_used(tmp_path: Path) -> None:
     for step in (5, 12, 20):
         folder = tmp_path / f"checkpoint-{step}"

@@ -46,7 +46,8 @@ class LengthBatches(Sampler[list[int]]):
             pool = sorted(order[begin : begin + POOL * self.batch_size], key=lambda i: self.lengths[i])
             batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
         if self.whole:
-            batches = [(batch + shuffle.choices(order, k=self.batch_size))[: self.batch_size] for batch in batches]
+            filler = random.Random(f"{self.seed}-{epoch}-filler")  # the order stays that of one process
+            batches = [(batch + filler.choices(order, k=self.batch_size))[: self.batch_size] for batch in batches]
         shuffle.shuffle(batches)
         return batches
 
