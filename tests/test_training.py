@@ -29,7 +29,7 @@ from tasks.training.reward_engine import RewardTrainer
 from tasks.training.reward_report import by_group, held_out
 from tasks.training.reward_scoring import RewardScorer, score_heads
 from tasks.training.sft import SftRecipe, train_sft
-from tasks.training.sft_engine import LanguageTrainer, fit_language_model
+from tasks.training.sft_engine import LanguageTrainer, encode_rows, fit_language_model
 from tests.tiny_models import (
     demonstrations,
     preference,
@@ -105,6 +105,22 @@ def test_sft_loss_is_the_mean_over_assistant_tokens() -> None:
     batch = {"input_ids": pad([row.input_ids for row in rows], 0), "mask": mask, "items": int(mask[:, 1:].sum())}
     assert batch["items"] == len(expected)
     assert trainer_loss(LanguageTrainer, model, batch) == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+
+
+def test_all_turns_or_the_last_are_learnt() -> None:
+    tokenizer = tiny_tokenizer()
+    turns = [("user", "a"), ("assistant", "bc"), ("user", "d"), ("assistant", "e")]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in turns]}]
+    [every], [last] = encode_rows(rows, tokenizer), encode_rows(rows, tokenizer, "last")
+    assert every.labels_mask == [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1]
+    assert last.labels_mask == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1] and last.input_ids == every.input_ids
+
+
+def test_a_pad_token_that_is_eos_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    with pytest.raises(InputError, match="pad token"):
+        encode_rows([], tokenizer)
 
 
 @pytest.mark.parametrize(("adapter", "kind"), [(LORA, "llama"), (LORA, "gpt2"), (FullRecipe(), "llama")])

@@ -194,6 +194,8 @@ def _files(examples: Sequence[Example], ledger: Mapping[str, Row]) -> dict[str, 
 
 def _conversation(name: str, example: Example, text: str) -> Row:
     answer: Message = {"role": "assistant", "content": text}
+    if example.calls:
+        answer["tool_calls"] = example.calls
     return {"id": name, "messages": [*example.prompt, answer], "reference": example.reference}
 
 

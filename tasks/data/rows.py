@@ -8,11 +8,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from tasks.artifact import InputError, Message, Row, iterate_jsonl
 from tasks.data.templates import ChatTemplate, choose, converse
+from tasks.data.tools import NEXT, kind_of, numbered, tool_message, with_tools
 
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
@@ -30,6 +32,8 @@ class Example:
     """The row that several examples were made from: they stay in one split."""
     pair: Row | None = None
     """The preference that was read with it."""
+    calls: list[Row] = field(default_factory=list)
+    """The tools that the demonstrated answer calls (`Message.tool_calls`)."""
 
 
 class BadRow(Exception):
@@ -103,7 +107,12 @@ def _example(row: Row) -> Example:
     reference = row.get("reference")
     if reference is not None and not isinstance(reference, dict):
         reference = {"value": reference}
-    return Example(_checked(prompt), _answer(completion), reference)
+    try:
+        prompt = with_tools(row, prompt)
+    except InputError as error:
+        raise BadRow(str(error)) from error
+    calls = completion[0].get("tool_calls", []) if completion else []
+    return Example(_checked(prompt), _answer(completion), reference, calls=calls)
 
 
 def _parts(row: Row) -> tuple[list[Message], list[Message]]:
@@ -130,23 +139,34 @@ def _messages(value: Any, role: str) -> list[Message]:
         raise BadRow("holds neither text nor messages")
     messages: list[Message] = []
     for turn in value:
+        try:
+            if (message := tool_message(turn)) is not None:
+                messages.append(message)
+                continue
+        except InputError as error:
+            raise BadRow(str(error)) from error
         speaker = _ROLES.get(turn.get("role", turn.get("from")))
         content = turn.get("content", turn.get("value"))
         if speaker is None or not isinstance(content, str):
-            raise BadRow("has a message that is not text of system, user or assistant")
+            raise BadRow("has a message that is not text of system, user, assistant or tool")
         messages.append({"role": speaker, "content": content})
-    return messages
+    return numbered(messages)
 
 
 def _checked(prompt: list[Message]) -> list[Message]:
-    """Refuse what chat templates refuse: an optional system turn, then user and assistant in turn, the user last."""
-    roles = [turn["role"] for turn in prompt if turn["content"].strip()]
-    if "user" not in roles:
+    """Refuse what chat templates refuse: an optional system turn, then user and assistant in turn, the user last.
+
+    An assistant's turn that calls tools is followed by their results, and those by the assistant.
+    """
+    said = [turn for turn in prompt if turn["content"].strip() or kind_of(turn) in ("call", "tool")]
+    kinds = [kind_of(turn) for turn in said]
+    if "user" not in kinds:
         raise BadRow("has no prompt")
-    if len(roles) < len(prompt):
+    if len(said) < len(prompt):
         raise BadRow("has an empty turn in its prompt")
-    spoken = roles[1:] if roles[0] == "system" else roles
-    if spoken != ["user" if place % 2 == 0 else "assistant" for place in range(len(spoken))] or len(spoken) % 2 == 0:
+    spoken = kinds[1:] if kinds[0] == "system" else kinds
+    follows = all(after in NEXT.get(before, ()) for before, after in pairwise(spoken))
+    if spoken[0] != "user" or not follows or spoken[-1] not in ("user", "tool"):
         raise BadRow("has turns that do not alternate")
     return prompt
 
@@ -156,6 +176,6 @@ def _answer(completion: list[Message]) -> list[str]:
         return []
     if len(completion) > 1 or completion[0]["role"] != "assistant":
         raise BadRow("has a completion that is not one assistant message")
-    if not completion[0]["content"].strip():
+    if not completion[0]["content"].strip() and "tool_calls" not in completion[0]:
         raise BadRow("has an empty completion")
     return [completion[0]["content"]]

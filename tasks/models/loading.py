@@ -220,7 +220,10 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path) -> Non
 
 
 def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Grow the embeddings where the tokenizer has got new tokens; their rows are the mean of the present ones."""
+    """Grow the embeddings where the tokenizer has got new tokens; their rows are the mean of the present ones.
+
+    What others generate with the saved model ends with the tokenizer's EOS too.
+    """
     embeddings: Any = model.get_input_embeddings()
     rows = embeddings.weight.shape[0]
     if len(tokenizer) > rows:
@@ -229,8 +232,10 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         for weight in [layer.weight.data for layer in layers if layer is not None]:
             weight[rows:] = weight[:rows].mean(dim=0)
     model.config.pad_token_id = tokenizer.pad_token_id
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if (generation := getattr(model, "generation_config", None)) is not None:
+        generation.pad_token_id, known = tokenizer.pad_token_id, generation.eos_token_id
+        if tokenizer.eos_token_id not in (ends := known if isinstance(known, list) else [known]):
+            generation.eos_token_id = [tokenizer.eos_token_id, *(each for each in ends if each is not None)]
 
 
 def _load_weights(artifact: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,7 +1,8 @@
-"""Supervised fine-tuning: the loss is on the assistant's tokens of every turn, EOS included, and on nothing else."""
+"""Supervised fine-tuning: the loss is on the assistant's tokens, EOS included, and on nothing else."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -18,6 +19,8 @@ class SftRecipe(Hyperparameters):
     """Highest learning rate."""
     batch_size: int = Field(default=16, ge=1)
     """Conversations in one forward pass."""
+    turns: Literal["all", "last"] = "all"
+    """Which of a conversation's assistant turns are learnt: every one, in one pass, or the last alone."""
 
 
 def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None:
@@ -31,6 +34,6 @@ def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None
         raise InputError("There are no demonstrations to fine-tune on; give the data part rows for sft.")
     tokenizer = load_tokenizer(inputs["base"])
     model = attach(load_causal_lm([inputs["base"]], trainable=True), recipe.adapter, seed=work.seed)
-    encoded = encode_rows(rows, tokenizer)
+    encoded = encode_rows(rows, tokenizer, recipe.turns)
     fit_language_model(model, tokenizer, encoded, recipe, work)
     save_model(model, tokenizer, work.out)

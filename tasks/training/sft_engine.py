@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from tasks.artifact import InputError, Row, Work
 from tasks.models.chat import Encoded, encode_conversation
+from tasks.models.templates import check_special_tokens
 from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
 from tasks.training.engine_batches import logits_at, pad
 from tasks.training.hyperparameters import Hyperparameters
@@ -26,8 +27,14 @@ class LanguageTrainer(Trainer):
         return summed, {"token_accuracy": (logits.detach().argmax(dim=-1) == targets).float().mean()}
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-    """Conversations as ids. Raises `InputError` naming the row that has no assistant turn or cannot be rendered."""
+def encode_rows(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, turns: Literal["all", "last"] = "all"
+) -> list[Encoded]:
+    """Conversations as ids, their mask on all assistant turns or on the last alone.
+
+    Raises `InputError` naming the row that has no assistant turn or cannot be rendered.
+    """
+    check_special_tokens(tokenizer)
     encoded = []
     for number, row in enumerate(rows, 1):
         try:
@@ -36,7 +43,14 @@ def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list
             raise InputError(f"Row {number} for SFT is not a conversation ({error}); mend or remove it.") from error
         if not any(encoded[-1].labels_mask):
             raise InputError(f"Row {number} for SFT has no assistant turn to learn; mend or remove it.")
-    return encoded
+    return [_last_turn(each) for each in encoded] if turns == "last" else encoded
+
+
+def _last_turn(row: Encoded) -> Encoded:
+    mask = row.labels_mask
+    end = max(place for place, mark in enumerate(mask) if mark)
+    begin = max((place for place, mark in enumerate(mask[:end]) if not mark), default=-1)
+    return Encoded(row.input_ids, [int(begin < place <= end) for place in range(len(mask))])
 
 
 def fit_language_model(
