@@ -61,18 +61,18 @@ def test_sets_in_different_formats_are_told_filtered_and_mixed(tmp_path: Path) -
         {"name": "claims", "kind": "csv", "path": str(tmp_path / "claims.tsv"), "templates": templates},
     ]
     shares = {"sft": 0.5, "reward_train": 0.2, "reward_validation": 0.1, "rl": 0.1, "evaluation": 0.1}
-    filters = [{"kind": "length", "unit": "characters", "prompt": [1, 32]}]
+    filters = [{"kind": "length", "unit": "characters", "prompt": [1, 34]}]
     work = prepare(tmp_path, sets=sets, shares=shares, filters=filters)
     rows = sft(work)
     assert {row["set"] for row in rows} == {"chat", "claims"}
     assert {row["form"] for row in rows if row["set"] == "claims"} == {"template 1", "template 2"}
-    assert all(len(row["messages"][0]["content"]) <= 32 for row in rows)
+    assert all(len(row["messages"][0]["content"]) <= 34 for row in rows)
     dropped = read_jsonl(work.out / "dropped.jsonl")
     assert ("claims", 61, "form", "has an empty completion") in {
         (r["set"], r["line"], r["filter"], r["reason"]) for r in dropped
     }
     long = [row for row in dropped if row["filter"] == "length"]
-    assert long and all(row["reason"] == "the prompt has more than 32 characters" for row in long)
+    assert long and all(row["reason"] == "the prompt has more than 34 characters" for row in long)
     assert {row["filter"]: row["dropped"] for row in table(work.out, "filters")} == {"form": 1, "length": len(long)}
     ledger = read_jsonl(work.out / "ledger.jsonl")
     assert len(ledger) == 101 - 1 - len(long) and {row["split"] for row in ledger} == set(SPLITS)

@@ -163,7 +163,7 @@ class Preparing:
                 if self.read[part.name] % 1000 == 0:
                     self.work.progress(done, total, f"{part.name}: {self.read[part.name]} rows")
                 if told.problem:
-                    reasons[told.problem] += 1
+                    reasons[f"{told.problem} {told.detail}".strip()] += 1
                     self.drops.add(part.name, told.line, "form", told.problem, told.excerpt)
                     continue
                 self.told[part.name] += len(told.examples)

@@ -5,6 +5,7 @@ read before.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -16,8 +17,8 @@ from pydantic import Field, model_validator
 from tasks.artifact import InputError, Message, Row
 from tasks.data.flan import FlanTable
 from tasks.data.promptsource import PromptsourceFile
-from tasks.data.rows import BadRow, Example, check_characters, checked, read_row
-from tasks.data.templates import ChatTemplate, Kind
+from tasks.data.rows import BadRow, Example, PassedOver, check_characters, checked, read_row
+from tasks.data.templates import ChatTemplate, Kind, converse
 from tasks.recipe import Part
 
 Said = tuple[list[Message], str | None]
@@ -170,8 +171,6 @@ class _Written:
         return self.template.kind
 
     def say(self, row: Mapping[str, Any], rng: Random) -> Said:
-        from tasks.data.templates import converse
-
         prompt, completion = converse(self.template, row)
         return prompt, completion[0]["content"] if completion else None
 
@@ -216,6 +215,8 @@ class Told:
     examples: list[Example]
     problem: str = ""
     """Why there are no examples."""
+    detail: str = ""
+    """What is particular about this row's problem."""
     excerpt: str = ""
     """What the row looked like, where it is dropped."""
 
@@ -241,7 +242,8 @@ def tell(part: PhrasedSet, lines: Iterator[tuple[int, Row | str]], seed: int) ->
             row = _prepared(part, row)
             yield _told(part, phrasings, row, number, pool, seed)
         except (BadRow, InputError) as bad:
-            yield Told(number, "", [], bad.args[0], str(row)[:200].encode("utf-8", "replace").decode())
+            excerpt = str(row)[:200].encode("utf-8", "replace").decode()
+            yield Told(number, "", [], str(bad.args[0]), " ".join(map(str, bad.args[1:])), excerpt)
 
 
 def _told(part: PhrasedSet, phrasings: Sequence[Phrasing], row: Row, number: int, pool: list[Row], seed: int) -> Told:
@@ -253,30 +255,31 @@ def _told(part: PhrasedSet, phrasings: Sequence[Phrasing], row: Row, number: int
         if part.fewshot and pool and rng.random() < part.fewshot.share:
             example = _with_shots(example, part.fewshot, pool, rng, None)
         return Told(number, said_by_user(example), [example])
-    examples = [_said(phrasing, row, rng) for phrasing in _drawn(phrasings, part, rng)]
-    if part.fewshot and pool:
-        examples = [
-            _with_shots(example, part.fewshot, pool, rng, phrasing) if rng.random() < part.fewshot.share else example
-            for example, phrasing in examples
-        ]
-    else:
-        examples = [example for example, _ in examples]
+    examples: list[Example] = []
+    for phrasing in _drawn(phrasings, part.variants, rng):
+        with suppress(PassedOver):
+            example = _said(phrasing, row, rng)
+            shown = part.fewshot and pool and rng.random() < part.fewshot.share
+            examples.append(_with_shots(example, part.fewshot, pool, rng, phrasing) if shown else example)  # type: ignore[arg-type]
+        if len(examples) == part.templates_per_row:
+            break
+    if not examples:
+        raise PassedOver("is passed over by its templates")
     return Told(number, "\n".join(_texts(row)), examples)
 
 
-def _drawn(phrasings: Sequence[Phrasing], part: PhrasedSet, rng: Random) -> list[Phrasing]:
-    """Different phrasings for one row: each draw first draws a kind by its weight, then a phrasing of it."""
+def _drawn(phrasings: Sequence[Phrasing], variants: Variants, rng: Random) -> Iterator[Phrasing]:
+    """The phrasings in a drawn order: each draw first draws a kind by its weight, then a phrasing of it."""
     left = list(phrasings)
-    drawn: list[Phrasing] = []
-    while left and len(drawn) < part.templates_per_row:
+    while left:
         kinds = sorted({phrasing.kind for phrasing in left})
-        kind = rng.choices(kinds, [getattr(part.variants, kind) for kind in kinds])[0]
-        drawn.append(rng.choice([phrasing for phrasing in left if phrasing.kind == kind]))
-        left.remove(drawn[-1])
-    return drawn
+        kind = rng.choices(kinds, [getattr(variants, kind) for kind in kinds])[0] if len(kinds) > 1 else kinds[0]
+        drawn = rng.choice([phrasing for phrasing in left if phrasing.kind == kind])
+        left.remove(drawn)
+        yield drawn
 
 
-def _said(phrasing: Phrasing, row: Row, rng: Random) -> tuple[Example, Phrasing]:
+def _said(phrasing: Phrasing, row: Row, rng: Random) -> Example:
     try:
         prompt, completion = phrasing.say(row, rng)
     except InputError as error:
@@ -286,7 +289,7 @@ def _said(phrasing: Phrasing, row: Row, rng: Random) -> tuple[Example, Phrasing]
     reference = row.get("reference", {name: value for name, value in row.items() if _plain(value)})
     reference = reference if isinstance(reference, dict) else {"value": reference}
     completions = [] if completion is None else [completion]
-    return Example(checked(prompt), completions, reference, form=phrasing.name, kind=phrasing.kind), phrasing
+    return Example(checked(prompt), completions, reference, form=phrasing.name, kind=phrasing.kind)
 
 
 def _with_shots(example: Example, shots: FewShot, pool: list[Row], rng: Random, phrasing: Phrasing | None) -> Example:
@@ -295,7 +298,7 @@ def _with_shots(example: Example, shots: FewShot, pool: list[Row], rng: Random, 
     solved: list[tuple[str, str]] = []
     for row in rng.sample(pool, len(pool)):
         try:
-            shown = read_row(row) if phrasing is None else _said(phrasing, row, rng)[0]
+            shown = read_row(row) if phrasing is None else _said(phrasing, row, rng)
         except BadRow:
             continue
         if shown.completions and len(shown.prompt) == 1 + (shown.prompt[0]["role"] == "system"):
@@ -309,7 +312,8 @@ def _with_shots(example: Example, shots: FewShot, pool: list[Row], rng: Random, 
     shown_turns: list[Message] = []
     if shots.form == "turns":
         for question, answer in solved:
-            shown_turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            shown_turns.append({"role": "user", "content": question})
+            shown_turns.append({"role": "assistant", "content": answer})
     else:
         texts = [f"{question}{shots.answer}{answer}" for question, answer in solved]
         first: Message = {**turns[0], "content": shots.separator.join([*texts, turns[0]["content"]])}

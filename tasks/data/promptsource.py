@@ -18,7 +18,7 @@ import yaml
 from jinja2 import StrictUndefined, Template, TemplateError
 
 from tasks.artifact import InputError, Message
-from tasks.data.rows import BadRow
+from tasks.data.rows import BadRow, PassedOver
 from tasks.data.templates import Kind, Sandbox
 from tasks.recipe import Part
 
@@ -74,15 +74,15 @@ class JinjaPhrasing:
         return [{"role": "user", "content": prompt}], rng.choice(targets)
 
     def render(self, row: Mapping[str, Any], rng: Random) -> tuple[str, list[str]]:
-        """The prompt and all its targets. Raises `BadRow` where the template passes the row over, `InputError` where
-        it cannot be filled from it."""
+        """The prompt and all its targets. Raises `PassedOver` where the template has a condition that the row does
+        not meet, `InputError` where it cannot be filled from it."""
         if "answer_choices" in row:
             raise BadRow("has a column 'answer_choices', which promptsource fills itself")
         shielded = {**_shielded(row), "answer_choices": self.choices(row, rng)}
         parts = self._rendered(self.jinja, shielded, rng).split(SEPARATOR)
         texts = [part.replace(_SHIELD, SEPARATOR).strip() for part in parts]
         if texts == [""]:
-            raise BadRow("is passed over by a template")
+            raise PassedOver("is passed over by its templates")
         targets = [text for text in texts[1:] if text]
         if not texts[0] or not targets:
             raise BadRow("gives a template no prompt or no completion")

@@ -43,6 +43,10 @@ class BadRow(Exception):
     """A row that cannot be used: the reason, completing "the row ...", and perhaps a detail of this row."""
 
 
+class PassedOver(BadRow):
+    """A row that a phrasing has nothing to say of; another may."""
+
+
 def read_examples(
     path: Path, on_bad_row: Literal["refuse", "drop"], templates: Sequence[ChatTemplate] = (), per_row: int = 1
 ) -> tuple[list[Example], list[Row]]:
@@ -191,6 +195,8 @@ def transcript(text: str) -> list[Message]:
 def _messages(value: Any, role: str) -> list[Message]:
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
+    if isinstance(value, dict):  # one message
+        value = [value]
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise BadRow("holds neither text nor messages")
     if not value:
