@@ -15,6 +15,7 @@ import random
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,14 +27,12 @@ WORDS = 20_000
 
 
 def main() -> None:
-    from benchmarks.reward_arms import work_folder
-
     counts = [int(count) for count in sys.argv[1:]] or [25_000, 100_000]
     found = []
-    with work_folder(__doc__) as (folder, _):
+    with tempfile.TemporaryDirectory(prefix="rlhf-benchmark-") as folder:
         for count in counts:
             done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.instructions", "--one", str(count), str(folder)],
+                [sys.executable, "-m", "benchmarks.instructions", "--one", str(count), folder],
                 cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
             found.append(json.loads(done.stdout.splitlines()[-1]))
@@ -90,10 +89,11 @@ def one(count: int, folder: Path) -> None:
 
 
 def _sets(count: int) -> dict[str, Iterator[dict[str, Any]]]:
+    chat, table = _pairs(count // 2, 0), _pairs(count - count // 2, 1)
     return {
-        "chat": ({"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in _pairs(count // 2, 0)),
-        "table": ({"question": q, "answer": a} for q, a in _pairs(count - count // 2, 1)),
-    }  # fmt: skip
+        "chat": ({"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in chat),
+        "table": ({"question": q, "answer": a} for q, a in table),
+    }
 
 
 def _pairs(count: int, seed: int) -> Iterator[tuple[str, str]]:
