@@ -172,7 +172,7 @@ def test_a_killed_evaluation_keeps_what_it_sampled(
         sampled.append("once")
         return generate(*arguments, **named)
 
-    monkeypatch.setattr("tasks.evaluation.bench.generate", counting)
+    monkeypatch.setattr("tasks.sampling.local.generate", counting)
     resumed = build(tmp_path / "killed", inputs, **JUDGED)
     assert len(sampled) == 2, "the model that was not there, and the best-of-n curve"
     for name in ("evaluation.json", "samples.jsonl"):

@@ -14,15 +14,23 @@ from tasks.evaluation.evaluate import EvaluateRecipe, check_name
 from tasks.models.chat import encode_prompt
 from tasks.models.loading import load_causal_lm, load_tokenizer
 from tasks.recipe import resolve
-from tasks.sampling.local import Completion, generate
+from tasks.sampling.engine import Engine
+from tasks.sampling.local import Completion
 from tasks.training.reward_scoring import RewardScorer
 
 
 class Bench:
     """The prompts and what judges completions, loaded once for all models."""
 
-    def __init__(self, recipe: EvaluateRecipe, inputs: Mapping[str, Path], prompts: list[Row], work: Work) -> None:
-        self.recipe, self.inputs, self.prompts, self.work = recipe, inputs, prompts, work
+    def __init__(
+        self,
+        recipe: EvaluateRecipe,
+        inputs: Mapping[str, Path],
+        prompts: list[Row],
+        engine: Engine,
+        work: Work,
+    ) -> None:
+        self.recipe, self.inputs, self.prompts, self.engine, self.work = recipe, inputs, prompts, engine, work
         self.tokenizer = load_tokenizer(inputs["base"])
         self._reference: PreTrainedModel | None = None
         self._scorer: RewardScorer | None = None
@@ -101,7 +109,7 @@ class Bench:
         name: str,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Completion]]:
-        return generate(
+        return self.engine.generate(
             model, tokenizer, [encode_prompt(tokenizer, row["prompt"]) for row in self.prompts], n=n,
             max_new_tokens=self.recipe.max_new_tokens, temperature=self.recipe.temperature,
             seed=_seed(self.work.seed, name), batch_size=self.recipe.batch_size, progress=progress,

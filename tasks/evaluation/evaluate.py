@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from tasks.artifact import InputError, Row, Work, read_jsonl, write_jsonl
 from tasks.recipe import Dotted, Part
+from tasks.sampling.engine import Engine, EngineName
 
 
 class EvaluateRecipe(Part):
@@ -19,6 +20,8 @@ class EvaluateRecipe(Part):
     """Longer completions are cut and count as unfinished."""
     temperature: float = Field(default=1.0, gt=0, le=5)
     """Divides the logits; the KL to SFT is an unbiased estimate only at 1."""
+    engine: EngineName = "local"
+    """Draws the completions. local: in this process. vllm: a vLLM server that runs for the time of the stage."""
     judge: Dotted | None = None
     """Function (row, completion) -> float that says what people would prefer; none: the reward model judges."""
     checks: tuple[Dotted, ...] = ()
@@ -61,11 +64,12 @@ def evaluate_models(recipe: EvaluateRecipe, inputs: Mapping[str, Path], work: Wo
     if not prompts:
         raise InputError("There are no evaluation prompts; raise data.shares.evaluation.")
     chains = _chains(inputs)
-    bench = Bench(recipe, inputs, prompts, work)
     samples: dict[str, list[Row]] = {}
-    for place, (name, chain) in enumerate(chains.items()):
-        samples[name] = bench.sample(name, chain, place, len(chains))
-    best_of = bench.best_of() if recipe.judge and recipe.best_of else []
+    with Engine(recipe.engine, work) as engine:
+        bench = Bench(recipe, inputs, prompts, engine, work)
+        for place, (name, chain) in enumerate(chains.items()):
+            samples[name] = bench.sample(name, chain, place, len(chains))
+        best_of = bench.best_of() if recipe.judge and recipe.best_of else []
     judge = "reward_model" if recipe.judge is None else "utility"
     names = [check_name(check) for check in recipe.checks]
     fair = _unseen(inputs, prompts) if "champion_data" in inputs else None

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tasks.artifact import InputError, Row, Work, below, read_jsonl, write_jsonl
 from tasks.recipe import Part
+from tasks.sampling.engine import Engine, EngineName
 
 FEW_FINISHED = 0.5
 """Below this share of completions that end by themselves, the person at the terminal is told."""
@@ -22,6 +23,8 @@ class SampleRecipe(Part):
     strategy: Literal["sample", "beam"] = "sample"
     """sample: at random, by temperature and top_p. beam: the likeliest that a search with as many beams as completions
     finds; they differ little."""
+    engine: EngineName = "local"
+    """Draws the completions. local: in this process. vllm: a vLLM server that runs for the time of the stage."""
     temperature: Annotated[float, Field(gt=0, le=5)] = 1.0
     """Divides the logits; above 1 the candidates differ more."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -35,6 +38,8 @@ class SampleRecipe(Part):
     def _one_way(self) -> Self:
         if self.strategy == "beam" and (self.temperature, self.top_p) != (1.0, 1.0):
             raise ValueError("temperature and top_p are for strategy 'sample'; a beam search draws nothing at random")
+        if self.strategy == "beam" and self.engine != "local":
+            raise ValueError('beams are searched by engine = "local" alone')
         return self
 
 
@@ -47,7 +52,6 @@ def sample_completions(recipe: SampleRecipe, inputs: Mapping[str, Path], work: W
     from tasks.models.chat import encode_prompt
     from tasks.models.loading import load_causal_lm, load_tokenizer
     from tasks.sampling.beams import beam_search
-    from tasks.sampling.local import generate
 
     prompts: list[Row] = [
         row | {"split": split} for split, name in SPLITS.items() for row in read_jsonl(inputs["data"] / name)
@@ -67,7 +71,8 @@ def sample_completions(recipe: SampleRecipe, inputs: Mapping[str, Path], work: W
         groups = beam_search(model, tokenizer, ids, **given)
     else:
         drawn = {"temperature": recipe.temperature, "top_p": recipe.top_p, "seed": work.seed}
-        groups = generate(model, tokenizer, ids, **drawn, **given)
+        with Engine(recipe.engine, work) as engine:
+            groups = engine.generate(model, tokenizer, ids, **drawn, **given)
     rows = [
         {
             "id": row["id"],

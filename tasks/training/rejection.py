@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.artifact import InputError, Row, Work, below, read_jsonl, write_jsonl
+from tasks.sampling.engine import Engine, EngineName
 from tasks.training.hyperparameters import Hyperparameters, WatchRecipe
 from tasks.training.rewards import ModelReward, Score, Terms, rewards_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tasks.sampling.local import CausalLM, Completion
+    from tasks.sampling.local import Completion
 
 
 class RejectionRecipe(Hyperparameters):
@@ -36,6 +37,8 @@ class RejectionRecipe(Hyperparameters):
     """Completions sampled for each RL prompt."""
     keep: int = Field(default=2, ge=1)
     """How many of them are imitated: the best that differ and that EOS ended."""
+    engine: EngineName = "local"
+    """Draws the completions. local: in this process. vllm: a vLLM server that runs until they are drawn."""
     rewards: Terms = Field(default=(ModelReward(),), min_length=1)
     """What decides which are the best: a weighted sum, as for `ppo`."""
     temperature: float = Field(default=1.0, gt=0, le=5)
@@ -92,7 +95,7 @@ def train_rejection(recipe: RejectionRecipe, inputs: Mapping[str, Path], work: W
 
 def sample_best(
     recipe: RejectionRecipe,
-    model: "CausalLM",
+    model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Row],
     score: Score,
@@ -100,20 +103,20 @@ def sample_best(
 ) -> list[Row]:
     """The best completions of every prompt: rows with `messages`, the `score` and the mean score of all `samples`."""
     from tasks.models.chat import encode_prompt
-    from tasks.sampling.local import generate
 
-    groups = generate(
-        model,
-        tokenizer,
-        [encode_prompt(tokenizer, row["prompt"]) for row in prompts],
-        n=recipe.samples,
-        max_new_tokens=recipe.max_new_tokens,
-        temperature=recipe.temperature,
-        top_p=recipe.top_p,
-        seed=work.seed,
-        batch_size=recipe.decode_batch_size,
-        progress=lambda done, total: work.progress(done, total, "prompts sampled"),
-    )
+    with Engine(recipe.engine, work) as engine:
+        groups = engine.generate(
+            model,
+            tokenizer,
+            [encode_prompt(tokenizer, row["prompt"]) for row in prompts],
+            n=recipe.samples,
+            max_new_tokens=recipe.max_new_tokens,
+            temperature=recipe.temperature,
+            top_p=recipe.top_p,
+            seed=work.seed,
+            batch_size=recipe.decode_batch_size,
+            progress=lambda done, total: work.progress(done, total, "prompts sampled"),
+        )
     every = [(row["prompt"], each) for row, group in zip(prompts, groups, strict=True) for each in group]
     work.progress(0, 1, "scoring")
     scores = score([p for p, _ in every], [each.text for _, each in every], [each.finished for _, each in every])
