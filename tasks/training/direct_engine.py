@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tasks.artifact import PipelineError, Row, Work
+from tasks.models.adapters import PromptRecipe
 from tasks.models.loading import device
 from tasks.training.direct import AnyDirect, KtoRecipe, OrpoRecipe, SimpoRecipe
 from tasks.training.direct_losses import Judged, kto_losses, pair_losses, rewards
@@ -101,7 +102,7 @@ def fit_direct(
     for group, logps in zip(groups, before, strict=True):
         group.reference = logps
     policy = attach(model)
-    if has_reference(recipe):
+    if has_reference(recipe) and not isinstance(recipe.adapter, PromptRecipe):  # a prompt changes what it starts from
         check_start(policy, groups[: recipe.batch_size], pad_id, recipe.batch_size)
     trainer = DirectTrainer(
         policy, groups, [group.length for group in groups], lambda batch: collate_groups(batch, pad_id), recipe, work

@@ -17,14 +17,14 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from tasks.artifact import InputError, Work
 from tasks.models.loading import positions
 from tasks.training.engine_batches import LengthBatches
-from tasks.training.engine_checkpoints import Reporting, last_checkpoint
+from tasks.training.engine_checkpoints import KeepsPrompts, Reporting, last_checkpoint
 from tasks.training.hyperparameters import Hyperparameters
 
 Batch = dict[str, Any]
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
-class Trainer(transformers.Trainer):
+class Trainer(KeepsPrompts, transformers.Trainer):
     """Base of the three trainers: `losses` gives a batch's summed loss, `items` what the sum is divided by.
 
     The division is by all items of one optimizer step, so accumulation and several devices do not change the loss.

@@ -4,7 +4,14 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.models.adapters import AdapterRecipe, FullRecipe, LoraRecipe
+from tasks.models.adapters import (
+    AdapterRecipe,
+    FullRecipe,
+    LoraRecipe,
+    PrefixTuningRecipe,
+    QloraRecipe,
+    changes_what_is_below,
+)
 from tasks.recipe import Dotted, Part
 from tasks.training.rewards import ModelReward, Terms
 
@@ -13,7 +20,7 @@ class Hyperparameters(Part):
     """How a model is fitted: epochs, batches, step sizes."""
 
     adapter: AdapterRecipe = LoraRecipe()
-    """What is trained: a LoRA adapter or every weight."""
+    """What is trained: every weight, or an adapter: lora, qlora, dora, ia3, prompt_tuning, p_tuning, prefix_tuning."""
     epochs: float = Field(default=1, gt=0)
     """Passes over the data."""
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -36,6 +43,15 @@ class Hyperparameters(Part):
     """Training is refused when a larger share of the rows is dropped."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _keeps_activations(self) -> Self:
+        if self.gradient_checkpointing and isinstance(self.adapter, PrefixTuningRecipe):
+            raise ValueError(
+                "gradient_checkpointing computes layers again without the cache that prefix_tuning trains; leave it "
+                "out, or take adapter.kind = 'prompt_tuning'"
+            )
+        return self
 
 
 class WatchRecipe(Part):
@@ -104,13 +120,20 @@ class OnlineHyperparameters(Part):
 
     @model_validator(mode="after")
     def _frozen(self) -> Self:
-        if self.share_base and not isinstance(self.adapter, LoraRecipe):
-            raise ValueError(f"share_base needs adapter.kind = 'lora', and it is '{self.adapter.kind}'")
+        if self.share_base and isinstance(self.adapter, FullRecipe | QloraRecipe):
+            raise ValueError(f"share_base needs adapters on whole weights, not adapter.kind '{self.adapter.kind}'")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_reference(self) -> Self:
+        if reason := changes_what_is_below(self.adapter):
+            method = type(self).model_fields["method"].default
+            raise ValueError(f"{reason}, which {method.upper()} measures the KL to; set it to 'none'")
         return self
 
     @model_validator(mode="after")
     def _same_probabilities_twice(self) -> Self:
-        if not isinstance(self.adapter, FullRecipe) and self.adapter.dropout:
+        if getattr(self.adapter, "dropout", 0):
             method = type(self).model_fields["method"].default
             raise ValueError(f"adapter.dropout must be 0 for {method.upper()}: the probability ratio would be noise")
         return self
