@@ -36,27 +36,29 @@ FIRST = 2
 def main() -> None:
     given = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     given.add_argument("--size", choices=SHAPES)
-    size, found = given.parse_args().size, []
+    size, found = given.parse_args().size or "", []
     with tempfile.TemporaryDirectory(prefix="rlhf-benchmark-") as folder:
-        for stage in ("prepare", *STAGES):
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.device", "--one", stage, folder, size or ""],
-                cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False,
-            )  # fmt: skip
-            if done.returncode:
-                raise SystemExit(f"{stage} failed with {done.returncode}.")
-            last = json.loads(done.stdout.splitlines()[-1])
-            if stage == "prepare":
-                machine = last
-            else:
-                found.append({"stage": stage, **last, "share": last["products"] / machine["rate"]})
-                keep(f"device_{machine['kind']}_{machine['size']}", {"machine": machine, "stages": found})
+        machine = _in_a_process("prepare", folder, size)
+        for stage in STAGES:
+            measured = _in_a_process(stage, folder, size)
+            found.append({"stage": stage, **measured, "share": measured["products"] / machine["rate"]})
+            keep(f"device_{machine['kind']}_{machine['size']}", {"machine": machine, "stages": found})
     show(
         f"{machine['size']} ({machine['parameters'] / 1e6:.1f}M parameters) on {machine['name']}, "
         f"{machine['rate'] / 1e9:.0f} GFLOP/s in {machine['dtype']}",
         ["stage", "tokens/s", "share", "peak MiB"],
         [[row["stage"], f"{row['tokens']:.0f}", row["share"], f"{row['peak']:.0f}"] for row in found],
     )
+
+
+def _in_a_process(stage: str, folder: str, size: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.device", "--one", stage, folder, size],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{stage} failed with {done.returncode}.")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def prepare(folder: Path, size: str) -> dict[str, Any]:

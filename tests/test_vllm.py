@@ -4,7 +4,6 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest

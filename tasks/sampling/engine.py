@@ -68,6 +68,7 @@ class Engine:
         progress: "Progress | None" = None,
     ) -> "list[list[Completion]]":
         """As `tasks.sampling.local.generate`. Raises `PipelineError` when vLLM fails or is not the same model."""
+        from tasks.models.prompts import virtual_tokens
         from tasks.sampling.local import Completion, generate
 
         if self.name == "local":
@@ -77,6 +78,8 @@ class Engine:
             )  # fmt: skip
         if tokenizer.eos_token_id is None:
             raise InputError("The tokenizer has no EOS token, so completions cannot end; give it one.")
+        if virtual_tokens(model):
+            raise InputError('vLLM does not serve soft prompts; set engine = "local".')
         eos = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
         server = self._serving(model, tokenizer, max(map(len, prompt_ids)) + max_new_tokens, batch_size, progress)
         sampling = Sampling(n, max_new_tokens, 0.0 if greedy else temperature, top_p, eos, seed)
