@@ -32,6 +32,8 @@ class Spool:
         self._path, self._file = path, path.open("wb")
         self._offsets = array("Q")
         self.sets = array("H")
+        self.without: dict[int, set[int]] = {}
+        """Conversations that were taken out of rows that stay, by the row and their place in it."""
         self._reading: Any = None
 
     def __len__(self) -> int:
@@ -55,19 +57,20 @@ class Spool:
     def read(self, index: int) -> Kept:
         """One row, wherever it is."""
         self._reading.seek(self._offsets[index])
-        return _decoded(self._reading.readline())
+        return self._decoded(index, self._reading.readline())
 
     def rows(self, keep: Sequence[bool] | np.ndarray) -> Iterator[tuple[int, Kept]]:
         """The rows marked in `keep`, in order, with their numbers."""
         with self._path.open("rb") as file:
             for index, line in enumerate(file):
                 if keep[index]:
-                    yield index, _decoded(line)
+                    yield index, self._decoded(index, line)
 
-
-def _decoded(line: bytes) -> Kept:
-    number, place, content, examples = json.loads(line)
-    return Kept(number, place, content, [Example(p, c, reference=r, form=f, kind=k) for p, c, r, f, k in examples])
+    def _decoded(self, index: int, line: bytes) -> Kept:
+        number, place, content, told = json.loads(line)
+        out = self.without.get(index, ())
+        kept = [each for at, each in enumerate(told) if at not in out]
+        return Kept(number, place, content, [Example(p, c, reference=r, form=f, kind=k) for p, c, r, f, k in kept])
 
 
 class Drops:
