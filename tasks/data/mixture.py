@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from tasks.artifact import InputError, Message, Row, Work, write_jsonl
+from tasks.artifact import InputError, Row, Work, write_jsonl
 from tasks.data.decontamination import Protected
 from tasks.data.duplicates import Signatures, find_root, join
 from tasks.data.filters import (
@@ -35,7 +35,7 @@ from tasks.data.rows import Example, read_examples
 from tasks.data.scored import ModelFilter, quantiles, score
 from tasks.data.sources import CsvSet, HubSet, JsonSet, ParquetSet, TextSet
 from tasks.data.splits import SPLITS, Splitting, assign, prompt_id
-from tasks.data.spool import Drops, Kept, Spool, plain
+from tasks.data.spool import Drops, Kept, Spool, answer_of, plain
 
 AnySet = Annotated[JsonSet | CsvSet | ParquetSet | HubSet | TextSet, Field(discriminator="kind")]
 AnyFilter = Annotated[
@@ -499,9 +499,8 @@ def _drawn(size: int, count: int, rng: Random) -> dict[int, int]:
 def _sft_row(known: str, example: Example, name: str) -> Row:
     if not example.prompt:
         return {"text": example.completions[0], "set": name}
-    answer: Message = {"role": "assistant", "content": example.completions[0]}
     about = {"id": known, "reference": example.reference, "set": name, "form": example.form}
-    return {**about, "messages": [*example.prompt, answer]}
+    return {**about, "messages": [*example.prompt, answer_of(example)]}
 
 
 def _line(row: Row) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.artifact import Row
+from tasks.artifact import Message, Row
 from tasks.data.rows import Example
 
 
@@ -44,7 +44,7 @@ class Spool:
         self._offsets.append(self._file.tell())
         self.sets.append(kept.set)
         examples = [
-            [e.prompt, e.completions, e.reference, e.form, e.kind] for e in kept.examples
+            [e.prompt, e.completions, e.reference, e.form, e.kind, e.calls] for e in kept.examples
         ]  # fmt: skip
         line = json.dumps([kept.set, kept.line, kept.content, examples], ensure_ascii=False, separators=(",", ":"))
         self._file.write(line.encode() + b"\n")
@@ -70,7 +70,7 @@ class Spool:
         number, place, content, told = json.loads(line)
         out = self.without.get(index, ())
         kept = [each for at, each in enumerate(told) if at not in out]
-        return Kept(number, place, content, [Example(p, c, reference=r, form=f, kind=k) for p, c, r, f, k in kept])
+        return Kept(number, place, content, [Example(p, c, r, form=f, kind=k, calls=t) for p, c, r, f, k, t in kept])
 
 
 class Drops:
@@ -103,5 +103,11 @@ class Drops:
 
 def plain(example: Example) -> Row:
     """A conversation as it stands in the file of what was dropped."""
-    turns = [*example.prompt, *({"role": "assistant", "content": text} for text in example.completions)]
+    turns = [*example.prompt, *(answer_of(example) for _ in example.completions)]
     return {"messages": turns, "form": example.form}
+
+
+def answer_of(example: Example) -> Message:
+    """The demonstrated answer as a message."""
+    answer: Message = {"role": "assistant", "content": example.completions[0]}
+    return {**answer, "tool_calls": example.calls} if example.calls else answer
