@@ -38,7 +38,7 @@ def preview(
         prepared = _prepared(parsed, Path(folder), head)
         tables = {name: table(prepared, name) for name in TABLES}
         tokenizer, said = _tokenizer(parsed)
-        conversations = [shown(row, tokenizer) for row in sample(prepared, rows, of, parsed.seed)]
+        conversations = [shown(row, tokenizer, parsed.sft.turns) for row in sample(prepared, rows, of, parsed.seed)]
     if as_json:
         document = {**{name.replace(" ", "_"): each for name, each in tables.items()}, "head": head}
         print(json.dumps({**document, "tokenizer": said, "conversations": conversations}, ensure_ascii=False))

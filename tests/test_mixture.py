@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from flows.recipe import LifecycleRecipe
 from tasks.artifact import InputError, Row, Work, read_jsonl
 from tasks.data.mixing import Mix, Wanted, amounts, rates
 from tasks.data.prepare import DataRecipe, prepare_data
 from tasks.data.preview import table
 from tasks.data.splits import SPLITS
+from tasks.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
 
 WORDS = (
     "amber birch cedar dune ember fern grove heath iris jade kelp larch moss nettle oak pine quartz reed slate thyme"
@@ -210,3 +214,24 @@ def test_sets_that_give_nothing_are_refused_in_one_sentence(
     with pytest.raises(InputError, match=message) as error:
         prepare(tmp_path, sets=[{"name": "a", "kind": "json", "path": str(path)}], **extra)
     assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+def test_the_recipe_that_shows_instruction_data_prepares_files_like_its_own(tmp_path: Path, monkeypatch: Any) -> None:
+    recipe = load_recipe(LifecycleRecipe, ROOT / "deployments" / "recipes" / "instructions.toml")
+    monkeypatch.chdir(tmp_path)
+    alpaca(tmp_path / "conversations.jsonl", 60)
+    lines = ["claim\tanswer\texplanation"]
+    lines += [f"{question(n, 3)}\t{'yes' if n % 2 else 'no'}\tSo it is with {NOUNS[n % 20]} {n}." for n in range(90)]
+    (tmp_path / "claims.tsv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "corpus.txt").write_text(
+        "\n\n".join(f"The story of {noun} and of {n}." for n, noun in enumerate(NOUNS))
+    )
+    save(tmp_path / "exam.jsonl", [{"prompt": question(n, 5)} for n in range(500, 520)])
+    work = Work(tmp_path / "out", tmp_path / "scratch")
+    work.out.mkdir()
+    prepare_data(recipe.data, {}, work)
+    shares = by_set(work)
+    assert shares["text"]["share"] == pytest.approx(0.1, abs=0.03) and shares["exam"]["rows"] == 0
+    kinds = {row["form"].removesuffix("-shot") for row in sft(work) if row["set"] == "claims"}
+    assert any("cot" in form for form in kinds) and any(form[-1] in "12" for form in kinds)
+    assert {row["filter"] for row in table(work.out, "filters")} >= {"length", "language", "pii", "duplicates"}

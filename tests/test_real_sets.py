@@ -14,6 +14,7 @@ from tasks.data.flan import fields, read_flan
 from tasks.data.mixture import AnySet
 from tasks.data.phrasings import Told, tell
 from tasks.data.promptsource import read_promptsource
+from tests.test_mixture import prepare, sft
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(
@@ -60,6 +61,14 @@ def test_files_in_the_usual_forms_are_read_whole(
     found = told(path, **settings)
     assert len(found) == rows and problems(found) == dropped
     assert sum(bool(example.completions) for row in found for example in row.examples) == demonstrated
+
+
+def test_calls_of_tools_go_through_the_spool_to_the_rows_for_sft(tmp_path: Path) -> None:
+    path = str(SHARED / "llama-factory" / "glaive_toolcall_en_demo.json")
+    work = prepare(tmp_path, sets=[{"name": "tools", "kind": "json", "path": path}], filters=[{"kind": "length"}])
+    turns = [turn for row in sft(work) for turn in row["messages"]]
+    assert any("tool_calls" in turn for turn in turns) and any(turn["role"] == "tool" for turn in turns)
+    assert any("tools" in row["messages"][0] for row in sft(work))
 
 
 def test_who_the_model_is_can_be_filled_in() -> None:

@@ -58,7 +58,8 @@ class LengthFilter(FilterPart):
         def check(example: Example) -> Example | str:
             prompt = "\n".join(turn["content"] for turn in example.prompt)
             texts = [("prompt", prompt, self.prompt)] if example.prompt else []
-            texts += [("completion", text, self.completion) for text in example.completions]
+            if not example.calls:  # a call of a tool may say nothing beside
+                texts += [("completion", text, self.completion) for text in example.completions]
             for name, text, (fewest, most) in texts:
                 count = len(text) if self.unit == "characters" else len(text.split())
                 if count < fewest:

@@ -15,28 +15,39 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from tasks.artifact import InputError, Message, Row, Work, write_jsonl
+from tasks.artifact import InputError, Row, Work, write_jsonl
 from tasks.data.decontamination import Protected
 from tasks.data.duplicates import Signatures, find_root, join
 from tasks.data.filters import (
     CharacterFilter,
     ContaminationFilter,
     DuplicateFilter,
+    FilterPart,
     LanguageFilter,
     LengthFilter,
     PiiFilter,
     Rule,
 )
 from tasks.data.mixing import Mix, Wanted, amounts, rates
+from tasks.data.model_filters import DifficultyFilter, JudgeFilter, PerplexityFilter
 from tasks.data.phrasings import Told, tell
 from tasks.data.rows import Example, read_examples
+from tasks.data.scored import ModelFilter, quantiles, score
 from tasks.data.sources import CsvSet, HubSet, JsonSet, ParquetSet, TextSet
 from tasks.data.splits import SPLITS, Splitting, assign, prompt_id
-from tasks.data.spool import Drops, Kept, Spool, plain
+from tasks.data.spool import Drops, Kept, Spool, answer_of, plain
 
 AnySet = Annotated[JsonSet | CsvSet | ParquetSet | HubSet | TextSet, Field(discriminator="kind")]
 AnyFilter = Annotated[
-    LengthFilter | CharacterFilter | LanguageFilter | PiiFilter | DuplicateFilter | ContaminationFilter,
+    LengthFilter
+    | CharacterFilter
+    | LanguageFilter
+    | PiiFilter
+    | DuplicateFilter
+    | ContaminationFilter
+    | PerplexityFilter
+    | DifficultyFilter
+    | JudgeFilter,
     Field(discriminator="kind"),
 ]
 
@@ -80,8 +91,12 @@ class MixtureData(Splitting):
     def external_files(self) -> list[Path]:
         """Files whose content is part of the identity: rows, templates, and what is protected from contamination."""
         files = [file for each in self.sets for file in [*each.source_files(), *each.template_files()]]
-        against = [f for each in self.filters if isinstance(each, ContaminationFilter) for f in each.against]
-        return files + [Path(file).expanduser() for file in against]
+        for each in self.filters:
+            if isinstance(each, ContaminationFilter):
+                files += [Path(file).expanduser() for file in each.against]
+            if isinstance(each, ModelFilter):
+                files += each.external_files()
+        return files
 
 
 def prepare_mixture(recipe: MixtureData, work: Work) -> None:
@@ -107,6 +122,7 @@ class Preparing:
         self.seen: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
         self.names = _filter_names(recipe.filters)
+        self.scores: list[Row] = []
 
     def run(self) -> None:
         recipe, work = self.recipe, self.work
@@ -122,6 +138,8 @@ class Preparing:
             if isinstance(part, DuplicateFilter):
                 work.progress(len(order), total, "looking for duplicates")
                 self._without_duplicates(name, part, keep)
+            elif isinstance(part, ModelFilter):
+                self._without_low_scores(name, part, keep)
         work.progress(len(order) + 1, total, "splitting")
         splits, groups = self._split(keep)
         work.progress(len(order) + 2, total, "mixing")
@@ -218,9 +236,7 @@ class Preparing:
 
     def _without_duplicates(self, name: str, part: DuplicateFilter, keep: np.ndarray) -> None:
         """Take out of `keep` what says the same as an earlier row."""
-        sets = enumerate(self.recipe.sets)
-        looked = [i for i, each in sets if each.use != "evaluation" and each.name in (part.sets or [each.name])]
-        among = keep & np.isin(np.frombuffer(self.spool.sets, np.uint16), looked)
+        among = keep & self._looked_at(part)
         signatures = self.contents
         if part.of == "conversation":
             signatures = Signatures(self.work.scratch / f"{name}.bin")
@@ -237,6 +253,31 @@ class Preparing:
                 for example in kept.examples:
                     self.drops.add(self.recipe.sets[kept.set].name, kept.line, name, reason, plain(example))
         keep &= ~again
+
+    def _looked_at(self, part: FilterPart) -> np.ndarray:
+        """The rows of the sets that a filter is for."""
+        sets = enumerate(self.recipe.sets)
+        looked = [i for i, each in sets if each.use != "evaluation" and each.name in (part.sets or [each.name])]
+        return np.isin(np.frombuffer(self.spool.sets, np.uint16), looked)
+
+    def _without_low_scores(self, name: str, part: ModelFilter, keep: np.ndarray) -> None:
+        """Take out the conversations that a model scores too low or too high."""
+        scored = score(part, self.spool, keep & self._looked_at(part), self.work)
+        self.scores.append(quantiles(name, scored))
+        self.seen[name] += len(scored.places)
+        going: dict[int, dict[int, str]] = {}
+        for (index, at), reason in zip(scored.places, scored.reasons, strict=True):
+            if reason:
+                going.setdefault(index, {})[at] = reason
+        for index, reasons in going.items():
+            out = self.spool.without.get(index, set())
+            kept = self.spool.read(index)
+            left = [at for at in range(len(kept.examples) + len(out)) if at not in out]
+            for at, example in zip(left, kept.examples, strict=True):
+                if at in reasons:
+                    self.drops.add(self.recipe.sets[kept.set].name, kept.line, name, reasons[at], plain(example))
+            self.spool.without[index] = out | reasons.keys()
+            keep[index] = len(reasons) < len(kept.examples)
 
     def _split(self, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The split of each row that is kept (by its place in `SPLITS`, -1 for none), and its group.
@@ -419,6 +460,8 @@ class Preparing:
                 row = {"filter": name, "seen": seen, "dropped": dropped, "share": share}
                 table.append({**row, "changed": self.changed[name]})
         work.table("filters", table)
+        if self.scores:
+            work.table("scores", self.scores)
         work.table(
             "dropped by set",
             [
@@ -456,9 +499,8 @@ def _drawn(size: int, count: int, rng: Random) -> dict[int, int]:
 def _sft_row(known: str, example: Example, name: str) -> Row:
     if not example.prompt:
         return {"text": example.completions[0], "set": name}
-    answer: Message = {"role": "assistant", "content": example.completions[0]}
     about = {"id": known, "reference": example.reference, "set": name, "form": example.form}
-    return {**about, "messages": [*example.prompt, answer]}
+    return {**about, "messages": [*example.prompt, answer_of(example)]}
 
 
 def _line(row: Row) -> str:

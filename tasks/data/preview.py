@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.artifact import InputError, Message, Row, read_jsonl
 
@@ -56,8 +56,8 @@ def sample(data: Path, per_set: int, only: str | None, seed: int) -> list[Row]:
     return [row for name, rows in sorted(by_set.items()) if only in (None, name) for row in rows]
 
 
-def shown(row: Row, tokenizer: "PreTrainedTokenizerBase | None") -> Row:
-    """A row as a document: its pieces with the loss mask, and how many tokens it has and learns from.
+def shown(row: Row, tokenizer: "PreTrainedTokenizerBase | None", turns: Literal["all", "last"] = "all") -> Row:
+    """A row as a document: its pieces with the loss mask of SFT, and how many tokens it has and learns from.
 
     Without a tokenizer the pieces are the turns, and there are no counts.
     """
@@ -65,15 +65,11 @@ def shown(row: Row, tokenizer: "PreTrainedTokenizerBase | None") -> Row:
     if tokenizer is None:
         pieces = list(_turns(row))
         return {**about, "pieces": _listed(pieces), "tokens": None, "loss_tokens": None}
-    if "text" in row:
-        ids = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
-        mask = [1] * len(ids)  # type: ignore[arg-type]
-    else:
-        from tasks.models.chat import encode_conversation
+    from tasks.training.sft_engine import encode_rows
 
-        encoded = encode_conversation(tokenizer, row["messages"])
-        ids, mask = encoded.input_ids, encoded.labels_mask
-    pieces = [(str(tokenizer.decode(run)), loss) for run, loss in _runs(list(ids), mask)]  # type: ignore[arg-type]
+    [encoded] = encode_rows([row], tokenizer, turns)
+    mask = encoded.labels_mask
+    pieces = [(str(tokenizer.decode(run)), loss) for run, loss in _runs(encoded.input_ids, mask)]
     return {**about, "pieces": _listed(pieces), "tokens": len(mask), "loss_tokens": sum(mask)}
 
 

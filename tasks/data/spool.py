@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.artifact import Row
+from tasks.artifact import Message, Row
 from tasks.data.rows import Example
 
 
@@ -32,6 +32,8 @@ class Spool:
         self._path, self._file = path, path.open("wb")
         self._offsets = array("Q")
         self.sets = array("H")
+        self.without: dict[int, set[int]] = {}
+        """Conversations that were taken out of rows that stay, by the row and their place in it."""
         self._reading: Any = None
 
     def __len__(self) -> int:
@@ -42,7 +44,7 @@ class Spool:
         self._offsets.append(self._file.tell())
         self.sets.append(kept.set)
         examples = [
-            [e.prompt, e.completions, e.reference, e.form, e.kind] for e in kept.examples
+            [e.prompt, e.completions, e.reference, e.form, e.kind, e.calls] for e in kept.examples
         ]  # fmt: skip
         line = json.dumps([kept.set, kept.line, kept.content, examples], ensure_ascii=False, separators=(",", ":"))
         self._file.write(line.encode() + b"\n")
@@ -55,19 +57,20 @@ class Spool:
     def read(self, index: int) -> Kept:
         """One row, wherever it is."""
         self._reading.seek(self._offsets[index])
-        return _decoded(self._reading.readline())
+        return self._decoded(index, self._reading.readline())
 
     def rows(self, keep: Sequence[bool] | np.ndarray) -> Iterator[tuple[int, Kept]]:
         """The rows marked in `keep`, in order, with their numbers."""
         with self._path.open("rb") as file:
             for index, line in enumerate(file):
                 if keep[index]:
-                    yield index, _decoded(line)
+                    yield index, self._decoded(index, line)
 
-
-def _decoded(line: bytes) -> Kept:
-    number, place, content, examples = json.loads(line)
-    return Kept(number, place, content, [Example(p, c, reference=r, form=f, kind=k) for p, c, r, f, k in examples])
+    def _decoded(self, index: int, line: bytes) -> Kept:
+        number, place, content, told = json.loads(line)
+        out = self.without.get(index, ())
+        kept = [each for at, each in enumerate(told) if at not in out]
+        return Kept(number, place, content, [Example(p, c, r, form=f, kind=k, calls=t) for p, c, r, f, k, t in kept])
 
 
 class Drops:
@@ -100,5 +103,11 @@ class Drops:
 
 def plain(example: Example) -> Row:
     """A conversation as it stands in the file of what was dropped."""
-    turns = [*example.prompt, *({"role": "assistant", "content": text} for text in example.completions)]
+    turns = [*example.prompt, *(answer_of(example) for _ in example.completions)]
     return {"messages": turns, "form": example.form}
+
+
+def answer_of(example: Example) -> Message:
+    """The demonstrated answer as a message."""
+    answer: Message = {"role": "assistant", "content": example.completions[0]}
+    return {**answer, "tool_calls": example.calls} if example.calls else answer

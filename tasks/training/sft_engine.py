@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from tasks.artifact import InputError, Row, Work
 from tasks.models.chat import Encoded, encode_conversation
+from tasks.models.rendering import plain
 from tasks.models.templates import check_special_tokens
 from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
 from tasks.training.engine_batches import logits_at, pad
@@ -30,13 +31,16 @@ class LanguageTrainer(Trainer):
 def encode_rows(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, turns: Literal["all", "last"] = "all"
 ) -> list[Encoded]:
-    """Conversations as ids, their mask on all assistant turns or on the last alone.
+    """Conversations as ids, their mask on all assistant turns or on the last alone; rows of plain `text` as documents.
 
     Raises `InputError` naming the row that has no assistant turn or cannot be rendered.
     """
     check_special_tokens(tokenizer)
     encoded = []
     for number, row in enumerate(rows, 1):
+        if isinstance(row.get("text"), str):
+            encoded.append(_document(row["text"], tokenizer))
+            continue
         try:
             encoded.append(encode_conversation(tokenizer, row["messages"]))
         except (InputError, KeyError, TypeError) as error:
@@ -44,6 +48,13 @@ def encode_rows(
         if not any(encoded[-1].labels_mask):
             raise InputError(f"Row {number} for SFT has no assistant turn to learn; mend or remove it.")
     return [_last_turn(each) for each in encoded] if turns == "last" else encoded
+
+
+def _document(text: str, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """Plain text to go on pre-training on, within BOS and EOS: the loss is on all of it."""
+    ids: Any = tokenizer(plain(tokenizer, text), add_special_tokens=False)["input_ids"]
+    ids = [each for each in (tokenizer.bos_token_id, *ids, tokenizer.eos_token_id) if each is not None]
+    return Encoded(ids, [1] * len(ids))
 
 
 def _last_turn(row: Encoded) -> Encoded:
