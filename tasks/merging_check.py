@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tasks.models.loading import device, load_causal_lm, open_adapter
-from tasks.models.quantised import quantise
+from tasks.models.quantised import quantise, trained_quantised
 
 PROBE = (8, 64)
 """Rows and tokens of the probe."""
@@ -23,7 +23,7 @@ def kl_from_quantised(chain: Sequence[Path], tokenizer: PreTrainedTokenizerBase,
     """Mean KL in nats per token from the chain's last adapter on the 4-bit weights that it was trained on to the same
     adapter on the full weights, on random ids, in fp32."""
     trained = load_causal_lm(chain[:-1], dtype=torch.float32)
-    quantise(trained)
+    quantise(trained, **(trained_quantised(chain[-1] / "adapter") or {}))
     opened = open_adapter(trained, chain[-1] / "adapter").eval()
     return _apart(opened, load_causal_lm(chain, dtype=torch.float32), tokenizer, seed)[1]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from tasks.artifact import InputError
-from tasks.models.quantised import MARK, is_quantised, quantise
+from tasks.models.quantised import MARK, is_quantised, quantise, settings_of
 from tasks.recipe import Part
 
 if TYPE_CHECKING:
@@ -84,6 +84,17 @@ class QloraRecipe(LowRank):
     memory of bf16 for them, slower to compute with. The adapter is used on the full weights afterwards."""
 
     kind: Literal["qlora"] = "qlora"
+    weights: Literal["nf4", "fp4"] = "nf4"
+    """Format of the 4 bits; NF4 is made for weights that are normally distributed."""
+    double_quantisation: bool = True
+    """Hold the scales of blocks in 8 bits too, which saves 0.4 bits a weight."""
+    compute: Literal["auto", "fp32", "bf16"] = "auto"
+    """What products are computed in: "auto" is bf16 on a GPU and fp32 on a CPU."""
+
+    @property
+    def quantisation(self) -> dict[str, Any]:
+        """What `quantise` is told."""
+        return {"weights": self.weights, "double_quantisation": self.double_quantisation, "compute": self.compute}
 
     @model_validator(mode="after")
     def _installed(self) -> Self:
@@ -180,7 +191,7 @@ def attach(
     if isinstance(recipe, PromptRecipe):
         return _prompted(model, recipe, task, whole, seed)
     if isinstance(recipe, QloraRecipe) and not is_quantised(model):
-        quantise(model, whole)
+        quantise(model, whole, **recipe.quantisation)
     torch.manual_seed(seed)  # the A matrices are random
     config = _config(model, recipe, task, [*recipe.modules_to_save, *whole])
     try:
@@ -293,7 +304,7 @@ def save(model: "PeftModel | PreTrainedModel", out: Path) -> None:
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     if is_quantised(model):
-        (folder / MARK).write_text(json.dumps({"weights": "nf4"}) + "\n")
+        (folder / MARK).write_text(json.dumps(settings_of(model)) + "\n")
     _settle(folder / "adapter_config.json")
 
 

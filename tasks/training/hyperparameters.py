@@ -1,8 +1,9 @@
 """The fields that training stages share."""
 
-from typing import Literal, Self
+import importlib.util
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tasks.models.adapters import (
     AdapterRecipe,
@@ -14,6 +15,18 @@ from tasks.models.adapters import (
 )
 from tasks.recipe import Dotted, Part
 from tasks.training.rewards import ModelReward, Terms
+
+
+def _installed(optimizer: str) -> str:
+    if optimizer != "adamw" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"'{optimizer}' needs bitsandbytes; run `pip install -c constraints.txt -e '.[qlora]'` in the project's "
+            "folder, or take 'adamw'"
+        )
+    return optimizer
+
+
+Optimizer = Annotated[Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"], AfterValidator(_installed)]
 
 
 class Hyperparameters(Part):
@@ -41,6 +54,12 @@ class Hyperparameters(Part):
     """Longer rows (in tokens, prompt and completion) are dropped and counted, never cut."""
     dropped_limit: float = Field(default=0.2, ge=0, le=1)
     """Training is refused when a larger share of the rows is dropped."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What products are computed in; weights and moments are fp32. "auto": bf16 on a GPU; on a CPU that has it bf16
+    from 15M parameters on. Why is in the run's report."""
+    optimizer: Optimizer = "adamw"
+    """AdamW, with moments in 8 bits, or in pages that a GPU moves out when it is full (Dettmers et al. 2023); all but
+    "adamw" need bitsandbytes. On a CPU nothing is paged."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
 
@@ -91,6 +110,9 @@ class OnlineHyperparameters(Part):
     """What the candidate is called; by default the method."""
     adapter: AdapterRecipe = LoraRecipe()
     """What is trained; its dropout must be 0, or the policy's probabilities would be noise."""
+    optimizer: Optimizer = "adamw"
+    """AdamW, with moments in 8 bits, or in pages that a GPU moves out when it is full; all but "adamw" need
+    bitsandbytes. Log-probabilities are computed in the weights' precision: ratios and the KL must not be rounding."""
     updates: int = Field(default=40, ge=1)
     """Rounds of sampling and learning."""
     rewards: Terms = Field(default=(ModelReward(),), min_length=1)

@@ -14,6 +14,7 @@ from tasks.training.advantages import explained_variance, gae, token_rewards, wh
 from tasks.training.engine_batches import logits_at, pad
 from tasks.training.policy_losses import clipped_policy_loss, clipped_value_loss, k3
 from tasks.training.ppo import PpoRecipe
+from tasks.training.precision import adamw
 from tasks.training.rewards import Score, parts_of
 from tasks.training.rl_checkpoint import Progress
 from tasks.training.rl_loop import core_metrics
@@ -46,17 +47,11 @@ class Ppo:
         self.reference = Reference(model)
         value = SharedValue(output_layer(model).weight.shape[1]) if trunk is None else SeparateValue(trunk)
         self.keeps_features = trunk is None
-        trained = [p for p in model.parameters() if p.requires_grad]
         self.model, self.value, self.optimizer, self.value_optimizer = self.accelerator.prepare(
             model,
             value,
-            torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0, fused=True),
-            torch.optim.AdamW(
-                [p for p in value.parameters() if p.requires_grad],
-                lr=recipe.value_learning_rate,
-                weight_decay=0.0,
-                fused=True,
-            ),
+            adamw(recipe.optimizer, model.parameters(), recipe.learning_rate),
+            adamw(recipe.optimizer, value.parameters(), recipe.value_learning_rate),
         )
         self.modules: dict[str, nn.Module] = {"policy": self.policy, "value": value}
         self.optimizers = {"policy_optimizer": self.optimizer, "value_optimizer": self.value_optimizer}
