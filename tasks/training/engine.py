@@ -38,8 +38,9 @@ class Trainer(KeepsPrompts, transformers.Trainer):
         collate: Callable[[list[Any]], Batch],
         recipe: Hyperparameters,
         work: Work,
+        batches: type[LengthBatches] = LengthBatches,
     ) -> None:
-        self.batches = LengthBatches(lengths, recipe.batch_size, recipe.epochs, work.seed)
+        self.batches = batches(lengths, recipe.batch_size, recipe.epochs, work.seed)
         self.last: dict[str, float] = {}
         self._figures: dict[str, list[torch.Tensor]] = defaultdict(list)
         super().__init__(
