@@ -37,7 +37,7 @@ from tasks.training.sft_engine import encode_rows, fit_language_model
 
 KINDS = {"short": (1, 2), "long": (9, 33)}
 """How many statements an answer holds: at least, and fewer than."""
-TRAIN = {"short": 1600, "long": 400}
+TRAIN = {"short": 1600, "long": 240}
 HELD_OUT = {"short": 200, "long": 60}
 Outcome = tuple[float, float, float]
 """CPU seconds; held-out loss; share of padding (none told by TRL)."""
