@@ -39,8 +39,9 @@ class Trainer(KeepsPrompts, transformers.Trainer):
         collate: Callable[[list[Any]], Batch],
         recipe: Hyperparameters,
         work: Work,
+        batches: type[LengthBatches] = LengthBatches,
     ) -> None:
-        self.batches = LengthBatches(lengths, recipe.batch_size, recipe.epochs, work.seed)
+        self.batches = batches(lengths, recipe.batch_size, recipe.epochs, work.seed)
         bf16, reason = choose(recipe.precision, sum(p.numel() for p in model.parameters()))
         work.log({"bf16": bf16})
         work.text("precision", reason)

@@ -18,7 +18,7 @@ Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 WORTH_IT = 15_000_000
 """Smaller models lose more by casting than products in bf16 save on a CPU."""
 NAMES = {
-    "adamw": "adamw_torch",
+    "adamw": "adamw_torch_fused",
     "adamw_8bit": "adamw_8bit",
     "paged_adamw": "paged_adamw_32bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
@@ -61,7 +61,7 @@ def name_here(optimizer: Optimizer) -> str:
 def adamw(optimizer: Optimizer, parameters: Iterable[torch.nn.Parameter], learning_rate: float) -> Any:
     """The optimiser itself, without weight decay."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if name_here(optimizer) == "adamw_torch":
+    if optimizer == "adamw":
         return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=True)
     import bitsandbytes
 

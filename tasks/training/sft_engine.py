@@ -12,8 +12,9 @@ from tasks.models.chat import Encoded, encode_conversation
 from tasks.models.rendering import plain
 from tasks.models.templates import check_special_tokens
 from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
-from tasks.training.engine_batches import logits_at, pad
+from tasks.training.engine_batches import LengthBatches, logits_at, pad
 from tasks.training.hyperparameters import Hyperparameters
+from tasks.training.packing import PackedBatches, Packing, apart, choose_packing
 
 
 class LanguageTrainer(Trainer):
@@ -23,7 +24,7 @@ class LanguageTrainer(Trainer):
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         keep = batch["mask"][:, 1:]
         targets = batch["input_ids"][:, 1:][keep]
-        logits = logits_at(model, head, batch["input_ids"][:, :-1], keep)
+        logits = logits_at(model, head, batch["input_ids"][:, :-1], keep, **apart(batch))
         summed = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
         return summed, {"token_accuracy": (logits.detach().argmax(dim=-1) == targets).float().mean()}
 
@@ -71,8 +72,14 @@ def fit_language_model(
     recipe: Hyperparameters,
     work: Work,
     *callbacks: TrainerCallback,
+    batches: type[LengthBatches] = LengthBatches,
+    packing: Packing = "never",
 ) -> TrainerState:
-    """Train on encoded rows; logs the curve of `loss`, and the first and last losses as final figures."""
+    """Train on encoded rows; logs the curve of `loss`, the first and last losses and the share of padding as final
+    figures, and the report `batching` says how rows were put together and why.
+
+    batches: how rows that are not packed come together. packing: see `choose_packing`.
+    """
     rows = keep_short(rows, [len(row.input_ids) for row in rows], recipe, model, work)
     lengths = [len(row.input_ids) for row in rows]
     pad_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
@@ -85,9 +92,15 @@ def fit_language_model(
             "items": int(mask[:, 1:].sum()),
         }
 
-    trainer = LanguageTrainer(model, rows, lengths, collate, recipe, work)
+    attention = model.config._attn_implementation
+    pack, why = choose_packing(packing, model, rows)
+    trainer = LanguageTrainer(model, rows, lengths, pack or collate, recipe, work, PackedBatches if pack else batches)
+    work.text("batching", f"{why}\n")
     work.log({"tokens": sum(lengths), "trained_tokens": sum(sum(row.labels_mask) for row in rows)})
+    work.log({"padding_share": trainer.batches.padding_share(), "packed": pack is not None})
     fit(trainer, work, *callbacks)
+    if model.config._attn_implementation != attention:
+        model.set_attn_implementation(attention)
     curve = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if curve:
         work.log({"first_loss": curve[0], "last_loss": curve[-1], "perplexity": math.exp(min(curve[-1], 50))})
