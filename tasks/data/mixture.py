@@ -457,6 +457,8 @@ def _sft_row(known: str, example: Example, name: str) -> Row:
     if not example.prompt:
         return {"text": example.completions[0], "set": name}
     answer: Message = {"role": "assistant", "content": example.completions[0]}
+    if example.calls:
+        answer["tool_calls"] = example.calls
     about = {"id": known, "reference": example.reference, "set": name, "form": example.form}
     return {**about, "messages": [*example.prompt, answer]}
 
