@@ -4,8 +4,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.models.adapters import AdapterRecipe, FullRecipe, LoraRecipe
+from tasks.models.adapters import AdapterRecipe, FullRecipe, LoraRecipe, QloraRecipe
 from tasks.recipe import Dotted, Part
+from tasks.sampling.engine import EngineName
 from tasks.training.rewards import ModelReward, Terms
 
 
@@ -77,6 +78,9 @@ class OnlineHyperparameters(Part):
     """What is trained; its dropout must be 0, or the policy's probabilities would be noise."""
     updates: int = Field(default=40, ge=1)
     """Rounds of sampling and learning."""
+    engine: EngineName = "local"
+    """Draws the completions. local: in this process. vllm: a vLLM server beside it, which gets the weights of every
+    update; the log-probabilities that the policy learns from stay its own, computed once more."""
     rewards: Terms = Field(default=(ModelReward(),), min_length=1)
     """What is learnt from: a weighted sum of the reward model, functions, checks, length, and reward servers."""
     share_base: bool = False
@@ -106,6 +110,12 @@ class OnlineHyperparameters(Part):
     def _frozen(self) -> Self:
         if self.share_base and not isinstance(self.adapter, LoraRecipe):
             raise ValueError(f"share_base needs adapter.kind = 'lora', and it is '{self.adapter.kind}'")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> Self:
+        if self.engine == "vllm" and isinstance(self.adapter, QloraRecipe):
+            raise ValueError("engine 'vllm' would sample from the full weights, not the 4-bit ones of adapter 'qlora'")
         return self
 
     @model_validator(mode="after")
