@@ -1,30 +1,40 @@
-"""One way to draw completions for candidates, evaluation and rejection sampling: by our own engine, or by vLLM.
+"""One way to draw completions for candidates, rollouts, evaluation and rejection sampling: by our own engine, or vLLM.
 
-vLLM computes with other kernels than the model that is trained and judged here, so some of what it draws is scored
-again by that model: `engine_logprob_gap` is the mean distance of the log-probabilities of the same tokens. Other
-weights, or a kernel that is wrong for a model, show there.
+vLLM runs beside the model that is trained or judged here and gets its weights through files: a whole model is loaded
+anew into the running server, an adapter is put on the weights it was started with. It computes with other kernels, so
+some of what it draws is scored again by that model: `engine_logprob_gap` is the mean distance of the log-probabilities
+of the same tokens. Other weights, or a kernel that is wrong for a model, show there.
 """
 
+import json
+import os
 import shutil
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tasks.artifact import InputError, PipelineError, Work
-from tasks.sampling.vllm_server import Drawn, Sampling, VllmServer, vllm_command
+from tasks.sampling.vllm_client import Sampling, VllmClient
+from tasks.sampling.vllm_server import OwnServer, RunningServer, require_vllm
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tasks.sampling.local import Completion, Progress
+    from tasks.sampling.local import CausalLM, Completion, Progress
 
 EngineName = Literal["local", "vllm"]
 RESCORED = 16
 """Completions of each call that the model itself scores again."""
 SUSPICIOUS = {"float32": 0.005, "bfloat16": 0.05}
-"""Nats per token beyond which the person at the terminal is told of the gap; by the model's type."""
+"""Nats per token beyond which the person at the terminal is told of the gap; by the type vLLM computes in."""
 WRONG = 10
 """Times the above, and it is not the same model."""
+SAVED = ("_name_or_path", "architectures", "dtype", "transformers_version")
+"""What loading and saving write into a configuration."""
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM makes room for in an adapter."""
 
 
 class Engine:
@@ -33,11 +43,13 @@ class Engine:
     def __init__(self, name: EngineName, work: Work) -> None:
         """Raises `PipelineError` when it is vLLM and there is none."""
         if name == "vllm":
-            vllm_command()
+            require_vllm()
         self.name, self.work = name, work
         self._folder = work.scratch / "vllm"
-        self._server: VllmServer | None = None
-        self._serves: tuple[weakref.ref[PreTrainedModel], int] | None = None
+        self._server: VllmClient | None = None
+        self._fits: tuple[Any, ...] = ()
+        self._longest, self._version = 0, 0
+        self._served: weakref.ref[CausalLM] | None = None
 
     def __enter__(self) -> "Engine":
         return self
@@ -49,12 +61,13 @@ class Engine:
         """End the server, if there is one; its log stays in the stage's scratch until the stage is finished."""
         if self._server is not None:
             self._server.close()
-        self._server = self._serves = None
-        shutil.rmtree(self._folder / "model", ignore_errors=True)
+        self._server = self._served = None
+        for folder in self._folder.glob("*-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def generate(
         self,
-        model: "PreTrainedModel",
+        model: "CausalLM",
         tokenizer: "PreTrainedTokenizerBase",
         prompt_ids: list[list[int]],
         *,
@@ -68,79 +81,57 @@ class Engine:
         progress: "Progress | None" = None,
     ) -> "list[list[Completion]]":
         """As `tasks.sampling.local.generate`. Raises `PipelineError` when vLLM fails or is not the same model."""
-        from tasks.models.prompts import virtual_tokens
-        from tasks.sampling.local import Completion, generate
-
+        given: dict[str, Any] = {
+            "n": n, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "greedy": greedy,
+            "seed": seed, "batch_size": batch_size, "progress": progress,
+        }  # fmt: skip
         if self.name == "local":
-            return generate(
-                model, tokenizer, prompt_ids, n=n, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-                greedy=greedy, seed=seed, batch_size=batch_size, progress=progress,
-            )  # fmt: skip
+            from tasks.sampling.local import generate
+
+            return generate(model, tokenizer, prompt_ids, **given)
+        groups = self.draw(model, tokenizer, prompt_ids, **given)
+        gap = gap_to(model, prompt_ids, groups)
+        self.work.log({"engine_logprob_gap": max(gap, self.work.metrics.get("engine_logprob_gap", 0.0))})
+        self.accept(gap)
+        return groups
+
+    def draw(
+        self,
+        model: "CausalLM",
+        tokenizer: "PreTrainedTokenizerBase",
+        prompt_ids: list[list[int]],
+        *,
+        n: int,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        greedy: bool = False,
+        seed: int,
+        batch_size: int,
+        progress: "Progress | None" = None,
+    ) -> "list[list[Completion]]":
+        """By vLLM, with its own log-probabilities, which the caller is to compare (`accept`)."""
+        from tasks.models.prompts import virtual_tokens
+        from tasks.sampling.local import Completion
+
         if tokenizer.eos_token_id is None:
             raise InputError("The tokenizer has no EOS token, so completions cannot end; give it one.")
         if virtual_tokens(model):
             raise InputError('vLLM does not serve soft prompts; set engine = "local".')
-        eos = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
-        server = self._serving(model, tokenizer, max(map(len, prompt_ids)) + max_new_tokens, batch_size, progress)
+        eos = cast(int, tokenizer.eos_token_id)
+        server = self._serve(model, tokenizer, max(map(len, prompt_ids)) + max_new_tokens, batch_size)
         sampling = Sampling(n, max_new_tokens, 0.0 if greedy else temperature, top_p, eos, seed)
         drawn = server.complete(prompt_ids, sampling, batch_size, progress)
-        self._check(model, prompt_ids, drawn)
-        texts = iter(
-            tokenizer.batch_decode([each.token_ids for group in drawn for each in group], skip_special_tokens=True)
-        )
+        ids = [each.token_ids for group in drawn for each in group]
+        texts = iter(tokenizer.batch_decode(ids, skip_special_tokens=True))
         return [
             [Completion(each.token_ids, next(texts), each.token_ids[-1] == eos, each.logprobs) for each in group]
             for group in drawn
         ]
 
-    def _serving(
-        self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
-        tokens: int,
-        rows: int,
-        progress: "Progress | None",
-    ) -> VllmServer:
-        """The server of this model for sequences of so many tokens: the one that runs, or a new one."""
-        if self._server is not None and self._serves is not None:
-            served, longest = self._serves
-            if served() is model and tokens <= longest:
-                return self._server
-        from tasks.models.loading import positions
-
-        self.close()
-        limit = positions(model)
-        if limit is not None and tokens > limit:
-            raise InputError(
-                f"The longest prompt and max_new_tokens are {tokens} tokens, and the model takes {limit}; "
-                'lower max_new_tokens, or set engine = "local".'
-            )
-        model.save_pretrained(self._folder / "model")
-        tokenizer.save_pretrained(self._folder / "model")
-        self._server = VllmServer(
-            self._folder / "model", _arguments(model, tokens, rows), self._folder / "vllm.log", self._waiting(progress)
-        )
-        self._serves = weakref.ref(model), tokens
-        return self._server
-
-    def _waiting(self, progress: "Progress | None") -> Callable[[float], None]:
-        return lambda seconds: self.work.progress(0, 1, f"vLLM starts ({seconds:.0f} s)")
-
-    def _check(
-        self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], drawn: Sequence[Sequence[Drawn]]
-    ) -> None:
-        """Log how far vLLM's log-probabilities are from the model's own. Raises `PipelineError` where they disagree."""
-        places = range(0, len(prompts), -(-len(prompts) // RESCORED))
-        gaps = [
-            abs(ours - theirs)
-            for place in places
-            for ours, theirs in zip(
-                _logprobs(model, prompts[place], drawn[place][0].token_ids), drawn[place][0].logprobs, strict=True
-            )
-        ]
-        gap = sum(gaps) / len(gaps)
-        self.work.log({"engine_logprob_gap": max(gap, self.work.metrics.get("engine_logprob_gap", 0.0))})
-        bound = SUSPICIOUS[_dtype(model)]
+    def accept(self, gap: float) -> None:
+        """Tell of a mean distance (nats per token) that is more than rounding; raise `PipelineError` at far more."""
+        bound = SUSPICIOUS[self._fits[0]]
         if gap > WRONG * bound:
             raise PipelineError(
                 f"vLLM's log-probabilities differ from the model's by {gap:.2g} nats per token (at most "
@@ -151,26 +142,93 @@ class Engine:
                 f"vLLM's log-probabilities differ from the model's by {gap:.2g} nats per token: more than rounding."
             )
 
+    def _serve(self, model: "CausalLM", tokenizer: "PreTrainedTokenizerBase", tokens: int, rows: int) -> VllmClient:
+        """The server, with this model's weights as they are now, for sequences of so many tokens."""
+        from peft import PeftModel
 
-def _arguments(model: "PreTrainedModel", tokens: int, rows: int) -> list[str]:
-    """How vLLM serves this model: its own type and defaults, not what a generation_config.json asks for."""
-    import torch
+        adapter = model if isinstance(model, PeftModel) else None
+        base = cast("PreTrainedModel", adapter.get_base_model() if adapter else model)
+        training = any(parameter.requires_grad for parameter in model.parameters())
+        fits = (_dtype(base), _shape(base), _rank(adapter) if adapter else 0, rows)
+        server = self._server
+        if server is None or fits != self._fits or tokens > self._longest:
+            server = self._start(base, tokenizer, tokens, fits, training)
+        elif adapter is None and (training or self._served is None or self._served() is not model):
+            folder = self._next("model")
+            _write(base, folder)
+            server.load_weights(folder)
+            self._forget("model")
+        if adapter is not None:
+            self._put_on(server, adapter)
+        self._served = weakref.ref(model)
+        return server
 
-    arguments = ["--generation-config", "vllm", "--dtype", _dtype(model), "--max-model-len", str(tokens)]
-    arguments += ["--max-num-seqs", str(rows), "--logprobs-mode", "raw_logprobs", "--disable-uvicorn-access-log"]
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info()
-        return [*arguments, "--gpu-memory-utilization", f"{0.9 * free / total:.3f}"]
-    return [*arguments, "--enforce-eager", "--kv-cache-memory-bytes", str(2**30)]
+    def _start(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        tokens: int,
+        fits: tuple[Any, ...],
+        training: bool,
+    ) -> VllmClient:
+        from tasks.models.loading import positions
+
+        self.close()
+        limit = positions(model)
+        if limit is not None and tokens > limit:
+            raise InputError(
+                f"The longest prompt and max_new_tokens are {tokens} tokens, and the model takes {limit}; "
+                'lower max_new_tokens, or set engine = "local".'
+            )
+        folder = self._next("model")
+        _write(model, folder)
+        tokenizer.save_pretrained(folder)
+        if url := os.environ.get("RLHF_VLLM_URL"):
+            self._server = RunningServer(url, folder, tokens, self._waiting("waiting for the vLLM server"))
+        else:
+            arguments, log = _arguments(fits, tokens, training), self._folder / "vllm.log"
+            self._server = OwnServer(folder, arguments, log, self._waiting("vLLM starts"))
+        self._fits, self._longest = fits, tokens
+        return self._server
+
+    def _waiting(self, what: str) -> Callable[[float], None]:
+        return lambda seconds: self.work.progress(0, 1, f"{what} ({seconds:.0f} s)")
+
+    def _put_on(self, server: VllmClient, adapter: "PeftModel") -> None:
+        from tasks.models.adapters import save
+
+        folder = self._next("adapter")
+        save(adapter, folder)
+        server.load_adapter(folder / "adapter")
+        self._forget("adapter")
+
+    def _next(self, kind: str) -> Path:
+        """Each version in a folder of its own: vLLM may still map the last one's files, and it keeps what it computed
+        of a prompt by the adapter's path."""
+        self._version += 1
+        return self._folder / f"{kind}-{self._version}"
+
+    def _forget(self, kind: str) -> None:
+        """Remove the versions before this one."""
+        for folder in self._folder.glob(f"{kind}-*"):
+            if folder.name != f"{kind}-{self._version}":
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _dtype(model: "PreTrainedModel") -> str:
-    """float32 or bfloat16, as the weights are."""
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
+def gap_to(model: "CausalLM", prompts: Sequence[Sequence[int]], groups: "Sequence[Sequence[Completion]]") -> float:
+    """Mean distance (nats per token) of completions' log-probabilities from the model's, over `RESCORED` of them."""
+    places = range(0, len(prompts), -(-len(prompts) // RESCORED))
+    gaps = [
+        abs(ours - theirs)
+        for place in places
+        for ours, theirs in zip(
+            _logprobs(model, prompts[place], groups[place][0].token_ids), groups[place][0].logprobs, strict=True
+        )
+    ]
+    return sum(gaps) / len(gaps)
 
 
-def _logprobs(model: "PreTrainedModel", prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
+def _logprobs(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
     """The model's own log-probability of each token of a completion."""
     import torch
 
@@ -179,3 +237,54 @@ def _logprobs(model: "PreTrainedModel", prompt: Sequence[int], completion: Seque
         logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
     chosen = ids[0, len(prompt) :].unsqueeze(-1)
     return torch.log_softmax(logits, -1).gather(-1, chosen).squeeze(-1).tolist()
+
+
+def _arguments(fits: tuple[Any, ...], tokens: int, training: bool) -> list[str]:
+    """How vLLM serves a model: with its own defaults and not what a generation_config.json asks for.
+
+    It takes nine tenths of the memory that a GPU has left, or four where the model is trained on the same one.
+    """
+    import torch
+
+    dtype, _, rank, rows = fits
+    arguments = ["--generation-config", "vllm", "--dtype", dtype, "--max-model-len", str(tokens)]
+    arguments += ["--max-num-seqs", str(rows), "--logprobs-mode", "raw_logprobs", "--disable-uvicorn-access-log"]
+    if rank:
+        arguments += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(rank)]
+    if not torch.cuda.is_available():
+        # vLLM 0.32 ends with an error where a seeded request's prompt is computed in parts on a CPU
+        return [*arguments, "--no-enable-chunked-prefill", "--enforce-eager", "--kv-cache-memory-bytes", str(2**30)]
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    return [*arguments, "--gpu-memory-utilization", f"{(0.4 if training else 0.9) * free / total:.3f}"]
+
+
+def _dtype(model: "PreTrainedModel") -> str:
+    """bfloat16 on a GPU, where vLLM is fast with it, or where another's server decides; else what the weights are."""
+    import torch
+
+    elsewhere = torch.cuda.is_available() or os.environ.get("RLHF_VLLM_URL")
+    return "bfloat16" if elsewhere else str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def _shape(model: "PreTrainedModel") -> str:
+    """What two models must share for one server to take the weights of either."""
+    told = {name: value for name, value in model.config.to_dict().items() if name not in SAVED}
+    return type(model).__name__ + json.dumps(told, sort_keys=True, default=str)
+
+
+def _rank(adapter: "PeftModel") -> int:
+    """Room for the adapter. Raises `InputError` where vLLM has none."""
+    rank = max(config.r for config in adapter.peft_config.values())  # type: ignore[union-attr]  # ours are all LoRA
+    fitting = [each for each in RANKS if each >= rank]
+    if not fitting:
+        raise InputError(f"vLLM takes adapters of rank {RANKS[-1]} at most, not {rank}; lower adapter.rank.")
+    return fitting[0]
+
+
+def _write(model: "PreTrainedModel", folder: Path) -> None:
+    """The weights that an adapter, if there is one, lies upon."""
+    own = {
+        name.replace(".base_layer.", "."): weight for name, weight in model.state_dict().items() if ".lora_" not in name
+    }
+    model.save_pretrained(folder, state_dict=own)

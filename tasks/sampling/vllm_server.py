@@ -1,10 +1,13 @@
-"""A vLLM server for the time of a stage: started on a model folder, asked for completions of token ids, ended.
+"""A vLLM server: one of our own for the time of a stage, or one that runs already.
 
-It listens on a Unix socket in a folder of its own that no other user can enter: no port to find, no key to guard
-(vLLM's keys protect only some of its paths). Which `vllm` is run and with what further arguments is the machine's
-affair and no part of a recipe: `RLHF_VLLM` (a command, by default `vllm`) and `RLHF_VLLM_ARGS`. Imports no torch.
+Which it is and where is the machine's affair and no part of a recipe. Our own listens on a Unix socket in a folder that
+no other user can enter: no port to find, no key to guard (vLLM's keys protect only some of its paths). `RLHF_VLLM` is
+the command that runs it (`vllm`), `RLHF_VLLM_ARGS` are further arguments. `RLHF_VLLM_URL` is a server that runs
+already, `RLHF_VLLM_API_KEY` its key; it must see this machine's files and let its weights be replaced.
+Imports no torch.
 """
 
+import fcntl
 import hashlib
 import os
 import re
@@ -15,42 +18,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 
-from tasks.artifact import PipelineError
+from tasks.artifact import InputError, PipelineError, without_credentials
+from tasks.sampling.vllm_client import ANSWER_SECONDS, VllmClient
 
 GUARD = Path(__file__).with_name("vllm_guard.py")
 NAME = "policy"
-"""What the server calls the model it is started with."""
-START_SECONDS, ANSWER_SECONDS = 1800.0, 3600.0
-PRIVATE = ("PREFECT_", "MLFLOW_", "ARGILLA_", "PYTHONPATH", "PYTHONHOME")
-"""Beginnings of variables that are none of vLLM's business: our services' addresses and keys, and our packages."""
+"""What our own server calls the model it is started with."""
+START_SECONDS = 1800.0
+PRIVATE = ("PREFECT_", "MLFLOW_", "ARGILLA_", "PYTHONPATH", "PYTHONHOME", "VLLM_API_KEY")
+"""Beginnings of variables that our server does not get: our services' addresses and keys, our packages, a key."""
+CONTROL = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+"""What a server needs so that weights and adapters can be replaced; anybody who reaches it may then do so."""
 MEMORY = re.compile(r"out of memory|No available memory|is less than desired|Cannot allocate memory", re.IGNORECASE)
+Wait = Callable[[float], None]
+"""Told the seconds of waiting so far."""
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """One continuation: its token ids, the EOS that ended it included, and their log-probabilities at temperature 1."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How continuations are drawn: `n` of each prompt, until `eos` or `max_new_tokens`; temperature 0 is greedy."""
-
-    n: int
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    eos: int
-    seed: int
+def require_vllm() -> None:
+    """Raise `PipelineError` where there is neither a server nor a program to start one with."""
+    if not os.environ.get("RLHF_VLLM_URL"):
+        vllm_command()
 
 
 def vllm_command() -> list[str]:
@@ -65,14 +56,11 @@ def vllm_command() -> list[str]:
     return [found, *words[1:]]
 
 
-class VllmServer:
-    """A running server; a context manager, whose end is the server's. Everything it prints goes to `log`."""
+class OwnServer(VllmClient):
+    """A server started on a model's folder, which ends with this object or this process. It prints into `log`."""
 
-    def __init__(self, model: Path, arguments: Sequence[str], log: Path, on_wait: Callable[[float], None]) -> None:
-        """Start it on a model's folder and wait until it answers, telling `on_wait` the seconds so far.
-
-        Raises `PipelineError` when vLLM is not installed, or ends before it answers.
-        """
+    def __init__(self, model: Path, arguments: Sequence[str], log: Path, on_wait: Wait) -> None:
+        """Returns when it answers. Raises `PipelineError` when vLLM is not installed, or ends before it answers."""
         self.log = log
         command = vllm_command()
         self._place = Path(tempfile.mkdtemp(prefix="rlhf-vllm-"))
@@ -88,130 +76,108 @@ class VllmServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._client = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(socket), limits=httpx.Limits(max_connections=None)),
-            base_url="http://vllm",
-            timeout=httpx.Timeout(ANSWER_SECONDS, connect=30),
-        )
+        transport = httpx.HTTPTransport(uds=str(socket), limits=httpx.Limits(max_connections=None))
+        timeout = httpx.Timeout(ANSWER_SECONDS, connect=30)
+        client = httpx.Client(transport=transport, base_url="http://vllm", timeout=timeout)
+        super().__init__(client, NAME, f"its log is {log}")
         try:
             self._wait(on_wait)
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> "VllmServer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """End the server and everything it started; returns when they are gone."""
-        self._client.close()
+        super().close()
         if self._guard.stdin:
             self._guard.stdin.close()
         self._guard.wait()
         shutil.rmtree(self._place, ignore_errors=True)
 
-    def complete(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        rows: int,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[list[Drawn]]:
-        """Continuations of every prompt of token ids, in the order of the prompts; `rows` are asked for at a time.
+    def died(self, how: str, error: Exception | None = None) -> PipelineError:
+        words = self.log.read_text(errors="replace")[-100_000:]
+        if MEMORY.search(words):
+            step = "give it less or more, e.g. RLHF_VLLM_ARGS='--gpu-memory-utilization 0.5', and run again"
+            return PipelineError(f"vLLM {how}: not enough memory; {step}; {self.place}.")
+        reason = _reason(words) or (type(error).__name__ if error else "")
+        return PipelineError(f"vLLM {how}{f' ({reason})' if reason else ''}; {self.place}: look there.")
 
-        Each prompt has a seed of its own, made of the seed and its place. Raises `PipelineError` when the server fails
-        or answers something else than completions.
-        """
-        found: list[list[Drawn]] = [[] for _ in prompts]
-        with ThreadPoolExecutor(max(1, rows // sampling.n)) as pool:
-            asked = {pool.submit(self._complete, ids, sampling, place): place for place, ids in enumerate(prompts)}
-            try:
-                for done, future in enumerate(as_completed(asked), 1):
-                    found[asked[future]] = future.result()
-                    if progress is not None:
-                        progress(done, len(prompts))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        return found
-
-    def _complete(self, prompt: Sequence[int], sampling: Sampling, place: int) -> list[Drawn]:
-        body = {
-            "model": NAME,
-            "prompt": list(prompt),
-            "n": sampling.n,
-            "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": _seed(sampling.seed, place),
-            "logprobs": 0,  # of the chosen token alone
-            "return_token_ids": True,
-            "ignore_eos": True,  # a model's folder may name more than the tokenizer's
-            "stop_token_ids": [sampling.eos],
-        }
-        return self._read(self.post("/v1/completions", body), sampling)
-
-    def _read(self, answer: Any, sampling: Sampling) -> list[Drawn]:
-        try:
-            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-            drawn = [Drawn(choice["token_ids"], choice["logprobs"]["token_logprobs"]) for choice in choices]
-            whole = len(drawn) == sampling.n and all(
-                0 < len(each.token_ids) <= sampling.max_new_tokens
-                and len(each.logprobs) == len(each.token_ids)
-                and all(isinstance(token, int) and token >= 0 for token in each.token_ids)
-                and all(isinstance(value, float) and -1e6 < value <= 1e-3 for value in each.logprobs)
-                for each in drawn
-            )
-        except (KeyError, TypeError, IndexError) as error:
-            raise self._talks_nonsense() from error
-        if not whole:
-            raise self._talks_nonsense()
-        return drawn
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        """What the server answers to a JSON document. Raises `PipelineError` when it does not."""
-        try:
-            response = self._client.post(path, json=body)
-        except httpx.HTTPError as error:
-            raise self._died("ended at work", error) from error
-        if not response.is_success:
-            said = " ".join(response.text.split())[:200]
-            raise PipelineError(f"vLLM refuses (HTTP {response.status_code}: {said}); its log is {self.log}.")
-        try:
-            return response.json()
-        except ValueError:
-            return response.text
-
-    def _wait(self, on_wait: Callable[[float], None]) -> None:
+    def _wait(self, on_wait: Wait) -> None:
         began = time.monotonic()
         while (seconds := time.monotonic() - began) < START_SECONDS:
             on_wait(seconds)
             if self._guard.poll() is not None:
-                raise self._died("could not start")
+                raise self.died("could not start")
             try:
-                if self._client.get("/health", timeout=5).is_success:
+                if self.client.get("/health", timeout=5).is_success:
                     return
             except httpx.HTTPError:
                 pass
             time.sleep(0.5)
-        raise PipelineError(f"vLLM did not answer within {START_SECONDS / 60:.0f} minutes; its log is {self.log}.")
+        raise PipelineError(f"vLLM did not answer within {START_SECONDS / 60:.0f} minutes; {self.place}.")
 
-    def _died(self, how: str, error: Exception | None = None) -> PipelineError:
-        words = self.log.read_text(errors="replace")[-100_000:]
-        if MEMORY.search(words):
-            step = "give it less or more, e.g. RLHF_VLLM_ARGS='--gpu-memory-utilization 0.5', and run again"
-            return PipelineError(f"vLLM {how}: not enough memory; {step}. Its log is {self.log}.")
-        reason = _reason(words) or (type(error).__name__ if error else "")
-        return PipelineError(f"vLLM {how}{f' ({reason})' if reason else ''}; its log is {self.log}: look there.")
 
-    def _talks_nonsense(self) -> PipelineError:
-        return PipelineError(
-            "vLLM's answer holds no whole completions with token ids; "
-            f"its version may be too old, 0.32 is known to work. Its log is {self.log}."
+class RunningServer(VllmClient):
+    """The server at `RLHF_VLLM_URL`, made to serve a model's folder; stages on this machine use it in turns."""
+
+    def __init__(self, url: str, model: Path, tokens: int, on_wait: Wait) -> None:
+        """tokens: the longest sequence. Raises `PipelineError` when it cannot be reached or refuses."""
+        self._turn = _take_turn(url, on_wait)
+        key = os.environ.get("RLHF_VLLM_API_KEY")
+        client = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=httpx.Limits(max_connections=None),
+            timeout=httpx.Timeout(ANSWER_SECONDS, connect=30),
         )
+        super().__init__(client, "", f"look at the server at {without_credentials(url)}")
+        try:
+            self._name, limit = self._serves()
+            if limit is not None and tokens > limit:
+                raise InputError(
+                    f"The longest prompt and max_new_tokens are {tokens} tokens, and the vLLM server takes {limit}; "
+                    "start it with a larger --max-model-len."
+                )
+            self.load_weights(model)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let the next one have its turn."""
+        super().close()
+        os.close(self._turn)
+
+    def died(self, how: str, error: Exception | None = None) -> PipelineError:
+        return PipelineError(
+            f"vLLM {f'gives no answer ({type(error).__name__})' if error else how}; {self.place}, and run again."
+        )
+
+    def _serves(self) -> tuple[str, int | None]:
+        """The name of the model it was started with, and the longest sequence it takes."""
+        try:
+            response = self.client.get("/v1/models", timeout=30)
+            model = next(each for each in response.raise_for_status().json()["data"] if not each.get("parent"))
+            return str(model["id"]), model.get("max_model_len")
+        except httpx.HTTPStatusError as error:
+            raise PipelineError(f"vLLM refuses (HTTP {error.response.status_code}); {self.place}.") from error
+        except httpx.HTTPError as error:
+            raise self.died("", error) from error
+        except (ValueError, KeyError, TypeError, StopIteration) as error:
+            raise PipelineError(f"What answers there is no vLLM; {self.place}.") from error
+
+
+def _take_turn(url: str, on_wait: Wait) -> int:
+    """A file that is locked for as long as it is open: two stages must not swap each other's weights."""
+    name = f"rlhf-vllm-{os.getuid()}-{hashlib.sha256(url.encode()).hexdigest()[:12]}.lock"
+    turn, began = os.open(Path(tempfile.gettempdir()) / name, os.O_RDWR | os.O_CREAT, 0o600), time.monotonic()
+    while True:
+        try:
+            fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return turn
+        except BlockingIOError:
+            on_wait(time.monotonic() - began)
+            time.sleep(0.5)
 
 
 def _environment(executable: Path) -> dict[str, str]:
@@ -220,6 +186,7 @@ def _environment(executable: Path) -> dict[str, str]:
     return {
         "VLLM_HOST_IP": "127.0.0.1",  # what its own processes talk over
         **kept,
+        **CONTROL,
         "PATH": f"{executable.parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -227,12 +194,8 @@ def _environment(executable: Path) -> dict[str, str]:
     }
 
 
-def _seed(seed: int, place: int) -> int:
-    """Far apart for all prompts: vLLM adds 0 ... n - 1 to it for the n continuations of a prompt."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{place}".encode()).digest()[:7])
-
-
 def _reason(words: str) -> str:
     """The first error in what it printed; those after it are of processes that miss the one that failed."""
-    found = re.findall(r"^.*?\b(\w*(?:Error|Exception): .+)$", words, re.MULTILINE)
+    lines = [line for line in words.splitlines() if " WARNING " not in line and " INFO " not in line]
+    found = [match[1] for line in lines if (match := re.search(r"\b(\w*(?:Error|Exception): .+)$", line))]
     return found[0][:200].rstrip(".") if found else ""

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from tasks.artifact import Work, below, read_jsonl
 from tasks.models.adapters import FullRecipe
+from tasks.sampling.engine import Engine
 from tasks.training.hyperparameters import OnlineHyperparameters
 from tasks.training.rewards import rewards_of
 
@@ -110,6 +111,8 @@ def train_groups(recipe: GrpoRecipe | RlooRecipe, inputs: Mapping[str, Path], wo
     work.log({"shares_base": float(score.shares_base)})
     policy = attach(start, recipe.adapter)
     watch = Watch(recipe, policy, tokenizer, watched, score, work) if watched else None
-    trainer = Grpo(recipe, policy, tokenizer, rows, score, work, watch)
-    progress = fit(trainer, work)
+    with Engine(recipe.engine, work) as engine:
+        vllm = engine if recipe.engine == "vllm" else None
+        trainer = Grpo(recipe, policy, tokenizer, rows, score, work, watch, vllm)
+        progress = fit(trainer, work)
     finish(trainer.accelerator.unwrap_model(trainer.model), progress, work, watch)

@@ -23,9 +23,11 @@ from tasks.artifact import InputError, Row, Work
 from tasks.models.chat import encode_prompt
 from tasks.models.loading import batch_tokens
 from tasks.models.prompts import virtual_tokens
+from tasks.sampling.engine import Engine
 from tasks.sampling.folded import folded
 from tasks.sampling.local import CausalLM, decode, forward_parameters, output_layer
 from tasks.training.engine_checkpoints import KeepsPrompts, last_checkpoint
+from tasks.training.engine_rollouts import draw
 from tasks.training.grpo import GrpoRecipe, RlooRecipe
 from tasks.training.grpo_settings import CoreReporting, UpdateRows, arguments, leave_one_out
 from tasks.training.packed_groups import Packed, agrees, joined, like_lengths, may_pack, pack
@@ -47,10 +49,13 @@ class Grpo(KeepsPrompts, GRPOTrainer):
         score: Score,
         work: Work,
         watch: Watch | None = None,
+        engine: Engine | None = None,
     ) -> None:
+        """engine: vLLM, where it is to sample."""
         if not rows:
             raise InputError("There are no RL prompts; raise the data recipe's share for RL.")
-        self.recipe, self.score, self.watch = recipe, score, watch
+        self.recipe, self.score, self.watch, self.engine = recipe, score, watch, engine
+        self.gap: dict[str, float] = {}
         self.core: dict[str, float] = {}
         self.drifts: list[tuple[float, int]] = []
         self.left_out = False
@@ -84,16 +89,16 @@ class Grpo(KeepsPrompts, GRPOTrainer):
         """Sample for TRL's prompts, each of which comes as often as it has completions."""
         n = self.recipe.completions_per_prompt
         ids = [encode_prompt(self._tokenizer, prompt) for prompt in prompts[::n]]
-        with folded(self.accelerator.unwrap_model(self.model)) as model:
-            sampled = decode(
-                model,
-                self._tokenizer,
-                ids,
-                n=n,
-                max_new_tokens=self.recipe.max_new_tokens,
-                seed=self.args.seed * 1_000_003 + self.state.global_step,
-                batch_size=len(prompts),
-            )
+        policy = self.accelerator.unwrap_model(self.model)
+        seed = self.args.seed * 1_000_003 + self.state.global_step
+        given: dict[str, Any] = {"n": n, "max_new_tokens": self.recipe.max_new_tokens, "seed": seed}
+        if self.engine is not None:
+            with self.accelerator.autocast():
+                sampled, gap = draw(self.engine, policy, self._tokenizer, ids, rows=self.recipe.rows_at_once, **given)
+            self.gap = {"engine_logprob_gap": gap}
+        else:
+            with folded(policy) as model:
+                sampled = decode(model, self._tokenizer, ids, batch_size=len(prompts), **given)
         lengths = sampled.lengths.tolist()
         return {
             "prompt_ids": [row for row in ids for _ in range(n)],
@@ -226,7 +231,7 @@ class Grpo(KeepsPrompts, GRPOTrainer):
         self.core["ties_share"] = self._metrics["train"]["frac_reward_zero_std"][-1]
         self.core["length"] = float(mask.sum(-1).float().mean())
         pair = output["sampling_per_token_logps"], output["ref_per_token_logps"], mask
-        self.core |= {"kl": float(k1(*pair).sum(-1).mean()), "kl_k3": float(k3(*pair).sum(-1).mean())}
+        self.core |= {"kl": float(k1(*pair).sum(-1).mean()), "kl_k3": float(k3(*pair).sum(-1).mean()), **self.gap}
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

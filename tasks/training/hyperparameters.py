@@ -10,10 +10,12 @@ from tasks.models.adapters import (
     FullRecipe,
     LoraRecipe,
     PrefixTuningRecipe,
+    PromptRecipe,
     QloraRecipe,
     changes_what_is_below,
 )
 from tasks.recipe import Dotted, Part
+from tasks.sampling.engine import EngineName
 from tasks.training.rewards import ModelReward, Terms
 
 
@@ -115,6 +117,9 @@ class OnlineHyperparameters(Part):
     bitsandbytes. Log-probabilities are computed in the weights' precision: ratios and the KL must not be rounding."""
     updates: int = Field(default=40, ge=1)
     """Rounds of sampling and learning."""
+    engine: EngineName = "local"
+    """Draws the completions. local: in this process. vllm: a vLLM server beside it, which gets the weights of every
+    update; the log-probabilities that the policy learns from stay its own, computed once more."""
     rewards: Terms = Field(default=(ModelReward(),), min_length=1)
     """What is learnt from: a weighted sum of the reward model, functions, checks, length, and reward servers."""
     share_base: bool = False
@@ -151,6 +156,14 @@ class OnlineHyperparameters(Part):
         if reason := changes_what_is_below(self.adapter):
             method = type(self).model_fields["method"].default
             raise ValueError(f"{reason}, which {method.upper()} measures the KL to; set it to 'none'")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> Self:
+        if self.engine == "vllm" and isinstance(self.adapter, QloraRecipe):
+            raise ValueError("engine 'vllm' would sample from the full weights, not the 4-bit ones of adapter 'qlora'")
+        if self.engine == "vllm" and isinstance(self.adapter, PromptRecipe):
+            raise ValueError(f"engine 'vllm' does not serve soft prompts (adapter.kind '{self.adapter.kind}')")
         return self
 
     @model_validator(mode="after")

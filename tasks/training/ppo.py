@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from tasks.artifact import Work, below, read_jsonl
 from tasks.models.adapters import FullRecipe, QloraRecipe
+from tasks.sampling.engine import Engine
 from tasks.training.hyperparameters import OnlineHyperparameters
 from tasks.training.rewards import rewards_of
 
@@ -105,18 +106,20 @@ def train_ppo(recipe: PpoRecipe, inputs: Mapping[str, Path], work: Work) -> None
     trunk = None
     if recipe.value_model == "separate":
         trunk = attach(twin(start), recipe.adapter, seed=work.seed + 1)
-    ppo = Ppo(
-        recipe,
-        attach(start, recipe.adapter),
-        tokenizer,
-        encode_prompts(tokenizer, rows),
-        score,
-        work.seed,
-        _demonstrations(recipe, inputs["data"], tokenizer, start, work) if recipe.ptx_coefficient else (),
-        trunk,
-    )
-    watch = Watch(recipe, ppo.policy, tokenizer, watched, score, work) if watched else None
-    progress = run(recipe, ppo.step, work, ppo.modules, ppo.optimizers, watch)
+    with Engine(recipe.engine, work) as engine:
+        ppo = Ppo(
+            recipe,
+            attach(start, recipe.adapter),
+            tokenizer,
+            encode_prompts(tokenizer, rows),
+            score,
+            work.seed,
+            _demonstrations(recipe, inputs["data"], tokenizer, start, work) if recipe.ptx_coefficient else (),
+            trunk,
+            engine if recipe.engine == "vllm" else None,
+        )
+        watch = Watch(recipe, ppo.policy, tokenizer, watched, score, work) if watched else None
+        progress = run(recipe, ppo.step, work, ppo.modules, ppo.optimizers, watch)
     finish(ppo.policy, progress, work, watch)
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tasks.artifact import InputError
 from tasks.models.chat import Encoded
+from tasks.sampling.engine import Engine
 from tasks.sampling.local import CausalLM, output_layer
 from tasks.training.advantages import explained_variance, gae, token_rewards, whiten
 from tasks.training.engine_batches import logits_at, pad
@@ -35,13 +36,15 @@ class Ppo:
         seed: int,
         demonstrations: Sequence[Encoded] = (),
         trunk: "CausalLM | None" = None,
+        engine: Engine | None = None,
     ) -> None:
         """trunk: the body of a value model that shares no trained weight with the policy; none: a head on the policy's
-        features."""
+        features. engine: vLLM, where it is to sample."""
         if recipe.ptx_coefficient and not demonstrations:
             raise InputError("ptx_coefficient needs demonstrations, and none of the data's for SFT fits; set it to 0.")
         self.demonstrations = demonstrations
         self.recipe, self.tokenizer, self.prompts, self.score, self.seed = recipe, tokenizer, prompts, score, seed
+        self.engine = engine
         self.accelerator = Accelerator()
         self.policy = model.eval()  # no dropout: the ratio must come from the weights alone
         self.reference = Reference(model)
@@ -71,6 +74,7 @@ class Ppo:
             seed=self.seed * 1_000_003 + update,
             micro_batch_size=recipe.micro_batch_size,
             features=self.keeps_features,
+            engine=self.engine,
         )
         metrics = core_metrics(rollouts) | parts_of(self.score)
         held = progress.state.get("kl_coefficient", recipe.kl_coefficient)

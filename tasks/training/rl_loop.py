@@ -62,6 +62,7 @@ def core_metrics(rollouts: Rollouts) -> dict[str, float]:
         "reference_logprob": float(rollouts.reference.sum(-1).mean()),
         "length": float(rollouts.lengths.float().mean()),
         "finished_share": float(rollouts.finished.float().mean()),
+        **({} if rollouts.gap is None else {"engine_logprob_gap": rollouts.gap}),
     }
 
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -11,9 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.artifact import InputError, Row
 from tasks.models.chat import encode_prompt
+from tasks.sampling.engine import Engine
 from tasks.sampling.folded import folded
 from tasks.sampling.local import CausalLM, decode, output_layer
 from tasks.training.engine_batches import logits_at, pad, portions
+from tasks.training.engine_rollouts import draw
 from tasks.training.rewards import Score
 
 
@@ -70,6 +73,8 @@ class Rollouts:
     """`[rows]`, from the reward model, no penalty in it."""
     reference: torch.Tensor
     """The reference's log-probabilities of the same tokens."""
+    gap: float | None = None
+    """Mean distance of an engine's log-probabilities from the policy's, where another one sampled."""
 
 
 @torch.no_grad()
@@ -86,20 +91,20 @@ def collect(
     seed: int,
     micro_batch_size: int,
     features: bool = False,
+    engine: Engine | None = None,
 ) -> Rollouts:
-    """Sample n completions (temperature 1) for each chosen prompt, score their text and ask the reference."""
+    """Sample n completions (temperature 1) for each chosen prompt, score their text and ask the reference.
+
+    engine: vLLM, where it is to sample.
+    """
     ids = [prompts.ids[i] for i in chosen]
-    with folded(model):
-        sampled = decode(
-            model,
-            tokenizer,
-            ids,
-            n=n,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            batch_size=len(ids) * n,
-            features=features,
-        )
+    given: dict[str, Any] = {"n": n, "max_new_tokens": max_new_tokens, "seed": seed, "features": features}
+    gap = None
+    if engine is not None:
+        sampled, gap = draw(engine, model, tokenizer, ids, rows=micro_batch_size, **given)
+    else:
+        with folded(model):
+            sampled = decode(model, tokenizer, ids, batch_size=len(ids) * n, **given)
     lengths = sampled.lengths.tolist()
     width = max(lengths)
     tokens = sampled.tokens[:, :width]
@@ -119,6 +124,7 @@ def collect(
         texts=texts,
         scores=torch.tensor(scores, dtype=torch.float32, device=tokens.device),
         reference=torch.zeros_like(sampled.logprobs[:, :width]),
+        gap=gap,
     )
     with reference.of(model) as frozen:
         for part in by_length(rollouts, micro_batch_size):
