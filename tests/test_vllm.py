@@ -47,6 +47,10 @@ def small_llama(seed: int = 0) -> Any:
     return new_llama(tiny_tokenizer(), seed, hidden=64, layers=2, heads=2, positions=128).eval()
 
 
+def starts(work: Work) -> int:
+    return (work.scratch / "vllm" / "vllm.log").read_text().count("Starting vLLM server")
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     return tiny_tokenizer()
@@ -80,7 +84,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[str
     tokenizer.save_pretrained(root / "reward" / "tokenizer")
     (root / "reward" / "reward.json").write_text(json.dumps({"mean": 0.0, "std": 1.0}))
     rows = [
-        {"id": f"{n:016x}", "prompt": [{"role": "user", "content": f"Where is item {n}?"}], "reference": None}
+        {"id": f"{n:016x}", "prompt": [{"role": "user", "content": "Where is it?" + n * " Here"}], "reference": None}
         for n in range(8)
     ]
     for name in ("reward_train", "reward_validation", "rl", "evaluation"):
@@ -99,7 +103,7 @@ def test_greedy_tokens_are_ours(running: tuple[Engine, Work], tokenizer: Any) ->
             assert their.logprobs == pytest.approx(our.logprobs, abs=ROUNDING)
             assert (their.text, their.finished) == (our.text, our.finished)
     assert work.metrics["engine_logprob_gap"] < ROUNDING
-    assert (work.scratch / "vllm" / "vllm.log").read_text().count("Starting vLLM server") == 1
+    assert starts(work) == 1
 
 
 def test_it_draws_at_random_from_the_same_distribution(running: tuple[Engine, Work], tokenizer: Any) -> None:
@@ -148,7 +152,7 @@ def test_candidates_and_evaluation(inputs: dict[str, Path], tmp_path: Path) -> N
     found = json.loads((work.out / "evaluation.json").read_text())["models"]
     assert found["sft"]["kl_to_sft"] == pytest.approx(0, abs=1e-3) and found["other"]["kl_to_sft"] > 0.1
     assert work.metrics["engine_logprob_gap"] < ROUNDING
-    assert not list((work.scratch / "vllm").glob("*-*")), "the weights do not stay"
+    assert starts(work) == 1 and not list((work.scratch / "vllm").glob("*-*")), "the weights do not stay"
 
 
 def test_rejection_sampling(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -168,6 +172,7 @@ def test_ppo_learns_from_rollouts_of_its_own_weights(inputs: dict[str, Path], tm
     train_ppo(recipe, inputs, work)
     assert work.metrics["engine_logprob_gap"] < ROUNDING, "of the weights of each update"
     assert work.metrics["kl_k3"] > 100 * ROUNDING, "which are not those of the start"
+    assert starts(work) == 1
 
 
 def test_grpo(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -178,6 +183,7 @@ def test_grpo(inputs: dict[str, Path], tmp_path: Path) -> None:
     )  # fmt: skip
     train_groups(recipe, inputs, work)
     assert work.metrics["engine_logprob_gap"] < ROUNDING and work.metrics["kl_k3"] > 100 * ROUNDING
+    assert starts(work) == 1
 
 
 def test_a_server_that_runs_already(

@@ -48,7 +48,7 @@ class Engine:
         self._folder = work.scratch / "vllm"
         self._server: VllmClient | None = None
         self._fits: tuple[Any, ...] = ()
-        self._longest, self._version = 0, 0
+        self._longest, self._expected, self._version = 0, 0, 0
         self._served: weakref.ref[CausalLM] | None = None
 
     def __enter__(self) -> "Engine":
@@ -64,6 +64,10 @@ class Engine:
         self._server = self._served = None
         for folder in self._folder.glob("*-*"):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def expect(self, tokens: int) -> None:
+        """Sequences of up to so many tokens will come: a server starts with room for them, and not once more."""
+        self._expected = max(self._expected, tokens)
 
     def generate(
         self,
@@ -119,7 +123,8 @@ class Engine:
         if virtual_tokens(model):
             raise InputError('vLLM does not serve soft prompts; set engine = "local".')
         eos = cast(int, tokenizer.eos_token_id)
-        server = self._serve(model, tokenizer, max(map(len, prompt_ids)) + max_new_tokens, batch_size)
+        self.expect(max(map(len, prompt_ids)) + max_new_tokens)
+        server = self._serve(model, tokenizer, self._expected, batch_size)
         sampling = Sampling(n, max_new_tokens, 0.0 if greedy else temperature, top_p, eos, seed)
         drawn = server.complete(prompt_ids, sampling, batch_size, progress)
         ids = [each.token_ids for group in drawn for each in group]

@@ -56,6 +56,9 @@ class Grpo(KeepsPrompts, GRPOTrainer):
             raise InputError("There are no RL prompts; raise the data recipe's share for RL.")
         self.recipe, self.score, self.watch, self.engine = recipe, score, watch, engine
         self.gap: dict[str, float] = {}
+        if engine is not None:
+            longest = max(len(encode_prompt(tokenizer, row["prompt"])) for row in rows)
+            engine.expect(longest + recipe.max_new_tokens)
         self.core: dict[str, float] = {}
         self.drifts: list[tuple[float, int]] = []
         self.left_out = False

@@ -45,6 +45,8 @@ class Ppo:
         self.demonstrations = demonstrations
         self.recipe, self.tokenizer, self.prompts, self.score, self.seed = recipe, tokenizer, prompts, score, seed
         self.engine = engine
+        if engine is not None:
+            engine.expect(max(map(len, prompts.ids)) + recipe.max_new_tokens)
         self.accelerator = Accelerator()
         self.policy = model.eval()  # no dropout: the ratio must come from the weights alone
         self.reference = Reference(model)
