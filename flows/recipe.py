@@ -82,6 +82,12 @@ class LifecycleRecipe(Part):
             raise ValueError(f"'policy' has an entry named '{taken[0]}', which means something else; rename it")
         if any(policy.method not in DIRECT for policy in self.policy) and not self.data.shares.rl:
             raise ValueError("'data.shares.rl' is 0, but methods that sample need RL prompts; give them a share")
+        mixtures = {each.name for each in self.data.stages} if self.data.source == "mixture" else set()
+        learnt = {part.mixture for part in self.sft.in_turn() if part.mixture}
+        if unknown := sorted(learnt - mixtures):
+            raise ValueError(f"'sft' learns from the mixture '{unknown[0]}', which 'data.stages' lacks; add it there")
+        if idle := sorted(mixtures - learnt):
+            raise ValueError(f"'data.stages' has '{idle[0]}', which 'sft.stages' does not learn from; add it there")
         imports = self.data.source == "preferences"
         if imports != (self.preferences.source == "data"):
             raise ValueError(
@@ -96,9 +102,9 @@ class LifecycleRecipe(Part):
                 'set sample.strategy = "sample", or rounds = 1'
             )
         collected = {"sample": SampleRecipe(), "select": SelectRecipe(), "label": LabelRecipe()}
-        idle = [name for name, default in collected.items() if imports and getattr(self, name) != default]
-        if idle:
-            raise ValueError(f"'{idle[0]}' has no effect when preferences are imported; remove it")
+        unused = [name for name, default in collected.items() if imports and getattr(self, name) != default]
+        if unused:
+            raise ValueError(f"'{unused[0]}' has no effect when preferences are imported; remove it")
         if self.select.show and self.select.show > self.sample.completions_per_prompt:
             raise ValueError("'select.show' is over 'sample.completions_per_prompt'; raise the one or lower the other")
         if self.select.method in LEARNERS and not self.select.earlier:
