@@ -13,6 +13,7 @@ from tasks.labels.preferences import PreferencesRecipe
 from tasks.labels.recipe import LabelRecipe
 from tasks.labels.selection import LEARNERS, SelectRecipe
 from tasks.merging import MergeRecipe
+from tasks.models.adapters import PromptRecipe
 from tasks.models.pretrain import BaseRecipe
 from tasks.recipe import Part
 from tasks.sampling.completions import SampleRecipe
@@ -88,6 +89,7 @@ class LifecycleRecipe(Part):
             raise ValueError(f"'sft' learns from the mixture '{unknown[0]}', which 'data.stages' lacks; add it there")
         if idle := sorted(mixtures - learnt):
             raise ValueError(f"'data.stages' has '{idle[0]}', which 'sft.stages' does not learn from; add it there")
+        self._check_prompts()
         imports = self.data.source == "preferences"
         if imports != (self.preferences.source == "data"):
             raise ValueError(
@@ -120,6 +122,23 @@ class LifecycleRecipe(Part):
                         f"a reward of '{policy_name(policy)}' asks for '{without[0]}', which 'reward.criteria' lacks"
                     )
         return self
+
+    def _check_prompts(self) -> None:
+        """A model has one soft prompt at most."""
+        prompted = [policy for policy in self.policy if isinstance(policy.adapter, PromptRecipe)]
+        if isinstance(self.sft.adapter, PromptRecipe):
+            above = [("reward", self.reward.base is None and isinstance(self.reward.adapter, PromptRecipe))]
+            above += [(f"policy.{policy_name(policy)}", True) for policy in prompted]
+            if names := [name for name, there in above if there]:
+                raise ValueError(
+                    f"'sft.adapter' is a soft prompt, and '{names[0]}.adapter' would be a second one before it; "
+                    'take kind = "lora" for one of them'
+                )
+        if prompted and self.rounds > 1:
+            raise ValueError(
+                f"'policy.{policy_name(prompted[0])}.adapter' is a soft prompt, and round 2 would put a second one "
+                'before the champion; take kind = "lora", or rounds = 1'
+            )
 
 
 def policy_name(policy: PolicyRecipe) -> str:
