@@ -122,20 +122,20 @@ def probe(config: Any, layers: Sequence[int] = (1, 3)) -> Probe:
 
     torch.set_num_threads(int(os.environ.get("RLHF_THREADS", "1")))
     found: dict[str, list[float]] = {"train": [], "decode": []}
+    length = min(128, getattr(config, "max_position_embeddings", 128))
+    ids = torch.zeros(max(1, 512 // length), length, dtype=torch.long, device=device())
     for depth in layers:
         shallow = copy.deepcopy(config)
         shallow.num_hidden_layers = depth
         if getattr(shallow, "layer_types", None):
             shallow.layer_types = shallow.layer_types[:depth]
         model: Any = AutoModelForCausalLM.from_config(shallow, dtype=torch.float32).to(device())
-        length = min(128, getattr(config, "max_position_embeddings", 128))
-        ids = torch.zeros(max(1, 512 // length), length, dtype=torch.long, device=device())
 
-        def train(model: Any = model, ids: torch.Tensor = ids) -> None:
+        def train(model: Any = model) -> None:
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
             model.zero_grad()
 
-        def decode(model: Any = model, ids: torch.Tensor = ids) -> None:
+        def decode(model: Any = model) -> None:
             with torch.inference_mode():
                 model(input_ids=ids.new_zeros(32, 1), use_cache=True)
 

@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from flows.recipe import PolicyRecipe
-from tasks.artifact import Work, write_jsonl
+from tasks.artifact import Message, Work, write_jsonl
 from tasks.merging import MergeRecipe, merge_policy
 from tasks.models.loading import load_causal_lm
 from tasks.training.direct import DIRECT, train_direct
@@ -73,7 +73,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return given | {"reward": reward.out}
 
 
-def _asks(n: int) -> dict[str, str]:
+def _asks(n: int) -> Message:
     return {"role": "user", "content": f"Where is item {n}?"}
 
 

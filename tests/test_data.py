@@ -90,7 +90,9 @@ def test_json_arrays_templates_and_references(tmp_path: Path) -> None:
     split_of = {row["id"]: row["split"] for row in read_jsonl(out / "ledger.jsonl")}
     assert len(split_of) == 40
     for place in range(20):
-        ways = [converse(ChatTemplate(**template), {"a": place, "b": 1, "sum": 0})[0] for template in templates]
+        ways = [
+            converse(ChatTemplate.model_validate(template), {"a": place, "b": 1, "sum": 0})[0] for template in templates
+        ]
         assert len({split_of[prompt_id(way)] for way in ways}) == 1
     assert read_jsonl(out / "evaluation.jsonl")[0]["reference"].keys() == {"a", "b", "sum"}
 

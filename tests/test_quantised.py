@@ -147,10 +147,11 @@ def test_on_policy_methods_take_8_bit_moments(chain: dict[str, Path], tmp_path: 
     (tmp_path / "rl" / "rl.jsonl").write_text('{"id": "1", "prompt": [{"role": "user", "content": "Where is it?"}]}\n')
     inputs = chain | {"reward": reward.out, "data": tmp_path / "rl"}
     part = SMALL | {"adapter": LoraRecipe(rank=128), "optimizer": "paged_adamw_8bit"}
-    for train, recipe in (
+    methods: list[tuple[Any, Any]] = [
         (train_ppo, PpoRecipe.model_validate(part | {"episodes": 4})),
         (train_groups, GrpoRecipe.model_validate(part | {"prompts": 1, "completions_per_prompt": 4})),
-    ):
+    ]
+    for train, recipe in methods:
         work = work_in(tmp_path / recipe.method)
         train(recipe, inputs, work)
         before, after = (

@@ -258,7 +258,8 @@ def _prompted(model: Any, recipe: PromptRecipe, task: Task, whole: list[str], se
     if isinstance(recipe, PTuningRecipe):
         config: Any = PromptEncoderConfig(**shared, encoder_hidden_size=recipe.width or width)
     elif isinstance(recipe, PrefixTuningRecipe):
-        config = PrefixTuningConfig(**shared | prefix_shape(model))
+        shared |= prefix_shape(model)
+        config = PrefixTuningConfig(**shared)
     else:
         config = PromptTuningConfig(**shared)
     torch.manual_seed(seed)

@@ -69,7 +69,7 @@ class SoftPrompt(nn.Module):
         if arguments:
             named = {"input_ids": arguments[0], **named}
         ids, embeds, cache = named.get("input_ids"), named.get("inputs_embeds"), named.get("past_key_values")
-        rows = len(ids if embeds is None else embeds)
+        rows = len(named["input_ids"] if embeds is None else embeds)
         mask, positions = named.get("attention_mask"), named.get("position_ids")
         if mask is not None:
             if mask.dim() != 2:
@@ -113,10 +113,10 @@ class SoftPrompted(PeftModel):
         self.soft = SoftPrompt(peft_config, self.prompt_encoder[adapter_name])
         self.soft.install(body_of(model))
 
-    def add_adapter(self, adapter_name: str, peft_config: PeftConfig, **more: Any) -> None:
+    def add_adapter(self, adapter_name: str, peft_config: PeftConfig, *more: Any, **named: Any) -> None:
         """PEFT's, which freezes what is in the model below, the prompt that is being trained included."""
         trained = [p for p in self.parameters() if p.requires_grad] if hasattr(self, "soft") else []
-        super().add_adapter(adapter_name, peft_config, **more)
+        super().add_adapter(adapter_name, peft_config, *more, **named)
         for parameter in trained:
             parameter.requires_grad_(True)
 

@@ -37,6 +37,7 @@ def folded(model: CausalLM) -> Iterator[CausalLM]:
 
 
 def _foldable(model: CausalLM) -> Iterator[Any]:
+    layer: Any
     for layer in model.modules():
         if type(layer) not in (LoraLinear, Ia3Linear) or layer.merged or layer.disable_adapters:
             continue

@@ -63,7 +63,7 @@ def adamw(optimizer: Optimizer, parameters: Iterable[torch.nn.Parameter], learni
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if optimizer == "adamw":
         return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=True)
-    import bitsandbytes
+    import bitsandbytes  # type: ignore[import-not-found]  # an extra
 
     bits = 8 if "8bit" in optimizer else 32
     paged = name_here(optimizer).startswith("paged_")
