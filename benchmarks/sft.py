@@ -15,6 +15,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
+from math import isnan, nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -63,7 +64,8 @@ def main() -> None:
             found.append(
                 {
                     "rows": kind, "tokens": sides.mean, "side": name, "tokens_per_second": sides.tokens / seconds,
-                    "loss": loss, "padding_share": padding, "seconds": [each[0] for _, each in outcomes],
+                    "loss": loss, "padding_share": None if isnan(padding) else padding,
+                    "seconds": [each[0] for _, each in outcomes],
                 }
             )  # fmt: skip
         for row in found[-len(contenders) :]:
@@ -94,7 +96,7 @@ class Sides:
         began = time.process_time()
         rows = encode_rows(self.rows, self.tokenizer)
         fit_language_model(model.train(), self.tokenizer, rows, self.recipe, work, batches=TokenBatches)
-        return time.process_time() - began, self._loss(model), work.metrics.get("padding_share", float("nan"))
+        return time.process_time() - began, self._loss(model), work.metrics.get("padding_share", nan)
 
     def theirs(self, seed: int, **settings: Any) -> Outcome:
         model: Any = random_llama("1M", self.tokenizer, seed)
@@ -122,7 +124,7 @@ class Sides:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        return time.process_time() - began, self._loss(model), float("nan")
+        return time.process_time() - began, self._loss(model), nan
 
     @torch.no_grad()
     def _loss(self, model: Any) -> float:

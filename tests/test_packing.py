@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.artifact import InputError
-from tasks.models.adapters import FullRecipe, LoraRecipe
+from tasks.models.adapters import FullRecipe, LoraRecipe, PromptTuningRecipe, attach
 from tasks.models.chat import Encoded
 from tasks.training.engine_batches import LengthBatches, TokenBatches
 from tasks.training.hyperparameters import Hyperparameters
@@ -158,6 +158,13 @@ def test_without_a_kernel_rows_are_grouped_by_length_and_the_report_says_why(tmp
         assert words in (work.out / "report" / "batching.md").read_text()
         assert work.metrics["packed"] == (packing == "always")
         assert 0 <= work.metrics["padding_share"] < 0.2
+
+
+def test_rows_are_not_packed_behind_a_soft_prompt() -> None:
+    model = attach(tiny_model(), PromptTuningRecipe(virtual_tokens=2))
+    assert choose_packing("auto", model, ROWS)[0] is None
+    with pytest.raises(InputError, match="soft prompt"):
+        choose_packing("always", model, ROWS)
 
 
 def test_several_devices_are_not_given_packed_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,7 +201,7 @@ def _folded(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _clean(tokenizer: "PreTrainedTokenizerBase", message: Message) -> dict[str, Any]:
     """A message as templates take it: no control tokens in its text, the arguments of tool calls parsed."""
     turn: dict[str, Any] = {"role": message["role"], "content": plain(tokenizer, message["content"])}
-    turn |= {key: plain(tokenizer, str(message[key])) for key in ("name", "tool_call_id") if key in message}
+    turn |= {key: plain(tokenizer, str(message.get(key))) for key in ("name", "tool_call_id") if key in message}
     if "tool_calls" in message:
         turn["tool_calls"] = [_plain_values(tokenizer, _parsed(call)) for call in message["tool_calls"]]
     return turn

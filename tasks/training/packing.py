@@ -15,8 +15,10 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from tasks.artifact import InputError
 from tasks.models.chat import Encoded
+from tasks.models.prompts import installed
 from tasks.training.engine_batches import LengthBatches, logits_at
 from tasks.training.packed_groups import agrees
+from tasks.training.precision import autocast
 
 Collate = Callable[[Sequence[Encoded]], dict[str, Any]]
 Packing = Literal["auto", "always", "never"]
@@ -85,11 +87,13 @@ def apart(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: batch[name][cut] for name, cut in cuts.items() if name in batch}
 
 
-def choose_packing(packing: Packing, model: Any, rows: Sequence[Encoded]) -> tuple[Collate | None, str]:
+def choose_packing(
+    packing: Packing, model: Any, rows: Sequence[Encoded], bf16: bool = False
+) -> tuple[Collate | None, str]:
     """What packs rows (None: they are not), and why. Turns FlashAttention on where that is installed and packing pays.
 
     Packing pays where a kernel leaves out what other rows' tokens would cost. Raises `InputError` where it must be, and
-    the model would let rows see each other.
+    the model would let rows see each other. bf16: that training will be in it, which FlashAttention needs.
     """
     if packing == "never":
         return None, "Not packed, grouped by length: the recipe says so."
@@ -97,15 +101,19 @@ def choose_packing(packing: Packing, model: Any, rows: Sequence[Encoded]) -> tup
         if packing == "always":
             raise InputError('Several devices need batches of equally many rows; set packing = "auto" or "never".')
         return None, "Not packed, grouped by length: several devices need batches of equally many rows."
+    if installed(model):
+        if packing == "always":
+            raise InputError('A soft prompt stands before the first of packed rows alone; set packing = "never".')
+        return None, "Not packed, grouped by length: a soft prompt would stand before the first row alone."
     before = model.config._attn_implementation
-    kernel = before == FLASH or _flash(model)
+    kernel = before == FLASH or (bf16 and _flash(model))
     if packing == "auto" and not kernel:
         return None, (
             f"Not packed, grouped by length: {before} attention has no kernel for rows of various lengths here (that "
-            "needs CUDA and flash-attn), so a packed row would attend to itself whole."
+            "needs CUDA, bf16 and flash-attn), so a packed row would attend to itself whole."
         )
     for collate in (packed,) if kernel else (packed, packed_with_mask):
-        if packs_exactly(model, rows, collate):
+        if packs_exactly(model, rows, collate, bf16):
             attention = model.config._attn_implementation
             return collate, f"Packed: every row's losses are as if it were alone, by {attention} attention."
     model.set_attn_implementation(before)
@@ -115,18 +123,19 @@ def choose_packing(packing: Packing, model: Any, rows: Sequence[Encoded]) -> tup
     return None, f"Not packed, grouped by length: {reason}."
 
 
-def packs_exactly(model: Any, rows: Sequence[Encoded], collate: Collate = packed) -> bool:
+def packs_exactly(model: Any, rows: Sequence[Encoded], collate: Collate = packed, bf16: bool = False) -> bool:
     """Whether a packed row has its rows' own log-probabilities: tried with the three shortest."""
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
+    device = weight.device
     tried = sorted(rows, key=lambda row: len(row.input_ids))[:3] * (3 if len(rows) < 3 else 1)
     was_training = model.training
     model.eval()
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with autocast(bf16):
             return agrees(
                 lambda: torch.cat([_logps(model, packed([row]), device) for row in tried]),
                 lambda: _logps(model, collate(tried), device),
-                exact=device.type != "cuda",
+                exact=not bf16 and weight.dtype == torch.float32,
             )
     finally:
         model.train(was_training)

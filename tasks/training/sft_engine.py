@@ -15,6 +15,7 @@ from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
 from tasks.training.engine_batches import LengthBatches, logits_at, pad
 from tasks.training.hyperparameters import Hyperparameters
 from tasks.training.packing import PackedBatches, Packing, apart, choose_packing
+from tasks.training.precision import choose
 
 
 class LanguageTrainer(Trainer):
@@ -93,7 +94,8 @@ def fit_language_model(
         }
 
     attention = model.config._attn_implementation
-    pack, why = choose_packing(packing, model, rows)
+    bf16, _ = choose(recipe.precision, sum(each.numel() for each in model.parameters()))
+    pack, why = choose_packing(packing, model, rows, bf16)
     trainer = LanguageTrainer(model, rows, lengths, pack or collate, recipe, work, PackedBatches if pack else batches)
     work.text("batching", f"{why}\n")
     work.log({"tokens": sum(lengths), "trained_tokens": sum(sum(row.labels_mask) for row in rows)})
