@@ -25,7 +25,8 @@ TRL = "trl==1.12.0"
 LENGTHS, LAST = (16, 64), 5
 UPDATES = {"1M": 10, "15M": 4}
 EPISODES, MINIBATCHES = 64, 4
-RATE, KL = 3e-4, 0.1
+RATES, KL = {"1M": 3e-4, "15M": 1e-7}, 0.1
+"""Learning rates. Random weights must not learn: the two sides' completions would soon be of different lengths."""
 SIDES = ("TRL", "TRL without gc", "ours")
 
 
@@ -115,7 +116,7 @@ def ours(folder: Path, length: int, updates: int) -> dict[str, float]:
     tokenizer = load_tokenizer(folder / "policy")
     recipe = PpoRecipe(
         adapter=FullRecipe(), updates=updates, episodes=EPISODES, minibatches=MINIBATCHES, max_new_tokens=length,
-        learning_rate=RATE, kl_coefficient=KL, missing_eos_penalty=0.0, likelihood_coefficient=0.0,
+        learning_rate=RATES[folder.name], kl_coefficient=KL, missing_eos_penalty=0.0, likelihood_coefficient=0.0,
     )  # fmt: skip
     policy = attach(load_causal_lm([folder / "policy"], trainable=True), recipe.adapter)
     score = RewardScorer(folder / "policy", folder / "reward").score
@@ -170,7 +171,7 @@ def theirs(folder: Path, length: int, updates: int, collects: bool) -> dict[str,
             response_length=length,
             stop_token="eos",
             temperature=1.0,
-            learning_rate=RATE,
+            learning_rate=RATES[folder.name],
             lr_scheduler_type="constant",
             kl_coef=KL,
             num_sample_generations=0,

@@ -97,7 +97,7 @@ class Sides:
             train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in self.rows.values()]),
             processing_class=self.tokenizer,
             peft_config=LoraConfig(
-                r=LORA.rank, lora_alpha=int(LORA.alpha), target_modules=LORA.targets, task_type="CAUSAL_LM"
+                r=LORA.rank, lora_alpha=int(LORA.alpha), target_modules=str(LORA.targets), task_type="CAUSAL_LM"
             ),
         )
         clock = Clock()

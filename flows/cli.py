@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows import faults, services
+from flows.data import data
 from flows.operations import operations
 from flows.people import people
 from flows.verbs import Json, Labels, RecipePath, Set, err, load, need_services, out, set_environment
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(data, name="data")
 app.add_typer(people)
 app.add_typer(operations)
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
@@ -26,6 +26,13 @@ class Message(TypedDict):
 
     role: str
     content: str
+    tools: NotRequired[str]
+    """On a conversation's first message: the tools there are, a JSON array of function schemas."""
+    tool_calls: NotRequired[list["Row"]]
+    """What the assistant calls, `{"function": {"name", "arguments"}, "id", "type"}`; the arguments are JSON text."""
+    tool_call_id: NotRequired[str]
+    """Of a message of the role `tool`: which call it answers."""
+    name: NotRequired[str]
 
 
 Row = dict[str, Any]

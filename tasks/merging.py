@@ -23,13 +23,15 @@ class MergeRecipe(Part):
 
 
 def merge_policy(recipe: MergeRecipe, inputs: Mapping[str, Path], work: Work) -> None:
-    """inputs: base, sft (or `start`), policy. Writes `model/` with tokenizer, as `from_pretrained` loads it.
+    """inputs: base, sft (or `start`), policy. Writes `model/` with tokenizer, as `from_pretrained` loads it, and
+    `prompt/` for a soft prompt, which no weights can hold: whoever uses the model without it has another one.
 
     Raises `PipelineError` when the stored model's logits are not the adapter chain's.
     """
     import torch
 
     from tasks.merging_check import compare, kl_from_quantised
+    from tasks.models.adapters import save_whole
     from tasks.models.loading import load_causal_lm, load_tokenizer
     from tasks.models.quantised import trained_quantised
 
@@ -38,11 +40,11 @@ def merge_policy(recipe: MergeRecipe, inputs: Mapping[str, Path], work: Work) ->
     dtype = torch.float32 if recipe.dtype == "fp32" else torch.bfloat16
     work.progress(0, 2, "merging")
     model = load_causal_lm(chain, dtype=dtype)
-    model.save_pretrained(work.out / "model")
+    save_whole(model, work.out)
     tokenizer.save_pretrained(work.out / "model")
     del model
     work.progress(1, 2, "comparing with the adapters")
-    difference, divergence = compare(chain, work.out / "model", tokenizer, work.seed)
+    difference, divergence = compare(chain, work.out, tokenizer, work.seed)
     work.log({"max_logit_difference": difference, "kl_per_token": divergence})
     if trained_quantised(chain[-1] / "adapter"):
         if importlib.util.find_spec("bitsandbytes") is None:

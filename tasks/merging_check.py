@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from tasks.models.loading import device, load_causal_lm, open_adapter
-from tasks.models.quantised import quantise
+from tasks.models.quantised import quantise, trained_quantised
 
 PROBE = (8, 64)
 """Rows and tokens of the probe."""
@@ -16,15 +16,14 @@ PROBE = (8, 64)
 
 def compare(chain: Sequence[Path], merged: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[float, float]:
     """Largest difference of a logit, and mean KL(chain || merged) in nats per token, on random ids, in fp32."""
-    right: Any = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32, use_safetensors=True)
-    return _apart(with_adapters(chain), right.to(device()).eval(), tokenizer, seed)
+    return _apart(with_adapter(chain), load_causal_lm([merged], dtype=torch.float32), tokenizer, seed)
 
 
 def kl_from_quantised(chain: Sequence[Path], tokenizer: PreTrainedTokenizerBase, seed: int) -> float:
     """Mean KL in nats per token from the chain's last adapter on the 4-bit weights that it was trained on to the same
     adapter on the full weights, on random ids, in fp32."""
     trained = load_causal_lm(chain[:-1], dtype=torch.float32)
-    quantise(trained)
+    quantise(trained, **(trained_quantised(chain[-1] / "adapter") or {}))
     opened = open_adapter(trained, chain[-1] / "adapter").eval()
     return _apart(opened, load_causal_lm(chain, dtype=torch.float32), tokenizer, seed)[1]
 
@@ -38,17 +37,8 @@ def _apart(left: Any, right: Any, tokenizer: PreTrainedTokenizerBase, seed: int)
     return float((theirs - ours).abs().max()), max(0.0, float(divergence))
 
 
-def with_adapters(chain: Sequence[Path]) -> Any:
-    """The last full weights of the chain with the adapters after them side by side, none of them merged."""
-    start = max(i for i, folder in enumerate(chain) if i == 0 or (folder / "model").is_dir())
-    adapters = [folder / "adapter" for folder in chain[start + 1 :]]
-    model: Any = load_causal_lm(chain[: start + 1], dtype=torch.float32)
-    if not adapters:
-        return model
-    model = open_adapter(model, adapters[0])
-    names = [model.active_adapter]
-    for number, adapter in enumerate(adapters[1:], 1):
-        names.append(f"link{number}")
-        model.load_adapter(str(adapter), adapter_name=names[-1])
-    model.base_model.set_adapter(names)
-    return model.eval()
+def with_adapter(chain: Sequence[Path]) -> Any:
+    """The model at the end of a chain with its last adapter beside the weights it was trained on, not merged."""
+    if not (chain[-1] / "adapter").is_dir():
+        return load_causal_lm(chain, dtype=torch.float32)
+    return open_adapter(load_causal_lm(chain[:-1], dtype=torch.float32), chain[-1] / "adapter").eval()

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.artifact import InputError, Message
-from tasks.models.chat import encode_completion, encode_conversation, encode_prompt, plain
+from tasks.models.chat import encode_completion, encode_conversation, encode_prompt
+from tasks.models.rendering import plain
 from tasks.models.templates import prepare_tokenizer
 from tests.tiny_models import tiny_tokenizer
 
@@ -70,7 +71,7 @@ def test_pad_is_never_eos() -> None:
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ("{{ bos_token }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}", "generation"),
+        ("{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}", "EOS"),
         (
             "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}"
             "{% endgeneration %}!{% else %}{{ m['content'] }}{% endif %}{% endfor %}",

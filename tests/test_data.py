@@ -107,7 +107,8 @@ BAD = [
     ({"prompt": "  "}, "has no prompt"),
     ({"prompt": "x", "completion": " "}, "has an empty completion"),
     ({"prompt": 3}, "holds neither text nor messages"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "has a message that is not text"),
+    ({"messages": [{"role": "critic", "content": "x"}]}, "has a message that is not text"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "has no prompt"),
     ({"messages": [{"role": "user", "content": "x"}] * 2}, "has turns that do not alternate"),
     ({"messages": [{"role": "assistant", "content": "x"}]}, "has no prompt"),
     ({"prompt": "half \ud800"}, "has characters that cannot be written"),
@@ -124,7 +125,7 @@ def test_a_bad_row_is_refused_with_its_place(tmp_path: Path, row: Row, reason: s
 def test_bad_rows_are_dropped_and_counted_on_demand(tmp_path: Path) -> None:
     path = save(tmp_path / "rows.jsonl", [row for row, _ in BAD] + QUESTIONS)
     work = prepare(tmp_path, {"source": "jsonl", "path": path, "on_bad_row": "drop"})
-    assert work.metrics["dropped/all"] == len(BAD) and work.metrics["dropped/has no prompt"] == 3
+    assert work.metrics["dropped/all"] == len(BAD) and work.metrics["dropped/has no prompt"] == 4
     table = json.loads((work.out / "report" / "dropped.json").read_text())
     assert table["columns"] == ["line", "reason", "excerpt"]
     assert [line for line, _, _ in table["data"]] == list(range(1, len(BAD) + 1))

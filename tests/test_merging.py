@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tasks.artifact import PipelineError
 from tasks.merging import MergeRecipe, merge_policy
-from tasks.merging_check import compare, with_adapters
+from tasks.merging_check import compare, with_adapter
 from tasks.models.adapters import FullRecipe, LoraRecipe, attach, save
 from tasks.models.loading import load_causal_lm, load_tokenizer
 from tests.test_loading import _moved
@@ -44,7 +44,7 @@ def test_the_merged_model_is_the_chain(tmp_path: Path, kind: str, sft: str, poli
     with torch.no_grad():
         torch.testing.assert_close(
             merged(input_ids=ids).logits,
-            with_adapters(list(chain.values()))(input_ids=ids).logits,
+            with_adapter(list(chain.values()))(input_ids=ids).logits,
             atol=1e-4,
             rtol=1e-4,
         )
@@ -64,9 +64,7 @@ def test_bf16_is_stored_as_bf16_and_stays_close(tmp_path: Path) -> None:
 def test_another_policy_is_noticed(tmp_path: Path) -> None:
     chain, work = _chain(tmp_path, "llama", "lora", "lora"), work_in(tmp_path / "merged")
     merge_policy(MergeRecipe(), chain, work)
-    difference, divergence = compare(
-        [chain["base"], chain["sft"]], work.out / "model", load_tokenizer(chain["base"]), 0
-    )
+    difference, divergence = compare([chain["base"], chain["sft"]], work.out, load_tokenizer(chain["base"]), 0)
     assert difference > 0.1 and divergence > 1e-3
     with pytest.raises(PipelineError, match="differ from the adapters"):
         merge_policy(MergeRecipe(fp32_tolerance=1e-12), chain, work_in(tmp_path / "again"))

@@ -125,6 +125,41 @@ def test_every_optimiser_takes_it(chain: dict[str, Path], tmp_path: Path) -> Non
         assert 0 < merged.metrics["kl_from_quantised"] < 0.5
 
 
+@needs_bitsandbytes
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
+def test_other_formats_and_optimisers_learn(chain: dict[str, Path], tmp_path: Path, optimizer: Any) -> None:
+    """With tensors large enough to be held in 8 bits; on a CPU what is paged is not."""
+    coarse = QloraRecipe.model_construct(rank=128, weights="fp4", double_quantisation=False, compute="bf16")
+    inputs, work = {"base": chain["base"], "data": demonstrations(tmp_path / "rows")}, work_in(tmp_path / "sft2")
+    train_sft(SftRecipe(adapter=coarse, epochs=20, batch_size=8, optimizer=optimizer), inputs, work)
+    assert work.metrics["last_loss"] < 0.9 * work.metrics["first_loss"]
+    assert trained_quantised(work.out / "adapter") == {"weights": "fp4", "double_quantisation": False}
+    merged = work_in(tmp_path / "merged2")
+    merge_policy(MergeRecipe(), {"base": chain["base"], "policy": work.out}, merged)
+    assert 0 < merged.metrics["kl_from_quantised"] < 0.5
+
+
+@needs_bitsandbytes
+def test_on_policy_methods_take_8_bit_moments(chain: dict[str, Path], tmp_path: Path) -> None:
+    reward = work_in(tmp_path / "reward")
+    train_reward(RewardRecipe(adapter=LoraRecipe(rank=4), epochs=1, optimizer="adamw_8bit"), chain, reward)
+    (tmp_path / "rl").mkdir()
+    (tmp_path / "rl" / "rl.jsonl").write_text('{"id": "1", "prompt": [{"role": "user", "content": "Where is it?"}]}\n')
+    inputs = chain | {"reward": reward.out, "data": tmp_path / "rl"}
+    part = SMALL | {"adapter": LoraRecipe(rank=128), "optimizer": "paged_adamw_8bit"}
+    for train, recipe in (
+        (train_ppo, PpoRecipe.model_validate(part | {"episodes": 4})),
+        (train_groups, GrpoRecipe.model_validate(part | {"prompts": 1, "completions_per_prompt": 4})),
+    ):
+        work = work_in(tmp_path / recipe.method)
+        train(recipe, inputs, work)
+        before, after = (
+            load_causal_lm([chain["base"], chain["sft"]]),
+            load_causal_lm([chain["base"], chain["sft"], work.out]),
+        )
+        assert not torch.equal(before(input_ids=IDS).logits, after(input_ids=IDS).logits)
+
+
 def test_a_plain_adapter_has_no_such_figure(chain: dict[str, Path], tmp_path: Path) -> None:
     save(attach(load_causal_lm([chain["base"], chain["sft"]]), LoraRecipe(rank=4)), tmp_path / "policy")
     work = work_in(tmp_path / "merged")
@@ -138,3 +173,5 @@ def test_what_cannot_be_quantised_is_one_sentence(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValidationError, match="needs bitsandbytes; run `pip install"):
         SftRecipe.model_validate({"adapter": {"kind": "qlora"}})
+    with pytest.raises(ValidationError, match="'adamw_8bit' needs bitsandbytes"):
+        SftRecipe.model_validate({"optimizer": "adamw_8bit"})

@@ -1,5 +1,6 @@
 """The three trainers on tiny models: losses by hand, what moves and what does not, checkpoints and bad input."""
 
+import itertools
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from tasks.models.adapters import FullRecipe, LoraRecipe
 from tasks.models.chat import Encoded, encode_conversation
 from tasks.models.loading import load_causal_lm, load_reward_model
 from tasks.training.direct import DpoRecipe, train_direct
-from tasks.training.engine_batches import LengthBatches, completion_logps, logits_at, pad
+from tasks.training.engine_batches import CALL, LengthBatches, completion_logps, logits_at, pad, portions
 from tasks.training.engine_checkpoints import last_checkpoint, seal
 from tasks.training.engine_pairs import collate_groups, group_preferences
 from tasks.training.hyperparameters import Hyperparameters
@@ -28,7 +29,7 @@ from tasks.training.reward_engine import RewardTrainer
 from tasks.training.reward_report import by_group, held_out
 from tasks.training.reward_scoring import RewardScorer, score_heads
 from tasks.training.sft import SftRecipe, train_sft
-from tasks.training.sft_engine import LanguageTrainer, fit_language_model
+from tasks.training.sft_engine import LanguageTrainer, encode_rows, fit_language_model
 from tests.tiny_models import (
     demonstrations,
     preference,
@@ -55,6 +56,21 @@ def test_every_epoch_has_every_row_once_in_batches_of_like_length() -> None:
     assert max(max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in batches) <= 4
     assert batches == list(LengthBatches(lengths, 8, 2, seed=1)) != list(LengthBatches(lengths, 8, 2, seed=2))
     assert batches[:26] != batches[26:]
+
+
+def test_rows_are_cut_where_the_fewest_tokens_are_computed() -> None:
+    """Against every way to cut nine rows."""
+    assert portions([20] * 12 + [90], 16) == [12, 1] and portions([20] * 12 + [24], 16) == [13]
+    assert portions([20] * 12 + [90], 16, "cuda") == [13]  # there a call costs more than the padding
+    assert portions([], 4) == [] and portions([3, 3, 3], 1) == [1, 1, 1]
+    lengths, most = sorted([3, 70, 9, 40, 8, 150, 31, 90, 12]), 4
+
+    def cost(sizes) -> int:
+        ends = list(itertools.accumulate(sizes))
+        return sum(CALL["cpu"] + size * lengths[end - 1] for size, end in zip(sizes, ends, strict=True))
+
+    ways = [sizes for n in range(1, 10) for sizes in itertools.product(range(1, most + 1), repeat=n) if sum(sizes) == 9]
+    assert cost(portions(lengths, most)) == min(map(cost, ways)) < cost([4, 4, 1])
 
 
 def _head(model) -> torch.nn.Module:
@@ -91,6 +107,22 @@ def test_sft_loss_is_the_mean_over_assistant_tokens() -> None:
     assert trainer_loss(LanguageTrainer, model, batch) == pytest.approx(sum(expected) / len(expected), abs=1e-5)
 
 
+def test_all_turns_or_the_last_are_learnt() -> None:
+    tokenizer = tiny_tokenizer()
+    turns = [("user", "a"), ("assistant", "bc"), ("user", "d"), ("assistant", "e")]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in turns]}]
+    [every], [last] = encode_rows(rows, tokenizer), encode_rows(rows, tokenizer, "last")
+    assert every.labels_mask == [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1]
+    assert last.labels_mask == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1] and last.input_ids == every.input_ids
+
+
+def test_a_pad_token_that_is_eos_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    with pytest.raises(InputError, match="pad token"):
+        encode_rows([], tokenizer)
+
+
 @pytest.mark.parametrize(("adapter", "kind"), [(LORA, "llama"), (LORA, "gpt2"), (FullRecipe(), "llama")])
 def test_sft_learns_and_moves_what_it_should(tmp_path: Path, adapter, kind: str) -> None:
     base, data, work = tiny_base(tmp_path / "base", kind), demonstrations(tmp_path / "data"), work_in(tmp_path / "sft")
@@ -99,7 +131,8 @@ def test_sft_learns_and_moves_what_it_should(tmp_path: Path, adapter, kind: str)
     train_sft(SftRecipe(adapter=adapter, epochs=20, batch_size=8), {"base": base, "data": data}, work)
     assert work.metrics["last_loss"] < (0.6 if adapter.kind == "full" else 0.85) * work.metrics["first_loss"]
     assert work.metrics["rows"] == 24 and work.metrics["rows_dropped"] == 0
-    assert [step for step, _ in curve] == [10, 20, 30, 40, 50, 60] and curve[-1][1]["loss"] == work.metrics["last_loss"]
+    assert [step for step, _ in curve] == list(range(10, 10 * len(curve) + 1, 10)) and len(curve) >= 6
+    assert curve[-1][1]["loss"] == work.metrics["last_loss"]
     if adapter.kind == "lora":
         weights = load_file(work.out / "adapter" / "adapter_model.safetensors")
         assert all("lora_" in name for name in weights)
@@ -112,7 +145,7 @@ def test_sft_learns_and_moves_what_it_should(tmp_path: Path, adapter, kind: str)
 
 def test_accumulated_batches_weigh_tokens_not_batches(tmp_path: Path) -> None:
     """One step over two halves of unlike length is the same step as over the whole."""
-    rows = [Encoded([1, *range(10, 10 + n)], [0, *[1] * n]) for n in (3, 4, 20, 21)]
+    rows = [Encoded([1, *range(10, 31)], [0] * (22 - n) + [1] * n) for n in (3, 4, 20, 21)]
     after = []
     for name, batch_size, accumulation in (("whole", 4, 1), ("halves", 2, 2)):
         model = tiny_model()
@@ -220,6 +253,50 @@ def test_kill_and_resume_gives_the_uninterrupted_weights(
     )
     for name, weight in theirs.items():
         torch.testing.assert_close(ours[name], weight, atol=1e-6, rtol=1e-5)
+
+
+SIDE_BY_SIDE = """
+import os
+import sys
+from pathlib import Path
+from tasks.training.direct import DpoRecipe, train_direct
+from tasks.training.reward import RewardRecipe, train_reward
+from tasks.training.sft import SftRecipe, train_sft
+from tests.tiny_models import work_in
+here, accumulation, rank = Path(sys.argv[1]), int(sys.argv[2]), os.environ.get("RANK", "alone")
+inputs = {name: here / name for name in ("base", "sft", "preferences", "data")}
+small = {"batch_size": 4, "accumulation": accumulation, "epochs": 2}
+train_sft(SftRecipe(**small), {"base": inputs["base"], "data": inputs["data"]}, work_in(here / rank / "sft"))
+train_reward(RewardRecipe(**small), inputs, work_in(here / rank / "reward"))
+train_direct(DpoRecipe(**small), inputs, work_in(here / rank / "direct"))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one_with_two_batches(tmp_path: Path) -> None:
+    """Same batches, and gradients that are summed over both: to the last bit here, where rounding is the same."""
+    base, data = tiny_base(tmp_path / "base"), demonstrations(tmp_path / "data")
+    first = work_in(tmp_path / "first")
+    train_sft(SftRecipe(epochs=1), {"base": base, "data": data}, first)
+    first.out.rename(tmp_path / "sft")
+    preferences(tmp_path / "preferences")
+    (tmp_path / "trains.py").write_text(SIDE_BY_SIDE)
+    root = str(Path(__file__).parents[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for launcher, accumulation in (([], "2"), (two, "1")):
+        command = [sys.executable, *launcher, str(tmp_path / "trains.py"), str(tmp_path), accumulation]
+        done = subprocess.run(
+            command, env=environment, cwd=root, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    for stage in ("sft", "reward", "direct"):
+        alone, *both = (
+            load_file(tmp_path / rank / stage / "out/adapter/adapter_model.safetensors") for rank in ("alone", "0", "1")
+        )
+        for theirs in both:
+            for name, weight in alone.items():
+                torch.testing.assert_close(theirs[name], weight, atol=1e-6, rtol=1e-5)
 
 
 def test_a_checkpoint_cut_short_is_never_used(tmp_path: Path) -> None:

@@ -1,14 +1,38 @@
 """Tiny random models and artifacts made in memory: two layers, width 32."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from tasks.artifact import Row, Work, write_jsonl
 from tasks.models.pretrain_engine import new_llama, train_tokenizer
 
 TEXTS = ["The bread is in aisle 4.", "You pay 2.50 for the milk.", "Where is the rice? It is in aisle 2."] * 20
+
+
+WINDOW = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "intermediate_size": 64}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "gpt_neox": {"intermediate_size": 64},
+    "mistral": {"intermediate_size": 64, "sliding_window": 8},
+    "qwen2": {"use_sliding_window": True, **WINDOW},
+    "qwen3": {"intermediate_size": 64, "head_dim": 32, "tie_word_embeddings": True},
+    "gemma": {"intermediate_size": 64},
+    "gemma2": {**WINDOW, "query_pre_attn_scalar": 16},
+    "gemma3_text": {**WINDOW, "query_pre_attn_scalar": 16},
+    "phi": {"intermediate_size": 64},
+    "phi3": {"intermediate_size": 64, "original_max_position_embeddings": 128},
+}
+"""What tells each layout of transformers' from another: fused or scaled matrices, windows, tied embeddings."""
 
 
 def corpus(seed: int, documents: int) -> list[str]:
@@ -32,6 +56,14 @@ def tiny_model(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
     if kind == "llama":
         return new_llama(tokenizer, seed, hidden=32, layers=2, heads=2, positions=128)
     torch.manual_seed(seed)
+    if kind in LAYOUTS:
+        grouped = {} if kind in ("opt", "gpt_neox", "phi") else {"num_key_value_heads": 1, "head_dim": 16}
+        given = grouped | LAYOUTS[kind]
+        config = AutoConfig.for_model(
+            kind, vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=128, initializer_range=0.1, bos_token_id=1, eos_token_id=2, pad_token_id=0, **given,
+        )  # fmt: skip
+        return AutoModelForCausalLM.from_config(config)
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=128, initializer_range=0.1,

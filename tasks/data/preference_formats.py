@@ -35,8 +35,8 @@ Reason = Literal[
 ]
 """Why a pair was dropped."""
 
-_TURN = re.compile(r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
-_ROLES: dict[str, str] = {"Human": "user", "Assistant": "assistant"}
+TURN = re.compile(r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
+SPEAKERS: dict[str, str] = {"Human": "user", "Assistant": "assistant"}
 
 
 class Dropped(TypedDict):
@@ -130,10 +130,10 @@ def _turns(value: Any, role: str) -> list[Message]:
 
 def _transcript(text: str, *, open_ended: bool = False) -> list[Message]:
     """The turns of a transcript; an `open_ended` one may end with an empty `Assistant:`."""
-    found = _TURN.findall(text)
+    found = TURN.findall(text)
     if not found or not text.startswith(("\n\nHuman:", "\n\nAssistant:")):
         raise _Broken("transcript not parseable")
-    turns = [_message(_ROLES[speaker], content.strip()) for speaker, content in found]
+    turns = [_message(SPEAKERS[speaker], content.strip()) for speaker, content in found]
     if open_ended and turns[-1]["role"] == "assistant" and not turns[-1]["content"]:
         turns.pop()
     return turns

@@ -11,21 +11,15 @@ from pydantic import Field
 
 from tasks.artifact import InputError, Message, Row, Work, write_jsonl
 from tasks.data import shop
+from tasks.data.mixture import MixtureData, prepare_mixture
 from tasks.data.preference_formats import read_preferences
 from tasks.data.rows import Example, read_examples
-from tasks.data.splits import SPLITS, Shares, assign, group_prompts, prompt_id
+from tasks.data.splits import SPLITS, Splitting, assign, group_prompts, prompt_id
 from tasks.data.templates import ChatTemplate
-from tasks.recipe import Part, stable_hash
+from tasks.recipe import stable_hash
 
 
-class _Source(Part):
-    shares: Shares = Shares()
-    """The share of the prompts that each split gets."""
-    split_seed: int = Field(default=0, ge=0)
-    """Draws the splits. Apart from the run's seed, so that runs with other seeds keep the same evaluation prompts: a
-    champion must not have learnt from what it is measured on."""
-    near_duplicates: float = Field(default=0.8, gt=0, le=1)
-    """Prompts of at least this similarity (Jaccard, of words and word pairs) never end up in different splits."""
+class _Source(Splitting):
     max_rows: int | None = Field(default=None, ge=1)
     """Use at most so many rows, drawn by the seed; none: all."""
 
@@ -83,14 +77,19 @@ class PreferenceData(_Source):
         return [Path(self.path).expanduser()]
 
 
-DataRecipe = Annotated[ShopData | JsonlData | PreferenceData, Field(discriminator="source")]
+DataRecipe = Annotated[ShopData | JsonlData | PreferenceData | MixtureData, Field(discriminator="source")]
 
 
-def prepare_data(recipe: ShopData | JsonlData | PreferenceData, inputs: Mapping[str, Path], work: Work) -> None:
+def prepare_data(
+    recipe: ShopData | JsonlData | PreferenceData | MixtureData, inputs: Mapping[str, Path], work: Work
+) -> None:
     """Write the five splits, the ledger and the report of one source; preferences also as pairs of two splits.
 
     `inputs` is empty. Raises `InputError` when the source is missing or empty, or when a split would stay empty.
     """
+    if isinstance(recipe, MixtureData):
+        prepare_mixture(recipe, work)
+        return
     work.progress(0, 3, "reading")
     examples, dropped = _read(recipe, work.seed)
     if recipe.max_rows is not None and recipe.max_rows < len(examples):
@@ -194,6 +193,8 @@ def _files(examples: Sequence[Example], ledger: Mapping[str, Row]) -> dict[str, 
 
 def _conversation(name: str, example: Example, text: str) -> Row:
     answer: Message = {"role": "assistant", "content": text}
+    if example.calls:
+        answer["tool_calls"] = example.calls
     return {"id": name, "messages": [*example.prompt, answer], "reference": example.reference}
 
 

@@ -1,18 +1,23 @@
 """Rows of a user's file, in any of the usual forms, as prompts with or without a completion.
 
 Understood: `messages` (or ShareGPT's `conversations`), `prompt` with or without `completion` (text or messages),
-`instruction`/`input`/`output`, and any columns at all when the recipe gives templates for them.
+Alpaca's `instruction`/`input`/`output`, self-instruct's `instances`, hh-rlhf transcripts, preference rows (`chosen` is
+the answer), `question`/`answer`, FLAN's `inputs`/`targets`, MT-Bench's `turns`, and any columns at all when the recipe
+gives templates for them.
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from tasks.artifact import InputError, Message, Row, iterate_jsonl
+from tasks.data.preference_formats import SPEAKERS, TURN
 from tasks.data.templates import ChatTemplate, choose, converse
+from tasks.data.tools import NEXT, kind_of, numbered, tool_message, with_tools
 
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
@@ -30,10 +35,20 @@ class Example:
     """The row that several examples were made from: they stay in one split."""
     pair: Row | None = None
     """The preference that was read with it."""
+    calls: list[Row] = field(default_factory=list)
+    """The tools that the demonstrated answer calls (`Message.tool_calls`)."""
+    form: str = "as it is"
+    """The phrasing that it was told in."""
+    kind: str = ""
+    """Of which kind that phrasing is."""
 
 
 class BadRow(Exception):
     """A row that cannot be used: the reason, completing "the row ...", and perhaps a detail of this row."""
+
+
+class PassedOver(BadRow):
+    """A row that a phrasing has nothing to say of; another may."""
 
 
 def read_examples(
@@ -48,8 +63,8 @@ def read_examples(
     dropped: list[Row] = []
     for number, row in enumerate(_records(path), 1):
         try:
-            _check_characters(row)
-            examples += _templated(row, number, templates, per_row) if templates else [_example(row)]
+            check_characters(row)
+            examples += _templated(row, number, templates, per_row) if templates else [read_row(row)]
         except BadRow as bad:
             if on_bad_row == "refuse":
                 what = f"{path} row {number} {' '.join(bad.args)}"
@@ -79,9 +94,10 @@ def _records(path: Path) -> Iterator[Row]:
     yield from rows
 
 
-def _check_characters(row: Row) -> None:
+def check_characters(row: Row) -> None:
+    """Raise `BadRow` for a row with half a character in it."""
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        json.dumps(row, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:  # half a surrogate pair
         raise BadRow("has characters that cannot be written as UTF-8") from error
 
@@ -93,60 +109,137 @@ def _templated(row: Row, number: int, templates: Sequence[ChatTemplate], per_row
             prompt, completion = converse(template, row)
         except InputError as error:
             raise BadRow("does not fit a template", f"({error})") from error
-        examples.append(Example(_checked(prompt), _answer(completion), row.get("reference", row), number))
+        examples.append(Example(checked(prompt), _answer(completion), row.get("reference", row), number))
     return examples
 
 
-def _example(row: Row) -> Example:
+def read_row(row: Row) -> Example:
     """The example of one row in one of the usual forms. Raises `BadRow`."""
     prompt, completion = _parts(row)
     reference = row.get("reference")
     if reference is not None and not isinstance(reference, dict):
         reference = {"value": reference}
-    return Example(_checked(prompt), _answer(completion), reference)
+    try:
+        prompt = with_tools(row, prompt)
+    except InputError as error:
+        raise BadRow(str(error)) from error
+    calls = completion[0].get("tool_calls", []) if completion else []
+    return Example(checked(prompt), _answer(completion), reference, calls=calls)
 
 
 def _parts(row: Row) -> tuple[list[Message], list[Message]]:
     conversation = row.get("messages") or row.get("conversations")
+    if row.get("label") is False and conversation:
+        raise BadRow("has an answer that somebody rated down")
     if conversation:
-        turns = _messages(conversation, "user")
+        turns = _with_system(row, _messages(conversation, "user"))
+        if row.get("chosen"):
+            return turns, _messages(row["chosen"], "assistant")
         return (turns[:-1], turns[-1:]) if turns[-1]["role"] == "assistant" else (turns, [])
+    if row.get("chosen"):
+        return _preferred(row)
     if row.get("prompt"):
         completion = row.get("completion") or row.get("response")
-        return _messages(row["prompt"], "user"), _messages(completion, "assistant") if completion else []
+        prompt = _with_system(row, _messages(row["prompt"], "user"))
+        return prompt, _messages(completion, "assistant") if completion else []
     if row.get("instruction"):
-        parts = [str(row[name]).strip() for name in ("instruction", "input") if row.get(name)]
-        prompt = ([{"role": "system", "content": row["system"]}] if row.get("system") else []) + [
-            {"role": "user", "content": "\n\n".join(parts)}
-        ]
-        return _messages(prompt, "user"), _messages(row["output"], "assistant") if row.get("output") else []
+        return _instruction(row)
+    for question, answer in _PAIRS:
+        if row.get(question):
+            completion = _messages(row[answer], "assistant") if row.get(answer) else []
+            return _with_system(row, _messages(row[question], "user")), completion
+    if isinstance(row.get("turns"), list) and row["turns"]:  # what follows the first turn answers a model's answer
+        return _messages(row["turns"][0], "user"), []
     raise BadRow("has no prompt")
+
+
+_PAIRS = (("question", "answer"), ("inputs", "targets"), ("input", "target"), ("input", "output"))
+
+
+def _with_system(row: Row, turns: list[Message]) -> list[Message]:
+    if not row.get("system") or turns[0]["role"] == "system":
+        return turns
+    return [*_messages([{"role": "system", "content": row["system"]}], "system"), *turns]
+
+
+def _instruction(row: Row) -> tuple[list[Message], list[Message]]:
+    """Alpaca's columns; self-instruct's, with the first of the instances; earlier turns in `history`."""
+    instance = row
+    if isinstance(row.get("instances"), list) and row["instances"] and isinstance(row["instances"][0], dict):
+        instance = row["instances"][0]
+    parts = [str(part).strip() for part in (row["instruction"], instance.get("input")) if part]
+    turns = [{"role": "user", "content": "\n\n".join(part for part in parts if part)}]
+    history = row.get("history")
+    if isinstance(history, list) and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in history):
+        earlier = [(role, text) for pair in history for role, text in zip(("user", "assistant"), pair, strict=True)]
+        turns = [{"role": role, "content": text} for role, text in earlier] + turns
+    output = instance.get("output")
+    return _with_system(row, _messages(turns, "user")), _messages(output, "assistant") if output else []
+
+
+def _preferred(row: Row) -> tuple[list[Message], list[Message]]:
+    """A preference row's prompt and the answer that was preferred."""
+    if isinstance(row["chosen"], str) and not row.get("prompt"):
+        turns = transcript(row["chosen"])
+    elif isinstance(row["chosen"], list) and not row.get("prompt"):
+        turns = _messages(row["chosen"], "user")
+    else:
+        prompt = row["prompt"]
+        said = transcript(prompt) if isinstance(prompt, str) and prompt.startswith("\n\nHuman:") else prompt
+        turns = [*_messages(said, "user"), *_messages(row["chosen"], "assistant")]
+        turns = [turn for turn in turns if turn["role"] != "assistant" or turn["content"].strip()]
+    if turns[-1]["role"] != "assistant":
+        raise BadRow("has no answer at the end of its conversation")
+    return turns[:-1], turns[-1:]
+
+
+def transcript(text: str) -> list[Message]:
+    """The turns of an hh-rlhf transcript. Raises `BadRow` where it is none."""
+    found = TURN.findall(text)
+    if not found or not text.startswith(("\n\nHuman:", "\n\nAssistant:")):
+        raise BadRow("is not a transcript of Human and Assistant")
+    return [{"role": SPEAKERS[speaker], "content": content.strip()} for speaker, content in found]
 
 
 def _messages(value: Any, role: str) -> list[Message]:
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
+    if isinstance(value, dict):  # one message
+        value = [value]
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise BadRow("holds neither text nor messages")
+    if not value:
+        raise BadRow("has no prompt")
     messages: list[Message] = []
     for turn in value:
+        try:
+            if (message := tool_message(turn)) is not None:
+                messages.append(message)
+                continue
+        except InputError as error:
+            raise BadRow(str(error)) from error
         speaker = _ROLES.get(turn.get("role", turn.get("from")))
         content = turn.get("content", turn.get("value"))
         if speaker is None or not isinstance(content, str):
-            raise BadRow("has a message that is not text of system, user or assistant")
+            raise BadRow("has a message that is not text of system, user, assistant or tool")
         messages.append({"role": speaker, "content": content})
-    return messages
+    return numbered(messages)
 
 
-def _checked(prompt: list[Message]) -> list[Message]:
-    """Refuse what chat templates refuse: an optional system turn, then user and assistant in turn, the user last."""
-    roles = [turn["role"] for turn in prompt if turn["content"].strip()]
-    if "user" not in roles:
+def checked(prompt: list[Message]) -> list[Message]:
+    """Refuse what chat templates refuse: an optional system turn, then user and assistant in turn, the user last.
+
+    An assistant's turn that calls tools is followed by their results, and those by the assistant.
+    """
+    said = [turn for turn in prompt if turn["content"].strip() or kind_of(turn) in ("call", "tool")]
+    kinds = [kind_of(turn) for turn in said]
+    if "user" not in kinds:
         raise BadRow("has no prompt")
-    if len(roles) < len(prompt):
+    if len(said) < len(prompt):
         raise BadRow("has an empty turn in its prompt")
-    spoken = roles[1:] if roles[0] == "system" else roles
-    if spoken != ["user" if place % 2 == 0 else "assistant" for place in range(len(spoken))] or len(spoken) % 2 == 0:
+    spoken = kinds[1:] if kinds[0] == "system" else kinds
+    follows = all(after in NEXT.get(before, ()) for before, after in pairwise(spoken))
+    if spoken[0] != "user" or not follows or spoken[-1] not in ("user", "tool"):
         raise BadRow("has turns that do not alternate")
     return prompt
 
@@ -156,6 +249,6 @@ def _answer(completion: list[Message]) -> list[str]:
         return []
     if len(completion) > 1 or completion[0]["role"] != "assistant":
         raise BadRow("has a completion that is not one assistant message")
-    if not completion[0]["content"].strip():
+    if not completion[0]["content"].strip() and "tool_calls" not in completion[0]:
         raise BadRow("has an empty completion")
     return [completion[0]["content"]]

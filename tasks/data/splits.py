@@ -35,7 +35,7 @@ class Shares(Part):
     """Prompts whose judgements are held out."""
     rl: float = Field(default=0.19, ge=0, le=1)
     """Prompts for PPO and GRPO."""
-    evaluation: float = Field(default=0.15, gt=0, le=1)
+    evaluation: float = Field(default=0.15, ge=0, le=1)
     """Prompts that only the evaluation sees."""
 
     @model_validator(mode="after")
@@ -44,6 +44,28 @@ class Shares(Part):
         if not math.isclose(total, 1, abs_tol=1e-6):
             raise ValueError(f"the shares of the splits add up to {total:g} instead of 1")
         return self
+
+
+class Splitting(Part):
+    """How the prompts of a source are shared out, whatever the source."""
+
+    shares: Shares = Shares()
+    """The share of the prompts that each split gets."""
+    split_seed: int = Field(default=0, ge=0)
+    """Draws the splits. Apart from the run's seed, so that runs with other seeds keep the same evaluation prompts: a
+    champion must not have learnt from what it is measured on."""
+    near_duplicates: float = Field(default=0.8, gt=0, le=1)
+    """Prompts of at least this similarity (Jaccard, of words and word pairs) never end up in different splits."""
+
+    @model_validator(mode="after")
+    def _something_held_out(self) -> "Splitting":
+        if self.shares.evaluation == 0 and not self.brings_evaluation():
+            raise ValueError("'shares.evaluation' must be greater than 0, or nothing could be compared on")
+        return self
+
+    def brings_evaluation(self) -> bool:
+        """Whether there are evaluation prompts without a share of the others."""
+        return False
 
 
 def prompt_id(prompt: Sequence[Message]) -> str:

@@ -5,16 +5,38 @@ Templates are Jinja2, rendered in its sandbox: a template that came with a data 
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field
 
 from tasks.artifact import InputError, Message
 from tasks.recipe import Part
 
-_sandbox = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+Kind = Literal["direct", "inverted", "cot"]
+"""What a phrasing makes of a task: as it is, another way round (from the answer to the question), or with reasons."""
+_LONGEST = 1_000_000
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja that reaches no Python and makes no huge values."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Products and powers; only small ones. Raises jinja2's `SecurityError`."""
+        if operator == "**" and not (abs(left) < 1_000_000 and abs(right) < 32):
+            raise SecurityError("a power is too large")
+        for times, text in ((left, right), (right, left)):
+            if isinstance(times, int) and hasattr(text, "__len__") and times * len(text) > _LONGEST:
+                raise SecurityError("a repeated text is too long")
+        return super().call_binop(context, operator, left, right)
+
+
+_sandbox = Sandbox(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 class ChatTemplate(Part):
@@ -26,6 +48,8 @@ class ChatTemplate(Part):
     """What the assistant should answer; none: the row gives a prompt only."""
     system: str | None = None
     """The system message, where there is one."""
+    kind: Kind = "direct"
+    """"inverted": from the answer to the question, say; "cot": the answer after its reasons."""
 
 
 @lru_cache(maxsize=4096)
@@ -40,7 +64,7 @@ def render(template: str, row: Mapping[str, Any]) -> str:
     """One Jinja2 template filled from a row's columns. Raises `InputError` naming the column that is missing."""
     try:
         return _compiled(template).render(**row).strip()
-    except TemplateError as error:
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"The template '{template[:80]}' cannot be filled ({error}); mend it or the row.") from error
 
 

@@ -1,14 +1,16 @@
-"""What is trained of a model: a low-rank adapter (LoRA, Hu et al. 2021; on 4-bit weights: QLoRA) or every weight."""
+"""What is trained of a model: every weight, or an adapter on or in front of weights that stay as they are."""
 
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from tasks.models.quantised import MARK, is_quantised, quantise
+from tasks.artifact import InputError
+from tasks.models.quantised import MARK, is_quantised, quantise, settings_of
 from tasks.recipe import Part
 
 if TYPE_CHECKING:
@@ -18,23 +20,63 @@ if TYPE_CHECKING:
 Task = Literal["CAUSAL_LM", "SEQ_CLS"]
 
 
+def _pattern(targets: Any) -> Any:
+    if isinstance(targets, str):
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise ValueError(f"'{targets}' is no regular expression ({error})") from error
+    elif not targets:
+        raise ValueError("no module is named")
+    return targets
+
+
+Targets = Annotated[str | tuple[str, ...], AfterValidator(_pattern)]
+"""`all-linear`, `attention`, a list of names (ends of them count), or a regular expression for whole names."""
+
+
+class FullRecipe(Part):
+    """Train every weight."""
+
+    kind: Literal["full"] = "full"
+
+
 class LowRank(Part):
-    """What adapters on any weights share."""
+    """What low-rank adapters share."""
 
     rank: int = Field(default=16, ge=1)
     """Rank of the update of each weight matrix."""
     alpha: float = Field(default=32, gt=0)
     """The update is scaled by alpha / rank."""
+    rank_stabilised: bool = False
+    """Scale by alpha / sqrt(rank) instead, so that high ranks learn as fast (rsLoRA, Kalajdzievski 2023)."""
+    ranks: dict[str, Annotated[int, Field(ge=1)]] = Field(default={})
+    """Other ranks for some modules: ends of names, or regular expressions for them."""
+    alphas: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
+    """Other alphas for some modules, named likewise."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
-    targets: Literal["all-linear"] | list[str] = "all-linear"
-    """Which layers get an adapter: all linear ones but the output layer, or names of modules."""
+    targets: Targets = "all-linear"
+    """Which layers get an adapter: "all-linear" (all but the output layer), "attention", a list of names of modules, or
+    a regular expression that a whole name must match."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Biases that are trained too: none, all, or those of layers with an adapter."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained whole and saved with the adapter."""
 
 
 class LoraRecipe(LowRank):
-    """Train a low-rank adapter and leave the weights below it as they are."""
+    """Train a low-rank adapter (LoRA, Hu et al. 2021) and leave the weights below it as they are."""
 
     kind: Literal["lora"] = "lora"
+
+
+class DoraRecipe(LowRank):
+    """A low-rank adapter that learns the direction of each weight vector, and its length by itself (DoRA, Liu et al.
+    2024): nearer to full training at small ranks, and slower. On a GPU lengths of weights that lie in the CPU's memory
+    are computed on the GPU."""
+
+    kind: Literal["dora"] = "dora"
 
 
 class QloraRecipe(LowRank):
@@ -42,6 +84,17 @@ class QloraRecipe(LowRank):
     memory of bf16 for them, slower to compute with. The adapter is used on the full weights afterwards."""
 
     kind: Literal["qlora"] = "qlora"
+    weights: Literal["nf4", "fp4"] = "nf4"
+    """Format of the 4 bits; NF4 is made for weights that are normally distributed."""
+    double_quantisation: bool = True
+    """Hold the scales of blocks in 8 bits too, which saves 0.4 bits a weight."""
+    compute: Literal["auto", "fp32", "bf16"] = "auto"
+    """What products are computed in: "auto" is bf16 on a GPU and fp32 on a CPU."""
+
+    @property
+    def quantisation(self) -> dict[str, Any]:
+        """What `quantise` is told."""
+        return {"weights": self.weights, "double_quantisation": self.double_quantisation, "compute": self.compute}
 
     @model_validator(mode="after")
     def _installed(self) -> Self:
@@ -53,60 +106,224 @@ class QloraRecipe(LowRank):
         return self
 
 
-class FullRecipe(Part):
-    """Train every weight."""
+class Ia3Recipe(Part):
+    """Train one factor for each channel of keys, values and feed-forward layers ((IA)^3, Liu et al. 2022): the fewest
+    numbers of all adapters on weights."""
 
-    kind: Literal["full"] = "full"
+    kind: Literal["ia3"] = "ia3"
+    targets: Targets = "auto"
+    """Which layers are scaled: "auto" (those that make keys and values, and the last of each feed-forward network),
+    "all-linear", "attention", a list of names of modules, or a regular expression that a whole name must match."""
+    feed_forward: tuple[str, ...] = ()
+    """Which of the targets are scaled at their inputs, as feed-forward layers are: ends of names. With "auto" they are
+    known."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained whole and saved with the adapter."""
 
 
-AdapterRecipe = Annotated[LoraRecipe | QloraRecipe | FullRecipe, Field(discriminator="kind")]
+class PromptRecipe(Part):
+    """What soft prompts share. They are no part of the weights: the merged model keeps them beside it."""
+
+    virtual_tokens: int = Field(default=16, ge=1, le=4096)
+    """How many; each takes a place of the context."""
+
+
+class PromptTuningRecipe(PromptRecipe):
+    """Train the embeddings of virtual tokens before every prompt (Lester et al. 2021), from words of the vocabulary."""
+
+    kind: Literal["prompt_tuning"] = "prompt_tuning"
+
+
+class PTuningRecipe(PromptRecipe):
+    """Train a small network that makes the embeddings of virtual tokens (P-tuning, Liu et al. 2021)."""
+
+    kind: Literal["p_tuning"] = "p_tuning"
+    width: int | None = Field(default=None, ge=1)
+    """Of the network; none: the model's."""
+
+
+class PrefixTuningRecipe(PromptRecipe):
+    """Train keys and values of virtual tokens in every layer (Li and Liang 2021), from those of words."""
+
+    kind: Literal["prefix_tuning"] = "prefix_tuning"
+
+
+AdapterRecipe = Annotated[
+    FullRecipe
+    | LoraRecipe
+    | QloraRecipe
+    | DoraRecipe
+    | Ia3Recipe
+    | PromptTuningRecipe
+    | PTuningRecipe
+    | PrefixTuningRecipe,
+    Field(discriminator="kind"),
+]
+
+
+def changes_what_is_below(recipe: Part) -> str | None:
+    """Why the model without the adapter is not the one that training started from, where it is not."""
+    if isinstance(recipe, LowRank) and recipe.bias != "none":
+        return f"adapter.bias = '{recipe.bias}' trains weights of the model below the adapter"
+    return None
 
 
 def attach(
     model: "PreTrainedModel",
-    recipe: LowRank | FullRecipe,
+    recipe: Any,
     task: Task = "CAUSAL_LM",
     *,
     seed: int = 0,
     heads: Sequence[str] = ("score",),
 ) -> "PeftModel | PreTrainedModel":
-    """Make of a loaded model one to train. A fresh adapter changes nothing yet (its B matrices are zero).
+    """Make of a loaded model one to train, as an `AdapterRecipe` says. A fresh adapter on weights changes nothing yet;
+    a soft prompt does.
 
     heads: modules of a reward model that are new. They are trained whole and saved with its adapter.
+    Raises `InputError` for targets that the model does not have.
     """
     if isinstance(recipe, FullRecipe):
         return model.requires_grad_(True)
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
+    whole = list(heads) if task == "SEQ_CLS" else []
+    if isinstance(recipe, PromptRecipe):
+        return _prompted(model, recipe, task, whole, seed)
     if isinstance(recipe, QloraRecipe) and not is_quantised(model):
-        quantise(model, heads if task == "SEQ_CLS" else ())
+        quantise(model, whole, **recipe.quantisation)
     torch.manual_seed(seed)  # the A matrices are random
-    config = LoraConfig(
+    config = _config(model, recipe, task, [*recipe.modules_to_save, *whole])
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        if config.target_modules and "not found in the base model" not in str(error):
+            raise
+        raise InputError(
+            f"adapter.targets {recipe.targets} are not among the layers of this model; {_layers(model)}."
+        ) from error
+    _check_tied(adapted)
+    return adapted
+
+
+def _config(model: Any, recipe: Any, task: Task, whole: list[str]) -> Any:
+    from peft import IA3Config, LoraConfig, LoraRuntimeConfig
+    from torch.cuda import is_available
+
+    from tasks.models.targets import attention_layers, linear_layers, scaled_layers
+
+    targets: Any = list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets
+    ends: list[str] = []
+    if targets == "attention":
+        targets = attention_layers(model)
+    elif isinstance(recipe, Ia3Recipe) and targets == "auto":
+        made, ends = scaled_layers(model)
+        targets = [*made, *ends]
+    elif isinstance(recipe, Ia3Recipe) and targets == "all-linear":
+        targets = [name for name in linear_layers(model) if name.rpartition(".")[2] not in whole]
+    elif isinstance(targets, str) and targets != "all-linear":
+        targets = [name for name in linear_layers(model) if re.fullmatch(targets, name)]
+    if isinstance(recipe, Ia3Recipe):
+        ends = ends or list(recipe.feed_forward)
+        return IA3Config(
+            task_type=task, target_modules=targets, feedforward_modules=ends, modules_to_save=whole or None
+        )
+    return LoraConfig(
         task_type=task,
         r=recipe.rank,
         lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank, a float is fine
         lora_dropout=recipe.dropout,
-        target_modules=recipe.targets,
-        modules_to_save=list(heads) if task == "SEQ_CLS" else None,
+        target_modules=targets,
+        rank_pattern=dict(recipe.ranks),
+        alpha_pattern=dict(recipe.alphas),
+        use_rslora=recipe.rank_stabilised,
+        use_dora=isinstance(recipe, DoraRecipe),
+        bias=recipe.bias,
+        modules_to_save=whole or None,
+        runtime_config=LoraRuntimeConfig(ephemeral_gpu_offload=is_available() and isinstance(recipe, DoraRecipe)),
     )
-    return get_peft_model(model, config)
+
+
+def _prompted(model: Any, recipe: PromptRecipe, task: Task, whole: list[str], seed: int) -> "PeftModel":
+    import torch
+    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+
+    from tasks.models.prompts import SoftPrompted, prefix_shape, start_from_text
+
+    width = model.get_input_embeddings().weight.shape[1]
+    shared: dict[str, Any] = {
+        "task_type": task, "num_virtual_tokens": recipe.virtual_tokens, "modules_to_save": whole or None,
+        "token_dim": width, "num_transformer_submodules": 1,
+    }  # fmt: skip
+    if isinstance(recipe, PTuningRecipe):
+        config: Any = PromptEncoderConfig(**shared, encoder_hidden_size=recipe.width or width)
+    elif isinstance(recipe, PrefixTuningRecipe):
+        config = PrefixTuningConfig(**shared | prefix_shape(model))
+    else:
+        config = PromptTuningConfig(**shared)
+    torch.manual_seed(seed)
+    policy = SoftPrompted(model, config)
+    with policy.disable_adapter():
+        start_from_text(policy.soft, model, torch.Generator().manual_seed(seed))
+    return policy
+
+
+def _layers(model: Any) -> str:
+    from tasks.models.targets import linear_layers
+
+    names = sorted({name.rpartition(".")[2] for name in linear_layers(model)})
+    return f"it has {', '.join(names)}"
+
+
+def _check_tied(adapted: Any) -> None:
+    """Raise `InputError` for an adapter on one of two layers that are one matrix: merging would change both."""
+    model = adapted.get_base_model()
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            raise InputError(
+                "This model's output layer is its embeddings, so neither can have an adapter or be saved apart; take "
+                'them out of adapter.targets and adapter.modules_to_save, or set adapter.kind = "full".'
+            )
 
 
 def save(model: "PeftModel | PreTrainedModel", out: Path) -> None:
-    """Write `out/adapter` for an adapter, `out/model` otherwise: safetensors, and nothing that differs between runs."""
+    """Write `out/adapter` for an adapter, `out/model` otherwise (and `out/prompt`, where a soft prompt is in front of
+    it): safetensors, and nothing that differs between runs."""
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):
-        model.save_pretrained(out / "model")
+        save_whole(model, out)
         return
     folder = out / "adapter"
     # Embeddings that grew by a pad token grow the same way when the base is loaded: they are not saved with it.
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     if is_quantised(model):
-        (folder / MARK).write_text(json.dumps({"weights": "nf4"}) + "\n")
-    path = folder / "adapter_config.json"
+        (folder / MARK).write_text(json.dumps(settings_of(model)) + "\n")
+    _settle(folder / "adapter_config.json")
+
+
+def save_whole(model: "PreTrainedModel", out: Path) -> None:
+    """Write `out/model`, and `out/prompt` where a soft prompt is in front of it."""
+    from tasks.models.prompts import installed
+
+    prompt = installed(model)
+    if prompt is None:
+        model.save_pretrained(out / "model")
+        return
+    weights = {name: value for name, value in model.state_dict().items() if ".soft_prompt." not in name}
+    model.save_pretrained(out / "model", state_dict=weights)
+    prompt.write(out / "prompt")
+    _settle(out / "prompt" / "adapter_config.json")
+
+
+def _settle(path: Path) -> None:
+    """Leave out of an adapter's configuration what differs between machines and runs."""
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = None  # a path of this machine; the artifact's manifest names its parents
     path.write_text(json.dumps(_ordered(config), indent=2, sort_keys=True) + "\n")

@@ -5,27 +5,15 @@ prompt's ids are a prefix of the conversation's ids for every tokenizer, and no 
 Knows nothing about models.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifact import InputError, Message
+from tasks.models.rendering import PROBE, REWRITTEN, UNENDED, render, why_unmarked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-REWRITTEN = (
-    "A prompt's ids are not the beginning of its conversation's ids under this chat template; "
-    'set chat_template = "default".'
-)
-PROBE: list[Message] = [
-    {"role": "user", "content": "Hello"},
-    {"role": "assistant", "content": "Hi there"},
-    {"role": "user", "content": "Bye"},
-    {"role": "assistant", "content": "Good bye"},
-]
 
 
 @dataclass(frozen=True)
@@ -60,10 +48,10 @@ def encode_completion(
 ) -> tuple[list[int], list[int]]:
     """Ids of a prompt and of one completion of it; only a finished completion ends with EOS.
 
-    Under a template that does not mark the assistant's text, a finished completion ends as the template closes a turn.
+    Under a reward model's template that does not end turns with EOS, a finished completion ends as it closes a turn.
     Raises `InputError` where the template rewrites the prompt once it is answered.
     """
-    if not marks_assistant(tokenizer):
+    if why_unmarked(tokenizer):
         return _encode_unmarked(tokenizer, prompt, completion, finished)
     prompt_ids = encode_prompt(tokenizer, prompt)
     whole = encode_conversation(tokenizer, [*prompt, {"role": "assistant", "content": completion}]).input_ids
@@ -95,7 +83,7 @@ def _turn(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], compl
 
 
 def closing_of(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """What a template that does not mark the assistant's text writes after it.
+    """What the template writes after an assistant's text.
 
     Raises `InputError` where that is nothing: a cut answer would look like a finished one.
     """
@@ -111,56 +99,6 @@ def closing_of(tokenizer: "PreTrainedTokenizerBase") -> str:
             'set chat_template = "default".'
         )
     return cached[1]
-
-
-def marks_assistant(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the chat template says, with {% generation %}, what of a conversation is the assistant's text."""
-    return isinstance(tokenizer.chat_template, str) and bool(_GENERATION.search(tokenizer.chat_template))
-
-
-def plain(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
-    """The text without strings the tokenizer would read as control tokens: what people and models write is text."""
-    special = _special_strings(tokenizer)
-    while any(token in text for token in special):
-        for token in special:
-            text = text.replace(token, "")
-    return text
-
-
-def _special_strings(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    cached = getattr(tokenizer, "_control_strings", None)
-    if cached is None or cached[0] != len(tokenizer):
-        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        cached = (len(tokenizer), tuple(sorted({*added, *tokenizer.all_special_tokens})))
-        tokenizer._control_strings = cached  # type: ignore[attr-defined]
-    return cached[1]
-
-
-def render(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], generation_prompt: bool
-) -> tuple[str, list[tuple[int, int]]]:
-    """The rendered text and where the assistant's text lies in it, (begin, end) in characters."""
-    from jinja2.exceptions import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    clean = [{"role": message["role"], "content": plain(tokenizer, message["content"])} for message in messages]
-    special: dict[str, Any] = dict(tokenizer.special_tokens_map)
-    try:
-        rendered: Any = render_jinja_template(
-            conversations=[clean],
-            chat_template=str(tokenizer.chat_template),
-            return_assistant_tokens_mask=marks_assistant(tokenizer),
-            add_generation_prompt=generation_prompt,
-            **special,
-        )
-    except TemplateError as error:
-        raise InputError(f"The chat template refuses a row ({error}); mend the row or the template.") from error
-    text, spans = str(rendered[0][0]), rendered[1][0] if rendered[1] else []
-    eos = str(tokenizer.eos_token)
-    return text, [
-        (begin, end if text[begin:end].endswith(eos) or not text.startswith(eos, end) else end + len(eos))
-        for begin, end in spans
-    ]
 
 
 def _tokenise(
@@ -201,7 +139,4 @@ def _check(tokenizer: "PreTrainedTokenizerBase", input_ids: list[int], mask: lis
         raise InputError("The chat template uses the BOS token but does not begin with it; write it once, first.")
     ends = [i for i, mark in enumerate(mask) if mark and (i + 1 == len(mask) or not mask[i + 1])]
     if len(ends) != expected or any(input_ids[i] != eos for i in ends):
-        raise InputError(
-            "The chat template does not end every assistant turn with the EOS token inside {% generation %}, so the "
-            'model would never learn to stop; set chat_template = "default".'
-        )
+        raise InputError(UNENDED)

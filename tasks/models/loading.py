@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from tasks.artifact import InputError, PipelineError
 from tasks.models.adapters import save
+from tasks.models.prompts import SoftPrompted, virtual_tokens
 from tasks.models.source import model_folder, require_safetensors
 
 transformers_logging.disable_progress_bar()  # loading bars would write over the pipeline's own
@@ -56,8 +57,9 @@ def load_causal_lm(
 ) -> PreTrainedModel:
     """The language model at the end of a chain of artifacts, e.g. [base, sft] or [base, sft, policy] or [merged].
 
-    Adapters are merged into the weights in their order; a full fine-tune replaces what is before it. Returned on
-    `device()`, in eval mode; its weights ask for gradients only when `trainable`.
+    Adapters are merged into the weights in their order, a soft prompt is put in front of them; a full fine-tune
+    replaces what is before it. Returned on `device()`, in eval mode; its weights ask for gradients only when
+    `trainable`.
     dtype: fp32 on CPU and for training (master weights), bf16 on CUDA, unless given.
     """
     dtype = dtype or (torch.float32 if trainable else compute_dtype())
@@ -65,13 +67,15 @@ def load_causal_lm(
     model: Any = _load_weights(chain[start], torch.float32)
     if (chain[0] / "tokenizer").is_dir():
         fit_embeddings(model, load_tokenizer(chain[0]))
+    if (chain[start] / "prompt").is_dir():
+        model = merge_adapter(model, chain[start] / "prompt")
     for folder in chain[start + 1 :]:
         model = merge_adapter(model, folder / "adapter")
     return model.to(device=device(), dtype=dtype).eval().requires_grad_(trainable)
 
 
 def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """The model with a saved adapter merged into its weights."""
+    """The model with a saved adapter merged into its weights, or a saved soft prompt in front of them."""
     opened: Any = open_adapter(model, adapter)
     return opened.merge_and_unload()
 
@@ -80,7 +84,13 @@ def open_adapter(model: PreTrainedModel, adapter: Path, trainable: bool = False)
     """The model with a saved adapter beside its weights. Raises `PipelineError` where there is no safetensors file."""
     if not (adapter / "adapter_model.safetensors").exists():
         raise PipelineError(f"{adapter} holds no adapter_model.safetensors; run again to rebuild that artifact.")
-    return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+    config = PeftConfig.from_pretrained(str(adapter))
+    if not config.is_prompt_learning:
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+    config.inference_mode = True
+    opened = SoftPrompted(model, config)
+    opened.load_adapter(str(adapter), "default")
+    return opened.eval().requires_grad_(False)
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
@@ -167,11 +177,13 @@ def reads_last_token(model: Any) -> bool:
 def positions(model: Any) -> int | None:
     """The longest sequence a model takes, None where nothing limits it.
 
-    RoBERTa and its kin count positions from the pad token's id, so that many of their embeddings are never used.
+    RoBERTa and its kin count positions from the pad token's id, so that many of their embeddings are never used; a soft
+    prompt takes its own.
     """
     limit = getattr(model.config, "max_position_embeddings", None)
     if not limit or limit < 0:
         return None
+    limit -= virtual_tokens(model)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return limit - module.padding_idx - 1
@@ -196,6 +208,8 @@ def load_reward_model(
         model = AutoModelForSequenceClassification.from_pretrained(
             reward / "model", use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
+        if (reward / "prompt").is_dir():
+            model = merge_adapter(model, reward / "prompt")
     elif (reward / "source.json").is_file():
         model, _ = open_reward_base(model_folder(reward), tokenizer, _heads(reward))
         model = merge_adapter(model, reward / "adapter")
@@ -220,7 +234,10 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path) -> Non
 
 
 def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Grow the embeddings where the tokenizer has got new tokens; their rows are the mean of the present ones."""
+    """Grow the embeddings where the tokenizer has got new tokens; their rows are the mean of the present ones.
+
+    What others generate with the saved model ends with the tokenizer's EOS too.
+    """
     embeddings: Any = model.get_input_embeddings()
     rows = embeddings.weight.shape[0]
     if len(tokenizer) > rows:
@@ -229,8 +246,10 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         for weight in [layer.weight.data for layer in layers if layer is not None]:
             weight[rows:] = weight[:rows].mean(dim=0)
     model.config.pad_token_id = tokenizer.pad_token_id
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if (generation := getattr(model, "generation_config", None)) is not None:
+        generation.pad_token_id, known = tokenizer.pad_token_id, generation.eos_token_id
+        if tokenizer.eos_token_id not in (ends := known if isinstance(known, list) else [known]):
+            generation.eos_token_id = [tokenizer.eos_token_id, *(each for each in ends if each is not None)]
 
 
 def _load_weights(artifact: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -5,6 +5,7 @@ weights wherever it is loaded. What that changes is measured when a policy is me
 """
 
 import importlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,17 @@ MARK = "quantised.json"
 """Stands in the folder of an adapter that was trained on 4-bit weights."""
 
 
-def quantise(model: "PreTrainedModel", keep: Sequence[str] = ()) -> None:
-    """Replace the linear layers of a model on its device by 4-bit ones, in turn, that compute in the weights' own
-    type. The output layer stays, and modules named in `keep` with what is in them.
+def quantise(
+    model: "PreTrainedModel",
+    keep: Sequence[str] = (),
+    weights: str = "nf4",
+    double_quantisation: bool = True,
+    compute: str = "auto",
+) -> None:
+    """Replace the linear layers of a model on its device by 4-bit ones, in turn. The output layer stays, and modules
+    named in `keep` with what is in them.
 
+    compute: "fp32" or "bf16"; "auto": bf16 on a GPU, on a CPU the weights' own type.
     Raises `InputError` where there is no such layer.
     """
     import torch
@@ -39,18 +47,20 @@ def quantise(model: "PreTrainedModel", keep: Sequence[str] = ()) -> None:
     four_bit: Any = importlib.import_module("bitsandbytes.nn.modules")
     while found:  # the list lets go of each layer as it is replaced
         name, layer = found.pop()
+        own = torch.bfloat16 if layer.weight.is_cuda else layer.weight.dtype
         small = four_bit.Linear4bit(
-            layer.in_features, layer.out_features, layer.bias is not None, layer.weight.dtype, quant_type="nf4",
-            device="meta",
+            layer.in_features, layer.out_features, layer.bias is not None,
+            {"fp32": torch.float32, "bf16": torch.bfloat16}.get(compute, own), quant_type=weights,
+            compress_statistics=double_quantisation, device="meta",
         )  # fmt: skip
         small.weight = four_bit.Params4bit(
-            layer.weight.detach().contiguous(), requires_grad=False, compress_statistics=True, quant_type="nf4",
-            module=small,
+            layer.weight.detach().contiguous(), requires_grad=False,
+            compress_statistics=double_quantisation, quant_type=weights, module=small,
         )  # fmt: skip
         small.bias = layer.bias
         small.support_avx512bf16_for_cpu = False  # its fast CPU kernel rounds to bf16, but in evaluation only
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, small.to(layer.weight.device))
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, small.to(layer.weight.device))
 
 
 def is_quantised(model: Any) -> bool:
@@ -58,6 +68,12 @@ def is_quantised(model: Any) -> bool:
     return any(type(parameter).__name__ == "Params4bit" for parameter in model.parameters())
 
 
-def trained_quantised(adapter: Path) -> bool:
-    """Whether a saved adapter was trained on 4-bit weights."""
-    return (adapter / MARK).is_file()
+def settings_of(model: Any) -> dict[str, Any]:
+    """How a model in 4 bits was quantised, as `quantise` takes it."""
+    layer = next(module for module in model.modules() if type(getattr(module, "weight", None)).__name__ == "Params4bit")
+    return {"weights": layer.weight.quant_type, "double_quantisation": layer.weight.compress_statistics}
+
+
+def trained_quantised(adapter: Path) -> dict[str, Any] | None:
+    """How the weights under a saved adapter were quantised when it was trained; None where they were not."""
+    return json.loads((adapter / MARK).read_text()) if (adapter / MARK).is_file() else None

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.artifact import InputError
+from tasks.models.prompts import virtual_tokens
 from tasks.sampling.cache import compaction, preallocated_cache
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ class _Step:
 
     def __init__(self, model: CausalLM, rows: int, capacity: int, keep_features: bool) -> None:
         self.model, self.keep_features = model, keep_features
-        self.cache = preallocated_cache(model.config, rows, capacity)
+        self.cache = preallocated_cache(model.config, rows, capacity + virtual_tokens(model))
         accepted = forward_parameters(model)
         self.positions = "position_ids" in accepted
         self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}

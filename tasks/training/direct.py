@@ -135,7 +135,7 @@ def train_direct(recipe: AnyDirect, inputs: Mapping[str, Path], work: Work) -> N
     tokenizer = load_tokenizer(inputs["base"])
     model = load_causal_lm([inputs[name] for name in below(inputs)], trainable=True)
     if isinstance(recipe.adapter, QloraRecipe):
-        quantise(model)  # now, for the reference is what training starts from
+        quantise(model, **recipe.adapter.quantisation)  # now, for the reference is what training starts from
     watched = watched_rows(recipe.watch, inputs["data"]) if recipe.watch.every else []
     fit_direct(
         model, lambda start: attach(start, recipe.adapter, seed=work.seed), tokenizer, rows, recipe, work, watched

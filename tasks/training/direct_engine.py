@@ -7,12 +7,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tasks.artifact import PipelineError, Row, Work
+from tasks.models.adapters import PromptRecipe
 from tasks.models.loading import device
 from tasks.training.direct import AnyDirect, KtoRecipe, OrpoRecipe, SimpoRecipe
 from tasks.training.direct_losses import Judged, kto_losses, pair_losses, rewards
 from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
 from tasks.training.engine_batches import completion_logps
 from tasks.training.engine_pairs import Group, collate_groups, group_preferences, mismatch
+from tasks.training.precision import autocast, choose
 from tasks.training.watch import hand_over, watching
 
 REPORTED = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
@@ -97,12 +99,15 @@ def fit_direct(
     groups.sort(key=lambda group: group.length)
     if isinstance(recipe, KtoRecipe):
         mismatch(groups)
-    before = group_logps(model, groups, pad_id, recipe.batch_size) if has_reference(recipe) else _zeros(groups)
+    bf16, _ = choose(recipe.precision, sum(p.numel() for p in model.parameters()))
+    with autocast(bf16):  # as in training, or the ratios would be rounding
+        before = group_logps(model, groups, pad_id, recipe.batch_size) if has_reference(recipe) else _zeros(groups)
     for group, logps in zip(groups, before, strict=True):
         group.reference = logps
     policy = attach(model)
-    if has_reference(recipe):
-        check_start(policy, groups[: recipe.batch_size], pad_id, recipe.batch_size)
+    if has_reference(recipe) and not isinstance(recipe.adapter, PromptRecipe):  # a prompt changes what it starts from
+        with autocast(bf16):
+            check_start(policy, groups[: recipe.batch_size], pad_id, recipe.batch_size)
     trainer = DirectTrainer(
         policy, groups, [group.length for group in groups], lambda batch: collate_groups(batch, pad_id), recipe, work
     )
@@ -139,7 +144,7 @@ def check_start(policy: Any, groups: Sequence[Group], pad_id: int, batch_size: i
         for logps, group in zip(now, groups, strict=True)
         for own, reference in zip(logps, group.reference, strict=True)
     )
-    if worst > (0.5 if torch.cuda.is_available() else 1e-3):
+    if worst > (0.5 if torch.is_autocast_enabled() or torch.is_autocast_enabled("cpu") else 1e-3):
         raise PipelineError(
             f"Training would not start from its reference (log-probabilities differ by {worst:.2g}); "
             "rebuild the SFT artifact, and report this if it stays."

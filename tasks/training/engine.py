@@ -17,14 +17,15 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from tasks.artifact import InputError, Work
 from tasks.models.loading import positions
 from tasks.training.engine_batches import LengthBatches
-from tasks.training.engine_checkpoints import Reporting, last_checkpoint
+from tasks.training.engine_checkpoints import KeepsPrompts, Reporting, last_checkpoint
 from tasks.training.hyperparameters import Hyperparameters
+from tasks.training.precision import choose, name_here
 
 Batch = dict[str, Any]
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
-class Trainer(transformers.Trainer):
+class Trainer(KeepsPrompts, transformers.Trainer):
     """Base of the three trainers: `losses` gives a batch's summed loss, `items` what the sum is divided by.
 
     The division is by all items of one optimizer step, so accumulation and several devices do not change the loss.
@@ -38,13 +39,17 @@ class Trainer(transformers.Trainer):
         collate: Callable[[list[Any]], Batch],
         recipe: Hyperparameters,
         work: Work,
+        batches: type[LengthBatches] = LengthBatches,
     ) -> None:
-        self.batches = LengthBatches(lengths, recipe.batch_size, recipe.epochs, work.seed)
+        self.batches = batches(lengths, recipe.batch_size, recipe.epochs, work.seed)
+        bf16, reason = choose(recipe.precision, sum(p.numel() for p in model.parameters()))
+        work.log({"bf16": bf16})
+        work.text("precision", reason)
         self.last: dict[str, float] = {}
         self._figures: dict[str, list[torch.Tensor]] = defaultdict(list)
         super().__init__(
             model=model,
-            args=_arguments(recipe, work),
+            args=_arguments(recipe, work, bf16),
             train_dataset=rows,  # type: ignore[arg-type]  # a list is a map-style dataset
             data_collator=collate,
             callbacks=[Reporting(work)],
@@ -131,7 +136,7 @@ def keep_short(
     return kept
 
 
-def _arguments(recipe: Hyperparameters, work: Work) -> transformers.TrainingArguments:
+def _arguments(recipe: Hyperparameters, work: Work, bf16: bool) -> transformers.TrainingArguments:
     cuda = torch.cuda.is_available()
     return transformers.TrainingArguments(
         output_dir=str(work.scratch),
@@ -144,7 +149,8 @@ def _arguments(recipe: Hyperparameters, work: Work) -> transformers.TrainingArgu
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         activation_checkpointing=recipe.gradient_checkpointing,
-        bf16=cuda,
+        bf16=bf16,
+        optim=name_here(recipe.optimizer),
         use_cpu=not cuda,
         seed=work.seed,
         logging_steps=10,

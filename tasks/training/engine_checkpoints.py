@@ -10,9 +10,30 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tasks.artifact import Work
+from tasks.models.prompts import SoftPrompted, load_trained, save_trained
 
+TRAINED = "trained.safetensors"
+"""What is trained of a soft prompt, in a checkpoint."""
 WHOLE = "whole.json"
 """Written last into a checkpoint: the sizes of its files. A folder without it was cut short."""
+
+
+class KeepsPrompts:
+    """Beside transformers' Trainer: checkpoints of soft prompts hold what is trained. PEFT's hold what comes of it, and
+    cannot be trained on."""
+
+    model: Any
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if isinstance(self.model, SoftPrompted) and output_dir is not None:
+            save_trained(self.model, Path(output_dir) / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if isinstance(self.model, SoftPrompted):
+            load_trained(self.model, Path(resume_from_checkpoint) / TRAINED)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
 
 class Reporting(TrainerCallback):

@@ -11,6 +11,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from tasks.artifact import Work
 from tasks.training.engine_checkpoints import Reporting
 from tasks.training.grpo import GrpoRecipe, RlooRecipe
+from tasks.training.precision import name_here
 from tasks.training.rollouts import drawn
 from tasks.training.watch import Watch
 
@@ -73,6 +74,7 @@ def arguments(recipe: GrpoRecipe | RlooRecipe, work: Work) -> GRPOConfig:
         num_generations=recipe.completions_per_prompt,
         max_completion_length=recipe.max_new_tokens,
         learning_rate=recipe.learning_rate,
+        optim=name_here(recipe.optimizer),
         lr_scheduler_type="constant",
         max_grad_norm=recipe.max_gradient_norm,
         epsilon=recipe.clip,

@@ -22,10 +22,11 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from tasks.artifact import InputError, Row, Work
 from tasks.models.chat import encode_prompt
 from tasks.models.loading import batch_tokens
+from tasks.models.prompts import virtual_tokens
 from tasks.sampling.engine import Engine
 from tasks.sampling.folded import folded
 from tasks.sampling.local import CausalLM, decode, forward_parameters, output_layer
-from tasks.training.engine_checkpoints import last_checkpoint
+from tasks.training.engine_checkpoints import KeepsPrompts, last_checkpoint
 from tasks.training.engine_rollouts import draw
 from tasks.training.grpo import GrpoRecipe, RlooRecipe
 from tasks.training.grpo_settings import CoreReporting, UpdateRows, arguments, leave_one_out
@@ -36,7 +37,7 @@ from tasks.training.rl_checkpoint import Progress
 from tasks.training.watch import Watch, ended
 
 
-class Grpo(GRPOTrainer):
+class Grpo(KeepsPrompts, GRPOTrainer):
     """TRL's trainer, logging after each update what PPO logs as well."""
 
     def __init__(
@@ -63,7 +64,8 @@ class Grpo(GRPOTrainer):
         self.left_out = False
         self.steps: list[dict[str, float]] = []
         self.places = "position_ids" in forward_parameters(model)
-        self.packs: bool | None = None if self.places and may_pack(model.config) else False
+        packs = self.places and may_pack(model.config) and not virtual_tokens(model)
+        self.packs: bool | None = None if packs else False
         self.width = output_layer(model).weight.shape[1]
         if not isinstance(model, PeftModel):
             _keep_start(model, work.scratch / "start")

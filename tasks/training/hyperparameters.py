@@ -1,20 +1,41 @@
 """The fields that training stages share."""
 
-from typing import Literal, Self
+import importlib.util
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from tasks.models.adapters import AdapterRecipe, FullRecipe, LoraRecipe, QloraRecipe
+from tasks.models.adapters import (
+    AdapterRecipe,
+    FullRecipe,
+    LoraRecipe,
+    PrefixTuningRecipe,
+    PromptRecipe,
+    QloraRecipe,
+    changes_what_is_below,
+)
 from tasks.recipe import Dotted, Part
 from tasks.sampling.engine import EngineName
 from tasks.training.rewards import ModelReward, Terms
+
+
+def _installed(optimizer: str) -> str:
+    if optimizer != "adamw" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"'{optimizer}' needs bitsandbytes; run `pip install -c constraints.txt -e '.[qlora]'` in the project's "
+            "folder, or take 'adamw'"
+        )
+    return optimizer
+
+
+Optimizer = Annotated[Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"], AfterValidator(_installed)]
 
 
 class Hyperparameters(Part):
     """How a model is fitted: epochs, batches, step sizes."""
 
     adapter: AdapterRecipe = LoraRecipe()
-    """What is trained: a LoRA adapter or every weight."""
+    """What is trained: every weight, or an adapter: lora, qlora, dora, ia3, prompt_tuning, p_tuning, prefix_tuning."""
     epochs: float = Field(default=1, gt=0)
     """Passes over the data."""
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -35,8 +56,23 @@ class Hyperparameters(Part):
     """Longer rows (in tokens, prompt and completion) are dropped and counted, never cut."""
     dropped_limit: float = Field(default=0.2, ge=0, le=1)
     """Training is refused when a larger share of the rows is dropped."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What products are computed in; weights and moments are fp32. "auto": bf16 on a GPU; on a CPU that has it bf16
+    from 15M parameters on. Why is in the run's report."""
+    optimizer: Optimizer = "adamw"
+    """AdamW, with moments in 8 bits, or in pages that a GPU moves out when it is full (Dettmers et al. 2023); all but
+    "adamw" need bitsandbytes. On a CPU nothing is paged."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _keeps_activations(self) -> Self:
+        if self.gradient_checkpointing and isinstance(self.adapter, PrefixTuningRecipe):
+            raise ValueError(
+                "gradient_checkpointing computes layers again without the cache that prefix_tuning trains; leave it "
+                "out, or take adapter.kind = 'prompt_tuning'"
+            )
+        return self
 
 
 class WatchRecipe(Part):
@@ -76,6 +112,9 @@ class OnlineHyperparameters(Part):
     """What the candidate is called; by default the method."""
     adapter: AdapterRecipe = LoraRecipe()
     """What is trained; its dropout must be 0, or the policy's probabilities would be noise."""
+    optimizer: Optimizer = "adamw"
+    """AdamW, with moments in 8 bits, or in pages that a GPU moves out when it is full; all but "adamw" need
+    bitsandbytes. Log-probabilities are computed in the weights' precision: ratios and the KL must not be rounding."""
     updates: int = Field(default=40, ge=1)
     """Rounds of sampling and learning."""
     engine: EngineName = "local"
@@ -108,19 +147,28 @@ class OnlineHyperparameters(Part):
 
     @model_validator(mode="after")
     def _frozen(self) -> Self:
-        if self.share_base and not isinstance(self.adapter, LoraRecipe):
-            raise ValueError(f"share_base needs adapter.kind = 'lora', and it is '{self.adapter.kind}'")
+        if self.share_base and isinstance(self.adapter, FullRecipe | QloraRecipe):
+            raise ValueError(f"share_base needs adapters on whole weights, not adapter.kind '{self.adapter.kind}'")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_reference(self) -> Self:
+        if reason := changes_what_is_below(self.adapter):
+            method = type(self).model_fields["method"].default
+            raise ValueError(f"{reason}, which {method.upper()} measures the KL to; set it to 'none'")
         return self
 
     @model_validator(mode="after")
     def _engine_can(self) -> Self:
         if self.engine == "vllm" and isinstance(self.adapter, QloraRecipe):
             raise ValueError("engine 'vllm' would sample from the full weights, not the 4-bit ones of adapter 'qlora'")
+        if self.engine == "vllm" and isinstance(self.adapter, PromptRecipe):
+            raise ValueError(f"engine 'vllm' does not serve soft prompts (adapter.kind '{self.adapter.kind}')")
         return self
 
     @model_validator(mode="after")
     def _same_probabilities_twice(self) -> Self:
-        if not isinstance(self.adapter, FullRecipe) and self.adapter.dropout:
+        if getattr(self.adapter, "dropout", 0):
             method = type(self).model_fields["method"].default
             raise ValueError(f"adapter.dropout must be 0 for {method.upper()}: the probability ratio would be noise")
         return self

@@ -102,7 +102,7 @@ def train_ppo(recipe: PpoRecipe, inputs: Mapping[str, Path], work: Work) -> None
     score = rewards_of(recipe.rewards, inputs, [*rows, *watched], start if recipe.share_base else None)
     work.log({"shares_base": float(score.shares_base)})
     if isinstance(recipe.adapter, QloraRecipe):
-        quantise(start)  # now, so that a value model shares the small weights
+        quantise(start, **recipe.adapter.quantisation)  # now, so that a value model shares the small weights
     trunk = None
     if recipe.value_model == "separate":
         trunk = attach(twin(start), recipe.adapter, seed=work.seed + 1)

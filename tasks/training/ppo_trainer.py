@@ -1,6 +1,6 @@
 """PPO's engine: sample, score, estimate advantages, take clipped steps."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +15,7 @@ from tasks.training.advantages import explained_variance, gae, token_rewards, wh
 from tasks.training.engine_batches import logits_at, pad
 from tasks.training.policy_losses import clipped_policy_loss, clipped_value_loss, k3
 from tasks.training.ppo import PpoRecipe
+from tasks.training.precision import adamw
 from tasks.training.rewards import Score, parts_of
 from tasks.training.rl_checkpoint import Progress
 from tasks.training.rl_loop import core_metrics
@@ -51,15 +52,11 @@ class Ppo:
         self.reference = Reference(model)
         value = SharedValue(output_layer(model).weight.shape[1]) if trunk is None else SeparateValue(trunk)
         self.keeps_features = trunk is None
-        self.value_rows = recipe.episodes if trunk is None else recipe.micro_batch_size
-        trained = [p for p in model.parameters() if p.requires_grad]
         self.model, self.value, self.optimizer, self.value_optimizer = self.accelerator.prepare(
             model,
             value,
-            torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0),
-            torch.optim.AdamW(
-                [p for p in value.parameters() if p.requires_grad], lr=recipe.value_learning_rate, weight_decay=0.0
-            ),
+            adamw(recipe.optimizer, model.parameters(), recipe.learning_rate),
+            adamw(recipe.optimizer, value.parameters(), recipe.value_learning_rate),
         )
         self.modules: dict[str, nn.Module] = {"policy": self.policy, "value": value}
         self.optimizers = {"policy_optimizer": self.optimizer, "value_optimizer": self.value_optimizer}
@@ -162,10 +159,14 @@ class Ppo:
     def _values(self, rollouts: Rollouts) -> torch.Tensor:
         """The value before each sampled token, `[rows, tokens]`, zero outside the mask."""
         values = torch.zeros_like(rollouts.logprobs)
-        for part in by_length(rollouts, self.value_rows):
+        for part in self._value_parts(rollouts, torch.arange(len(values), device=values.device)):
             found = self.value(rollouts, part)
             values[part, : found.shape[1]] = found
         return values * rollouts.mask
+
+    def _value_parts(self, rollouts: Rollouts, rows: torch.Tensor) -> Iterable[torch.Tensor]:
+        """The rows at once for a head alone, in parts for a model."""
+        return [rows] if self.keeps_features else by_length(rollouts, self.recipe.micro_batch_size, rows)
 
     def _learn_value(
         self, rollouts: Rollouts, old: torch.Tensor, returns: torch.Tensor, generator: torch.Generator
@@ -175,7 +176,7 @@ class Ppo:
             for rows in torch.randperm(len(old), generator=generator).chunk(self.recipe.minibatches):
                 rows = rows.to(old.device)
                 tokens, sums = rollouts.mask[rows].sum(), {"value_loss": 0.0, "value_clip_fraction": 0.0}
-                for part in by_length(rollouts, self.value_rows, rows):
+                for part in self._value_parts(rollouts, rows):
                     values = self.value(rollouts, part)
                     at = part, slice(values.shape[1])
                     loss, clipped = clipped_value_loss(

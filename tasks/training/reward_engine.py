@@ -11,8 +11,8 @@ from peft import PeftModel
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.artifact import Row, Work, link_tree
-from tasks.models.adapters import attach
+from tasks.artifact import InputError, Row, Work, link_tree
+from tasks.models.adapters import PromptRecipe, attach, save_whole
 from tasks.models.loading import (
     load_causal_lm,
     load_tokenizer,
@@ -67,6 +67,11 @@ def start(recipe: RewardRecipe, inputs: Mapping[str, Path], work: Work) -> tuple
     Dropout is off throughout. Another base is left where it is; the artifact says which one it is.
     """
     model, heads, tokenizer = _opened(recipe, inputs, work)
+    if isinstance(recipe.adapter, PromptRecipe) and not reads_last_token(model):
+        raise InputError(
+            f"A soft prompt ('{recipe.adapter.kind}') goes before a decoder, and reward.base is an encoder; take "
+            'adapter.kind = "lora".'
+        )
     return attach(_without_dropout(model), recipe.adapter, "SEQ_CLS", seed=work.seed, heads=heads), tokenizer
 
 
@@ -135,8 +140,7 @@ def _keep_start(model: Any, sft: Path, out: Path) -> None:
         link_tree(sft / "adapter", out / "start" / "adapter")
         return
     shutil.rmtree(out / "adapter")
-    whole = model.merge_and_unload() if isinstance(model, PeftModel) else model
-    whole.save_pretrained(out / "model")
+    save_whole(model.merge_and_unload() if isinstance(model, PeftModel) else model, out)
 
 
 def _without_dropout(model: Any) -> Any:

@@ -15,7 +15,7 @@ from tasks.models.chat import encode_prompt
 from tasks.sampling.engine import Engine
 from tasks.sampling.folded import folded
 from tasks.sampling.local import CausalLM, decode, output_layer
-from tasks.training.engine_batches import logits_at, pad
+from tasks.training.engine_batches import logits_at, pad, portions
 from tasks.training.engine_rollouts import draw
 from tasks.training.rewards import Score
 
@@ -137,7 +137,8 @@ def by_length(rollouts: Rollouts, size: int, rows: torch.Tensor | None = None) -
     """Row indices (all, or these) in parts of at most `size`, rows of like length together."""
     total = rollouts.lengths + torch.tensor([len(ids) for ids in rollouts.prompt_ids], device=rollouts.lengths.device)
     rows = torch.arange(len(total), device=total.device) if rows is None else rows
-    return iter(rows[total[rows].argsort(stable=True)].split(size))
+    rows = rows[total[rows].argsort(stable=True)]
+    return iter(rows.split(portions(total[rows].tolist(), size, rows.device.type)))
 
 
 def token_logprobs(

@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from tasks.artifact import InputError, Row, Work
 from tasks.models.chat import Encoded, encode_conversation
+from tasks.models.rendering import plain
+from tasks.models.templates import check_special_tokens
 from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
-from tasks.training.engine_batches import logits_at, pad
+from tasks.training.engine_batches import LengthBatches, logits_at, pad
 from tasks.training.hyperparameters import Hyperparameters
+from tasks.training.packing import PackedBatches, Packing, apart, choose_packing
 
 
 class LanguageTrainer(Trainer):
@@ -21,22 +24,45 @@ class LanguageTrainer(Trainer):
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
         keep = batch["mask"][:, 1:]
         targets = batch["input_ids"][:, 1:][keep]
-        logits = logits_at(model, head, batch["input_ids"][:, :-1], keep)
+        logits = logits_at(model, head, batch["input_ids"][:, :-1], keep, **apart(batch))
         summed = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
         return summed, {"token_accuracy": (logits.detach().argmax(dim=-1) == targets).float().mean()}
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-    """Conversations as ids. Raises `InputError` naming the row that has no assistant turn or cannot be rendered."""
+def encode_rows(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, turns: Literal["all", "last"] = "all"
+) -> list[Encoded]:
+    """Conversations as ids, their mask on all assistant turns or on the last alone; rows of plain `text` as documents.
+
+    Raises `InputError` naming the row that has no assistant turn or cannot be rendered.
+    """
+    check_special_tokens(tokenizer)
     encoded = []
     for number, row in enumerate(rows, 1):
+        if isinstance(row.get("text"), str):
+            encoded.append(_document(row["text"], tokenizer))
+            continue
         try:
             encoded.append(encode_conversation(tokenizer, row["messages"]))
         except (InputError, KeyError, TypeError) as error:
             raise InputError(f"Row {number} for SFT is not a conversation ({error}); mend or remove it.") from error
         if not any(encoded[-1].labels_mask):
             raise InputError(f"Row {number} for SFT has no assistant turn to learn; mend or remove it.")
-    return encoded
+    return [_last_turn(each) for each in encoded] if turns == "last" else encoded
+
+
+def _document(text: str, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """Plain text to go on pre-training on, within BOS and EOS: the loss is on all of it."""
+    ids: Any = tokenizer(plain(tokenizer, text), add_special_tokens=False)["input_ids"]
+    ids = [each for each in (tokenizer.bos_token_id, *ids, tokenizer.eos_token_id) if each is not None]
+    return Encoded(ids, [1] * len(ids))
+
+
+def _last_turn(row: Encoded) -> Encoded:
+    mask = row.labels_mask
+    end = max(place for place, mark in enumerate(mask) if mark)
+    begin = max((place for place, mark in enumerate(mask[:end]) if not mark), default=-1)
+    return Encoded(row.input_ids, [int(begin < place <= end) for place in range(len(mask))])
 
 
 def fit_language_model(
@@ -46,8 +72,14 @@ def fit_language_model(
     recipe: Hyperparameters,
     work: Work,
     *callbacks: TrainerCallback,
+    batches: type[LengthBatches] = LengthBatches,
+    packing: Packing = "never",
 ) -> TrainerState:
-    """Train on encoded rows; logs the curve of `loss`, and the first and last losses as final figures."""
+    """Train on encoded rows; logs the curve of `loss`, the first and last losses and the share of padding as final
+    figures, and the report `batching` says how rows were put together and why.
+
+    batches: how rows that are not packed come together. packing: see `choose_packing`.
+    """
     rows = keep_short(rows, [len(row.input_ids) for row in rows], recipe, model, work)
     lengths = [len(row.input_ids) for row in rows]
     pad_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
@@ -60,9 +92,15 @@ def fit_language_model(
             "items": int(mask[:, 1:].sum()),
         }
 
-    trainer = LanguageTrainer(model, rows, lengths, collate, recipe, work)
+    attention = model.config._attn_implementation
+    pack, why = choose_packing(packing, model, rows)
+    trainer = LanguageTrainer(model, rows, lengths, pack or collate, recipe, work, PackedBatches if pack else batches)
+    work.text("batching", f"{why}\n")
     work.log({"tokens": sum(lengths), "trained_tokens": sum(sum(row.labels_mask) for row in rows)})
+    work.log({"padding_share": trainer.batches.padding_share(), "packed": pack is not None})
     fit(trainer, work, *callbacks)
+    if model.config._attn_implementation != attention:
+        model.set_attn_implementation(attention)
     curve = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if curve:
         work.log({"first_loss": curve[0], "last_loss": curve[-1], "perplexity": math.exp(min(curve[-1], 50))})

@@ -1,0 +1,44 @@
+"""Runs of words that training rows share with evaluation sets (Brown et al. 2020, "Language Models are Few-Shot
+Learners", appendix C)."""
+
+from collections.abc import Iterable, Sequence
+
+from tasks.data.splits import normalise
+
+
+class Protected:
+    """The runs of words of evaluation texts, as 64-bit hashes, and whole texts that are shorter than a run."""
+
+    def __init__(self, words: int) -> None:
+        self._words = words
+        self._runs: set[int] = set()
+        self._short: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._runs) + len(self._short)
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Texts that no training row may hold."""
+        for text in texts:
+            words = normalise(text).split()
+            if len(words) >= self._words:
+                self._runs.update(self._hashed(words))
+            elif words:
+                self._short.add(" ".join(words))
+
+    def share(self, texts: Sequence[str]) -> float:
+        """The share of the runs of words in the texts that are protected; 1 when one of them is a short text whole."""
+        runs = found = 0
+        for text in texts:
+            words = normalise(text).split()
+            if len(words) < self._words:
+                if " ".join(words) in self._short:
+                    return 1.0
+                continue
+            hashed = self._hashed(words)
+            runs += len(hashed)
+            found += sum(run in self._runs for run in hashed)
+        return found / runs if runs else 0.0
+
+    def _hashed(self, words: Sequence[str]) -> list[int]:
+        return [hash(tuple(words[place : place + self._words])) for place in range(len(words) - self._words + 1)]

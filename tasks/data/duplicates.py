@@ -1,0 +1,141 @@
+"""Near-duplicates among many texts, by MinHash: what can be alike is found by signatures and checked by the texts.
+
+Broder 1997, "On the resemblance and containment of documents"; bands as in Leskovec et al., "Mining of Massive
+Datasets", chapter 3. A text takes 512 bytes on disk and a few in memory, so sets larger than memory can be compared.
+"""
+
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from rensa import RMinHash  # type: ignore[attr-defined]
+
+from tasks.data.splits import normalise, shingles
+
+PERMUTATIONS = 128
+MISSED = 1e-3
+"""At most this share of the pairs that are just as similar as the threshold is never compared."""
+_LEADERS = 64
+_MARGIN = 0.12
+"""Signatures tell a similarity to about 0.035 (one standard deviation at 0.8): only within this of the threshold are
+texts read."""
+
+
+def similarity(a: str, b: str) -> float:
+    """Jaccard similarity of the words and word pairs of two texts."""
+    first, second = shingles(normalise(a)), shingles(normalise(b))
+    return len(first & second) / len(first | second) if first or second else 1.0
+
+
+def rows_per_band(threshold: float) -> int:
+    """How many values of a signature make a band: the most that still finds what is as similar as the threshold."""
+    for rows in range(PERMUTATIONS, 1, -1):
+        if (1 - threshold**rows) ** (PERMUTATIONS // rows) <= MISSED:
+            return rows
+    return 1
+
+
+class Signatures:
+    """MinHash signatures of texts, numbered as they are added, kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, path.open("wb")
+        self.count = 0
+
+    def add(self, text: str) -> None:
+        """The signature of the next text."""
+        sketch = RMinHash(num_perm=PERMUTATIONS, seed=0)
+        sketch.update(list(shingles(normalise(text))))
+        array("I", sketch.digest()).tofile(self._file)
+        self.count += 1
+
+    def groups(self, threshold: float, text_of: Callable[[int], str], among: np.ndarray | None = None) -> np.ndarray:
+        """For each text the number of the first text of its group; a pair of at least `threshold` is in one group.
+
+        `among` (bool) leaves out texts, which are then groups of their own.
+        """
+        self._file.flush()
+        parent = np.arange(self.count)
+        if not self.count:
+            return parent
+        stored = np.memmap(self._path, dtype=np.uint32, mode="r", shape=(self.count, PERMUTATIONS))
+        taken = np.arange(self.count) if among is None else np.flatnonzero(among)
+        rows = rows_per_band(threshold)
+        for begin in range(0, PERMUTATIONS - rows + 1, rows):
+            for bucket in _buckets(_keys(stored, taken, begin, rows), taken):
+                _join_bucket(bucket, stored, parent, threshold, text_of)
+        return _flattened(parent)
+
+
+def _keys(stored: np.ndarray, taken: np.ndarray, begin: int, rows: int) -> np.ndarray:
+    """One 64-bit key of a band of every text, read a block at a time."""
+    keys = np.empty(len(taken), np.uint64)
+    for start in range(0, len(taken), 65536):
+        block = np.asarray(stored[taken[start : start + 65536], begin : begin + rows], np.uint64)
+        key = np.zeros(len(block), np.uint64)
+        for column in block.T:
+            key = (key ^ column) * np.uint64(0x9E3779B97F4A7C15)
+            key ^= key >> np.uint64(29)
+        keys[start : start + len(block)] = key
+    return keys
+
+
+def _buckets(keys: np.ndarray, taken: np.ndarray) -> Iterator[np.ndarray]:
+    """The texts that share a key, at least two, in their order."""
+    order = np.argsort(keys, kind="stable")
+    sorted_keys = keys[order]
+    starts = np.flatnonzero(np.r_[True, sorted_keys[1:] != sorted_keys[:-1]])
+    ends = np.r_[starts[1:], len(keys)]
+    for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
+        yield taken[order[start:end]]
+
+
+def _join_bucket(
+    bucket: np.ndarray, stored: np.ndarray, parent: np.ndarray, threshold: float, text_of: Callable[[int], str]
+) -> None:
+    """Join what is alike: each text is compared with those before it that are unlike each other (at most 64)."""
+    leaders: list[int] = []
+    signatures: list[np.ndarray] = []
+    roots: set[int] = set()
+    for index in map(int, bucket):
+        root = find_root(parent, index)
+        if root in roots:
+            continue
+        signature = stored[index]
+        for leader, other in zip(leaders, signatures, strict=True):
+            if _alike(float(np.mean(signature == other)), threshold, leader, index, text_of):
+                join(parent, leader, index)
+                roots.add(find_root(parent, index))
+                break
+        else:
+            if len(leaders) < _LEADERS:
+                leaders.append(index)
+                signatures.append(np.array(signature))
+                roots.add(root)
+
+
+def _alike(estimate: float, threshold: float, a: int, b: int, text_of: Callable[[int], str]) -> bool:
+    if threshold < 1 and abs(estimate - threshold) > _MARGIN:
+        return estimate > threshold
+    return similarity(text_of(a), text_of(b)) >= threshold
+
+
+def find_root(parent: np.ndarray, index: int) -> int:
+    """The first member of a group."""
+    while parent[index] != index:
+        parent[index] = parent[parent[index]]
+        index = int(parent[index])
+    return index
+
+
+def join(parent: np.ndarray, a: int, b: int) -> None:
+    """Make one group of two."""
+    first, second = sorted((find_root(parent, a), find_root(parent, b)))
+    parent[second] = first
+
+
+def _flattened(parent: np.ndarray) -> np.ndarray:
+    for index in range(len(parent)):  # a parent comes before its children
+        parent[index] = parent[parent[index]]
+    return parent

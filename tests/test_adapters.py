@@ -1,0 +1,208 @@
+"""Adapters of every kind: what they train, that they load, decode and merge as they were trained, what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from flows.recipe import PolicyRecipe
+from tasks.artifact import InputError
+from tasks.merging import MergeRecipe, merge_policy
+from tasks.models.adapters import AdapterRecipe, FullRecipe, LoraRecipe, PrefixTuningRecipe, attach, save
+from tasks.models.loading import load_causal_lm, positions
+from tasks.models.prompts import installed
+from tasks.sampling.folded import folded
+from tasks.sampling.local import generate
+from tasks.training.direct import DpoRecipe, train_direct
+from tasks.training.engine_checkpoints import Reporting
+from tasks.training.reward import RewardRecipe, train_reward
+from tasks.training.sft import SftRecipe, train_sft
+from tests.tiny_models import demonstrations, tiny_base, tiny_model, tiny_tokenizer, work_in
+from tests.tiny_rewards import reward_base
+
+IDS = torch.tensor([[1, 20, 30, 40, 50], [1, 20, 30, 41, 51]])
+PROMPTS: list[dict[str, Any]] = [
+    {"kind": "prompt_tuning", "virtual_tokens": 5},
+    {"kind": "p_tuning", "virtual_tokens": 5, "width": 8},
+    {"kind": "prefix_tuning", "virtual_tokens": 5},
+]
+ON_WEIGHTS: list[dict[str, Any]] = [
+    {"kind": "dora", "rank": 4},
+    {"kind": "ia3"},
+    {"kind": "ia3", "targets": "all-linear"},
+    {"kind": "lora", "targets": "attention", "rank": 4, "ranks": {"q_proj": 2}, "rank_stabilised": True},
+    {"kind": "lora", "rank": 4, "bias": "all", "modules_to_save": ["norm", "ln_f"]},
+]
+
+
+def recipe_of(given: dict[str, Any]) -> Any:
+    return TypeAdapter(AdapterRecipe).validate_python(given)
+
+
+def _moved(model: Any, amount: float = 0.2) -> Any:
+    generator = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += amount * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+@torch.no_grad()
+def _logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
+    return model(input_ids=ids).logits
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("given", [*PROMPTS, *ON_WEIGHTS], ids=lambda given: "-".join(map(str, given.values()))[:30])
+def test_it_loads_and_decodes_as_it_was_trained(tmp_path: Path, kind: str, given: dict[str, Any]) -> None:
+    """By PEFT as by us, with the tokens of `generate`; without it the model is the one below."""
+    base, tokenizer = tiny_base(tmp_path / "base", kind), tiny_tokenizer()
+    below = load_causal_lm([base])
+    policy: Any = _moved(attach(load_causal_lm([base]), recipe_of(given), seed=1))
+    save(policy, tmp_path / "sft")
+    loaded: Any = load_causal_lm([base, tmp_path / "sft"])
+    assert not torch.allclose(_logits(policy), _logits(below), atol=1e-2)
+    torch.testing.assert_close(_logits(loaded), _logits(policy), atol=1e-5, rtol=1e-4)
+    theirs = PeftModel.from_pretrained(load_causal_lm([base]), str(tmp_path / "sft" / "adapter"))
+    torch.testing.assert_close(_logits(theirs)[:, -5:], _logits(policy), atol=1e-5, rtol=1e-4)
+    if given.get("bias") != "all":
+        with policy.disable_adapter():
+            assert torch.equal(_logits(policy), _logits(below))
+    short = IDS[1, :3].tolist()
+    ours = generate(policy, tokenizer, [IDS[0].tolist(), short], n=2, max_new_tokens=12, greedy=True, seed=0)
+    for ids, found in zip((IDS[0].tolist(), short), ours, strict=True):
+        for model in (loaded, theirs):
+            seen = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+            expected = model.generate(**seen, max_new_tokens=12, do_sample=False, eos_token_id=2, pad_token_id=0)
+            assert found[0].token_ids == found[1].token_ids == expected[0, len(ids) :].tolist()
+
+
+@pytest.mark.parametrize("given", ON_WEIGHTS, ids=lambda given: given["kind"])
+def test_a_fresh_adapter_on_weights_changes_nothing(given: dict[str, Any]) -> None:
+    model = tiny_model().eval()
+    before = _logits(model)
+    torch.testing.assert_close(_logits(attach(model, recipe_of(given))), before)
+
+
+@pytest.mark.parametrize("given", [*ON_WEIGHTS[:3], {"kind": "lora", "rank": 4}], ids=lambda given: given["kind"])
+def test_folding_is_the_same_and_comes_undone(given: dict[str, Any]) -> None:
+    policy: Any = _moved(attach(tiny_model().eval(), recipe_of(given)))
+    before, bits = _logits(policy), {name: p.clone() for name, p in policy.named_parameters()}
+    with folded(policy):
+        assert any(layer.merged for layer in policy.modules() if hasattr(layer, "merged_adapters"))
+        torch.testing.assert_close(_logits(policy), before, atol=1e-5, rtol=1e-4)
+    assert all(torch.equal(p, bits[name]) for name, p in policy.named_parameters())
+    assert torch.equal(_logits(policy), before)
+
+
+def test_targets_are_found_by_what_is_said_of_them() -> None:
+    def chosen(kind: str, **given: Any) -> set[str]:
+        policy: Any = attach(tiny_model(kind), recipe_of({"kind": "lora", "rank": 4} | given))
+        return {name for name, module in policy.get_base_model().named_modules() if hasattr(module, "lora_A")}
+
+    assert {name.rpartition(".")[2] for name in chosen("llama", targets="attention")} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj")
+    }
+    assert {".".join(name.split(".")[-2:]) for name in chosen("gpt2", targets="attention")} == {
+        *("attn.c_attn", "attn.c_proj")
+    }
+    assert chosen("llama", targets=r".*\.1\.mlp\..*") == {
+        f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")
+    }
+    assert chosen("llama", targets=["v_proj"]) == {f"model.layers.{i}.self_attn.v_proj" for i in (0, 1)}
+    assert len(chosen("gpt2")) == 8, "all linear layers but the output layer"
+    policy: Any = attach(tiny_model(), recipe_of(ON_WEIGHTS[3]))
+    ranks = {name: p.shape[0] for name, p in policy.named_parameters() if "lora_A" in name}
+    assert {rank for name, rank in ranks.items() if "q_proj" in name} == {2}
+    assert {rank for name, rank in ranks.items() if "q_proj" not in name} == {4}
+    scaled: Any = attach(tiny_model(), recipe_of({"kind": "ia3"}))
+    inputs = {name for name, module in scaled.named_modules() if getattr(module, "is_feedforward", False)}
+    assert inputs and all(name.endswith("down_proj") for name in inputs)
+
+
+@pytest.mark.parametrize("given", PROMPTS, ids=lambda given: given["kind"])
+def test_an_sft_prompt_carries_an_adapter_a_reward_model_and_a_merged_model(
+    tmp_path: Path, chain: dict[str, Path], given: dict[str, Any]
+) -> None:
+    sft, dpo, merged = (work_in(tmp_path / name) for name in ("prompted", "dpo", "merged"))
+    data = {"base": chain["base"], "data": demonstrations(tmp_path / "rows")}
+    train_sft(SftRecipe(adapter=recipe_of(given), epochs=20, learning_rate=2e-2), data, sft)
+    assert sft.metrics["last_loss"] < 0.99 * sft.metrics["first_loss"]
+    weights = load_file(sft.out / "adapter" / "adapter_model.safetensors")
+    assert set(weights) == {"prompt_embeddings"}
+    inputs = chain | {"sft": sft.out}
+    train_direct(DpoRecipe(adapter=LoraRecipe(rank=4), epochs=4), inputs, dpo)
+    merge_policy(MergeRecipe(), inputs | {"policy": dpo.out}, merged)
+    assert merged.metrics["max_logit_difference"] < 1e-4
+    whole, parts = load_causal_lm([merged.out]), load_causal_lm([chain["base"], sft.out, dpo.out])
+    torch.testing.assert_close(_logits(whole), _logits(parts), atol=1e-5, rtol=1e-4)
+    assert installed(whole) is not None and positions(whole) == 128 - 5
+    bare = load_file(merged.out / "model" / "model.safetensors")
+    assert not any("prompt" in name for name in bare), "the weights are those of a plain model"
+    trained = attach(load_causal_lm([merged.out], trainable=True), FullRecipe())
+    save(_moved(trained), tmp_path / "full")
+    torch.testing.assert_close(_logits(load_causal_lm([merged.out, tmp_path / "full"])), _logits(trained))
+    reward = work_in(tmp_path / "reward")
+    train_reward(RewardRecipe(adapter=LoraRecipe(rank=4), epochs=1), inputs, reward)
+    assert (reward.out / "start" / "adapter").is_dir()
+    with pytest.raises(InputError, match="already has a soft prompt"):
+        train_direct(DpoRecipe(adapter=recipe_of(given)), inputs, work_in(tmp_path / "second"))
+
+
+@pytest.mark.parametrize("given", PROMPTS, ids=lambda given: given["kind"])
+def test_a_killed_training_of_a_prompt_ends_with_the_same_bytes(
+    tmp_path: Path, base: Path, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = {"base": base, "data": demonstrations(tmp_path / "data")}
+    recipe = SftRecipe(adapter=recipe_of(given), epochs=2, batch_size=4, learning_rate=1e-2)
+    whole, cut = work_in(tmp_path / "whole"), work_in(tmp_path / "cut")
+    train_sft(recipe, inputs, whole)
+    cut.checkpoint_seconds = 0.0
+
+    class Killed(Reporting, TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            if state.global_step == 7:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.training.engine.Reporting", Killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_sft(recipe, inputs, cut)
+    train_sft(recipe, inputs, cut)
+    one, other = (work.out / "adapter" / "adapter_model.safetensors" for work in (whole, cut))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"method": "ppo", "adapter": {"kind": "lora", "bias": "all"}}, "which PPO measures the KL to"),
+        ({"method": "grpo", "adapter": {"kind": "dora", "dropout": 0.1}}, "adapter.dropout must be 0 for GRPO"),
+        ({"method": "dpo", "adapter": {"kind": "prefix_tuning"}, "gradient_checkpointing": True}, "without the cache"),
+        ({"method": "dpo", "adapter": {"kind": "lora", "targets": "[a"}}, "no regular expression"),
+        ({"method": "dpo", "adapter": {"kind": "lora", "targets": []}}, "no module is named"),
+        ({"method": "dpo", "adapter": {"kind": "prompt_tuning", "rank": 4}}, "Extra inputs"),
+        ({"method": "ppo", "adapter": {"kind": "full"}, "share_base": True}, "share_base needs adapters"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_the_recipe(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        TypeAdapter(PolicyRecipe).validate_python(given)
+
+
+def test_what_the_model_does_not_allow_is_one_sentence(tmp_path: Path, chain: dict[str, Path]) -> None:
+    for targets in (("query",), "query.*"):
+        with pytest.raises(InputError, match="it has down_proj, gate_proj"):
+            attach(tiny_model(), LoraRecipe(targets=targets))
+    with pytest.raises(InputError, match="output layer is its embeddings"):
+        attach(tiny_model("gpt2"), LoraRecipe(targets=("wte",)))
+    with pytest.raises(InputError, match="output layer is its embeddings"):
+        attach(tiny_model("gpt2"), LoraRecipe(modules_to_save=("lm_head",)))
+    recipe = RewardRecipe(base=str(reward_base(tmp_path / "bert", "bert")), adapter=PrefixTuningRecipe())
+    with pytest.raises(InputError, match=r"reward\.base is an encoder"):
+        train_reward(recipe, {"preferences": chain["preferences"]}, work_in(tmp_path / "reward"))

@@ -1,0 +1,237 @@
+"""Instruction mixtures through the real data stage: many formats in, one ledger and one mixture out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from flows.recipe import LifecycleRecipe
+from tasks.artifact import InputError, Row, Work, read_jsonl
+from tasks.data.mixing import Mix, Wanted, amounts, rates
+from tasks.data.prepare import DataRecipe, prepare_data
+from tasks.data.preview import table
+from tasks.data.splits import SPLITS
+from tasks.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+
+WORDS = (
+    "amber birch cedar dune ember fern grove heath iris jade kelp larch moss nettle oak pine quartz reed slate thyme"
+)
+NOUNS = WORDS.split()
+
+
+def prepare(folder: Path, seed: int = 0, **settings: Any) -> Work:
+    work = Work(folder / "out", folder / "scratch", seed)
+    work.out.mkdir(parents=True)
+    prepare_data(TypeAdapter(DataRecipe).validate_python({"source": "mixture", **settings}), {}, work)
+    return work
+
+
+def save(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def question(a: int, b: int = 0) -> str:
+    """Questions that are no near-duplicates of each other."""
+    return f"What of {NOUNS[a % 20]} {a} and {NOUNS[(a * 7 + b) % 20]} {a * 31 + b}?"
+
+
+def alpaca(path: Path, count: int, start: int = 0) -> str:
+    rows = [{"instruction": question(n), "input": "", "output": f"It is {n}."} for n in range(start, start + count)]
+    return save(path, rows)
+
+
+def sft(work: Work) -> list[Row]:
+    return read_jsonl(work.out / "sft.jsonl")
+
+
+def by_set(work: Work) -> dict[str, Row]:
+    return {row["set"]: row for row in table(work.out, "mixture")}
+
+
+def test_sets_in_different_formats_are_told_filtered_and_mixed(tmp_path: Path) -> None:
+    lines = ["claim\tanswer"] + [
+        f"{NOUNS[n % 20]} number {n * 13} is green\t{'yes' if n % 2 else 'no'}" for n in range(60)
+    ]
+    (tmp_path / "claims.tsv").write_text("\n".join([*lines, "empty answer\t"]) + "\n")
+    templates = [{"prompt": "Is it so? {{ claim }}", "completion": "{{ answer }}"},
+                 {"prompt": "{{ claim }}. Right?", "completion": "{{ answer }}"}]  # fmt: skip
+    sets = [
+        {"name": "chat", "kind": "json", "path": alpaca(tmp_path / "chat.jsonl", 40)},
+        {"name": "claims", "kind": "csv", "path": str(tmp_path / "claims.tsv"), "templates": templates},
+    ]
+    shares = {"sft": 0.5, "reward_train": 0.2, "reward_validation": 0.1, "rl": 0.1, "evaluation": 0.1}
+    filters = [{"kind": "length", "unit": "characters", "prompt": [1, 34]}]
+    work = prepare(tmp_path, sets=sets, shares=shares, filters=filters)
+    rows = sft(work)
+    assert {row["set"] for row in rows} == {"chat", "claims"}
+    assert {row["form"] for row in rows if row["set"] == "claims"} == {"template 1", "template 2"}
+    assert all(len(row["messages"][0]["content"]) <= 34 for row in rows)
+    dropped = read_jsonl(work.out / "dropped.jsonl")
+    assert ("claims", 61, "form", "has an empty completion") in {
+        (r["set"], r["line"], r["filter"], r["reason"]) for r in dropped
+    }
+    long = [row for row in dropped if row["filter"] == "length"]
+    assert long and all(row["reason"] == "the prompt has more than 34 characters" for row in long)
+    assert {row["filter"]: row["dropped"] for row in table(work.out, "filters")} == {"form": 1, "length": len(long)}
+    ledger = read_jsonl(work.out / "ledger.jsonl")
+    assert len(ledger) == 101 - 1 - len(long) and {row["split"] for row in ledger} == set(SPLITS)
+    again = prepare(tmp_path / "again", sets=sets, shares=shares, filters=filters)
+    assert [f.read_bytes() for f in sorted(work.out.glob("*.jsonl"))] == [
+        f.read_bytes() for f in sorted(again.out.glob("*.jsonl"))
+    ]
+
+
+def test_evaluation_sets_are_held_out_whole_and_nothing_like_them_is_trained_on(tmp_path: Path) -> None:
+    exam = [{"prompt": question(n, 1)} for n in range(30)]
+    leaked = [{"prompt": row["prompt"].upper() + "!!", "completion": "leak"} for row in exam[:5]]
+    text = " ".join(f"word{n}" for n in range(20))
+    exam.append({"prompt": text})
+    leaked.append({"prompt": "Please tell me about this text at once", "completion": f"As it says, {text} and more."})
+    train = [{"prompt": question(n + 100), "completion": "fine"} for n in range(40)]
+    sets = [
+        {"name": "train", "kind": "json", "path": save(tmp_path / "train.jsonl", train + leaked)},
+        {"name": "exam", "kind": "json", "path": save(tmp_path / "exam.jsonl", exam), "use": "evaluation"},
+    ]
+    shares = {"sft": 0.5, "reward_train": 0.2, "reward_validation": 0.1, "rl": 0.2, "evaluation": 0}
+    work = prepare(tmp_path, sets=sets, shares=shares, filters=[{"kind": "contamination", "words": 8}])
+    assert len(read_jsonl(work.out / "evaluation.jsonl")) == 31
+    assert not any("leak" in json.dumps(row) or "word5" in json.dumps(row) for row in sft(work))
+    reasons = {(row["filter"], row["set"]) for row in read_jsonl(work.out / "dropped.jsonl")}
+    assert reasons == {("contamination", "train")}
+    without = prepare(tmp_path / "ledger", sets=sets, shares=shares)
+    assert table(without.out, "dropped by set") == [
+        {"set": "train", "filter": "ledger", "reason": "is a near-duplicate of an evaluation prompt", "rows": 5}
+    ]
+
+
+def test_duplicates_go_across_sets_and_phrasings_of_one_row_stay(tmp_path: Path) -> None:
+    first = [{"q": question(n), "a": f"{n}"} for n in range(30)]
+    second = [{"q": row["q"].replace("What", "what,"), "a": row["a"]} for row in first[:10]]
+    second += [{"q": question(n), "a": f"{n}"} for n in range(200, 230)]
+    templates = [
+        {"prompt": "{{ q }}", "completion": "{{ a }}"},
+        {"prompt": "Tell me: {{ q }}", "completion": "{{ a }}"},
+    ]
+    sets = []
+    for name, rows in (("first", first), ("second", second)):
+        told = {"templates": templates, "templates_per_row": 2}
+        sets.append({"name": name, "kind": "json", "path": save(tmp_path / f"{name}.jsonl", rows), **told})
+    work = prepare(tmp_path, sets=sets, filters=[{"kind": "duplicates"}])
+    kept = by_set(work)
+    assert kept["first"]["kept"] == 30 and kept["second"]["kept"] == 30
+    assert work.metrics["dropped/duplicates"] == 20 and work.metrics["prompts/all"] == 120
+    split_of = {row["id"]: row["split"] for row in read_jsonl(work.out / "ledger.jsonl")}
+    assert len(split_of) == 120 and len({row["group"] for row in read_jsonl(work.out / "ledger.jsonl")}) == 60
+
+
+def test_plain_text_takes_its_share(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("<|end|>".join(f"Story {n}. " + "And so it went on. " * 20 for n in range(300)))
+    sets = [
+        {"name": "chat", "kind": "json", "path": alpaca(tmp_path / "chat.jsonl", 200), "use": "sft"},
+        {"name": "more", "kind": "json", "path": alpaca(tmp_path / "more.jsonl", 200, 1000)},
+        {"name": "text", "kind": "text", "path": str(tmp_path / "text.txt"), "separator": "<|end|>", "characters": 200},
+    ]
+    sets[-1]["share"] = 0.2
+    work = prepare(tmp_path, sets=sets)
+    rows = sft(work)
+    texts = [row for row in rows if "text" in row]
+    assert len(texts) / len(rows) == pytest.approx(0.2, abs=0.01) and all(len(row["text"]) <= 200 for row in texts)
+    assert all(row["text"].split()[-1] in ["And", "so", "it", "went", "on."] for row in texts), "no word is cut"
+    assert not any("Story" in json.dumps(row) for row in read_jsonl(work.out / "evaluation.jsonl"))
+    assert by_set(work)["chat"]["for sft"] == 200
+
+
+SETS = [Wanted("big", 90_000), Wanted("middle", 9_000), Wanted("small", 1_000)]
+
+
+def test_rates_are_those_of_the_t5_paper() -> None:
+    assert rates(Mix(), SETS) == pytest.approx({"big": 0.9, "middle": 0.09, "small": 0.01})
+    assert rates(Mix(cap=9000), SETS) == pytest.approx({"big": 9 / 19, "middle": 9 / 19, "small": 1 / 19})
+    roots = {"big": 300.0, "middle": 9000**0.5, "small": 1000**0.5}
+    by_root = {name: root / sum(roots.values()) for name, root in roots.items()}
+    assert rates(Mix(strategy="temperature", temperature=2), SETS) == pytest.approx(by_root)
+    weighted = [Wanted("a", 10, weight=3), Wanted("b", 1000, weight=1)]
+    assert rates(Mix(strategy="weights"), weighted) == pytest.approx({"a": 0.75, "b": 0.25})
+    boosted = [Wanted("a", 100, boost=3), Wanted("b", 100), Wanted("t", 50, share=0.2)]
+    assert rates(Mix(), boosted) == pytest.approx({"a": 0.6, "b": 0.2, "t": 0.2})
+    with pytest.raises(InputError, match=r"add up to 1\.1"):
+        rates(Mix(), [Wanted("a", 1, share=0.6), Wanted("b", 1, share=0.5), Wanted("c", 1)])
+
+
+def test_amounts_repeat_no_set_too_often_and_share_out_the_rest() -> None:
+    assert amounts(Mix(), SETS) == {"big": 90_000, "middle": 9_000, "small": 1_000}
+    assert amounts(Mix(cap=1000), SETS) == {"big": 1000, "middle": 1000, "small": 1000}
+    assert amounts(Mix(rows=100), SETS) == {"big": 90, "middle": 9, "small": 1}
+    poor = [Wanted("rich", 1000, weight=1), Wanted("poor", 10, weight=1)]
+    assert amounts(Mix(strategy="weights", rows=200), poor) == {"rich": 160, "poor": 40}
+    assert amounts(Mix(strategy="weights", rows=200, repeats=10), poor) == {"rich": 100, "poor": 100}
+    assert amounts(Mix(rows=10_000, repeats=2), poor) == {"rich": 2000, "poor": 20}
+    assert amounts(Mix(), [Wanted("none", 0), Wanted("some", 3)]) == {"none": 0, "some": 3}
+
+
+ONE = {"name": "a", "kind": "json", "path": "x"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sets": []}, "at least 1 item"),
+        ({"sets": [ONE, ONE]}, "two sets are named 'a'"),
+        ({"sets": [{**ONE, "kind": "text"}]}, "no set has conversations to learn from"),
+        ({"sets": [{**ONE, "cot": {"rationale": "y"}}]}, "'cot' without templates"),
+        ({"sets": [ONE], "filters": [{"kind": "length", "sets": ["b"]}]}, "names the set 'b'"),
+        ({"sets": [ONE], "filters": [{"kind": "characters", "forbidden": ["("]}]}, "not a regular"),
+        ({"sets": [ONE], "shares": {"sft": 0.4, "evaluation": 0}}, "shares.evaluation"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TypeAdapter(DataRecipe).validate_python({"source": "mixture", **settings})
+
+
+@pytest.mark.parametrize(
+    ("content", "extra", "message"),
+    [
+        (None, {}, "does not exist"),
+        ("", {}, "is empty"),
+        ('{"text": "x"}\n' * 3, {}, "no usable row: 3 of 3 has no prompt"),
+        ('{"prompt": "x"}\n{"prompt": "y"}\n', {}, "No row of the data has a completion|stays empty"),
+        ('{"prompt": "x", "completion": "y"}\n', {"filters": [{"kind": "contamination"}]}, "nothing to protect"),
+        ('{"prompt": "x", "completion": "y"}\n', {"filters": [{"kind": "length", "completion": [5]}]}, "stays empty"),
+    ],
+)
+def test_sets_that_give_nothing_are_refused_in_one_sentence(
+    tmp_path: Path, content: str | None, extra: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        prepare(tmp_path, sets=[{"name": "a", "kind": "json", "path": str(path)}], **extra)
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+def test_the_recipe_that_shows_instruction_data_prepares_files_like_its_own(tmp_path: Path, monkeypatch: Any) -> None:
+    recipe = load_recipe(LifecycleRecipe, ROOT / "deployments" / "recipes" / "instructions.toml")
+    monkeypatch.chdir(tmp_path)
+    alpaca(tmp_path / "conversations.jsonl", 60)
+    lines = ["claim\tanswer\texplanation"]
+    lines += [f"{question(n, 3)}\t{'yes' if n % 2 else 'no'}\tSo it is with {NOUNS[n % 20]} {n}." for n in range(90)]
+    (tmp_path / "claims.tsv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "corpus.txt").write_text(
+        "\n\n".join(f"The story of {noun} and of {n}." for n, noun in enumerate(NOUNS))
+    )
+    save(tmp_path / "exam.jsonl", [{"prompt": question(n, 5)} for n in range(500, 520)])
+    work = Work(tmp_path / "out", tmp_path / "scratch")
+    work.out.mkdir()
+    prepare_data(recipe.data, {}, work)
+    shares = by_set(work)
+    assert shares["text"]["share"] == pytest.approx(0.1, abs=0.03) and shares["exam"]["rows"] == 0
+    kinds = {row["form"].removesuffix("-shot") for row in sft(work) if row["set"] == "claims"}
+    assert any("cot" in form for form in kinds) and any(form[-1] in "12" for form in kinds)
+    assert {row["filter"] for row in table(work.out, "filters")} >= {"length", "language", "pii", "duplicates"}

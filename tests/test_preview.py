@@ -1,0 +1,82 @@
+"""`rlhf data preview`: conversations as SFT will see them, the shares, what the filters do; and training on it."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.artifact import read_jsonl
+from tasks.data.preview import shown
+from tasks.training.sft import SftRecipe, train_sft
+from tests.lifecycle_runs import RLHF, rlhf
+from tests.test_mixture import alpaca, prepare
+from tests.tiny_models import tiny_base, tiny_model, tiny_tokenizer, work_in
+
+RECIPE = """
+name = "seen"
+[data]
+source = "mixture"
+[[data.sets]]
+name = "chat"
+kind = "json"
+path = "{chat}"
+[[data.sets]]
+name = "text"
+kind = "text"
+path = "{text}"
+share = 0.25
+[[data.filters]]
+kind = "length"
+[[policy]]
+method = "dpo"
+"""
+
+
+def files(folder: Path) -> dict[str, str]:
+    (folder / "text.txt").write_text("\n\n".join(f"A story about item {n}." for n in range(50)))
+    return {"chat": alpaca(folder / "chat.jsonl", 80), "text": str(folder / "text.txt")}
+
+
+def test_the_verb_shows_masks_counts_and_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path / "home"))
+    recipe = tmp_path / "seen.toml"
+    recipe.write_text(RECIPE.format(**files(tmp_path)))
+    document = rlhf("data", "preview", recipe, "--rows", "1").document
+    assert [row["set"] for row in document["mixture"]] == ["chat", "text"]
+    assert document["mixture"][1]["share"] == pytest.approx(0.25, abs=0.03)
+    assert "not built yet" in document["tokenizer"] and document["conversations"][0]["tokens"] is None
+    model = tmp_path / "model"
+    tiny_model().save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    document = rlhf("data", "preview", recipe, "--rows", "1", "--set", f"base.model={model}", "--head", "40").document
+    chat, text = document["conversations"]
+    learnt = "".join(piece["text"] for piece in chat["pieces"] if piece["loss"])
+    assert learnt.startswith("It is ") and 0 < chat["loss_tokens"] < chat["tokens"] and document["head"] == 40
+    assert text["loss_tokens"] == text["tokens"] and document["mixture"][0]["read"] == 40
+    plain = subprocess.run(
+        [RLHF, "data", "preview", recipe, "--of", "chat"], capture_output=True, text=True, check=True
+    )
+    assert "mixture" in plain.stdout and "filters" in plain.stdout and "not counted" in plain.stdout
+    assert "the sets there are chat, text" in rlhf("data", "preview", recipe, "--of", "nothing").error
+
+
+def test_a_mixture_with_plain_text_is_trained_on(tmp_path: Path) -> None:
+    paths = files(tmp_path)
+    sets: list[dict[str, Any]] = [{"name": "chat", "kind": "json", "path": paths["chat"]}]
+    sets.append({"name": "text", "kind": "text", "path": paths["text"], "share": 0.25})
+    data = prepare(tmp_path / "data", sets=sets)
+    rows = read_jsonl(data.out / "sft.jsonl")
+    assert sum("text" in row for row in rows) > 4
+    work = work_in(tmp_path / "sft")
+    train_sft(SftRecipe(epochs=1), {"base": tiny_base(tmp_path / "base"), "data": data.out}, work)
+    tokenizer = tiny_tokenizer()
+    expected = sum(row["loss_tokens"] for row in (shown(row, tokenizer) for row in rows))
+    assert work.metrics["trained_tokens"] == expected
+
+
+def test_last_turns_alone_are_shown_as_they_are_trained() -> None:
+    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "abcd", strict=True)]
+    every, last = (shown({"messages": turns}, tiny_tokenizer(), which) for which in ("all", "last"))  # type: ignore[arg-type]
+    assert [piece["text"][0] for piece in every["pieces"] if piece["loss"]] == ["b", "d"]
+    assert [piece["text"][0] for piece in last["pieces"] if piece["loss"]] == ["d"]

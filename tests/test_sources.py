@@ -1,0 +1,236 @@
+"""Sources and phrasings of instruction sets: all kinds of files give the same rows; the seed draws phrasings."""
+
+import csv
+import gzip
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from tasks.artifact import InputError, Row, read_jsonl
+from tasks.data import sources
+from tasks.data.flan import kinds_of, read_flan
+from tasks.data.mixture import AnySet
+from tasks.data.phrasings import Told, tell
+from tasks.data.promptsource import read_promptsource
+from tests.test_mixture import prepare, question, sft
+
+ROWS: list[Row] = [{"prompt": f'Say "{n}",\nplease; é', "completion": f"It is {n}."} for n in range(40)]
+
+
+def told(seed: int = 0, **settings: Any) -> list[Told]:
+    part: Any = TypeAdapter(AnySet).validate_python({"name": "set", "kind": "json", **settings})
+    return list(tell(part, part.lines(), seed))
+
+
+def prompts(rows: list[Told]) -> list[str]:
+    return [example.prompt[-1]["content"] for row in rows for example in row.examples]
+
+
+def write_lines(path: Path) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+
+def write_array(path: Path) -> None:
+    path.write_text(json.dumps(ROWS, indent=1, ensure_ascii=False), encoding="utf-8-sig")
+
+
+def write_gzip(path: Path) -> None:
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS).encode()))
+
+
+def write_csv(path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, ["prompt", "completion"])
+        table.writeheader()
+        table.writerows(ROWS)
+
+
+def write_parquet(path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+
+
+def write_parquets(path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path.mkdir()
+    for begin in (0, 20):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[begin : begin + 20]), path / f"{begin:02d}.parquet")
+
+
+def save_hub(path: Path) -> None:
+    import datasets
+
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "write"),
+    [
+        ("rows.jsonl", "json", write_lines),
+        ("rows.json", "json", write_array),
+        ("rows.json", "json", write_lines),
+        ("rows.jsonl.gz", "json", write_gzip),
+        ("rows.csv", "csv", write_csv),
+        ("rows.parquet", "parquet", write_parquet),
+        ("parquets", "parquet", write_parquets),
+        ("saved", "hub", save_hub),
+    ],
+)
+def test_every_kind_of_source_gives_the_same_rows(
+    tmp_path: Path, name: str, kind: str, write: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_CHUNK", 97)  # a row lies across several reads
+    write(tmp_path / name)
+    found = told(kind=kind, path=str(tmp_path / name))
+    assert prompts(found) == [row["prompt"] for row in ROWS]
+    assert [example.completions for row in found for example in row.examples] == [[row["completion"]] for row in ROWS]
+    assert [row.line for row in found] == list(range(1, 41))
+    part: Any = TypeAdapter(AnySet).validate_python({"name": "set", "kind": kind, "path": str(tmp_path / name)})
+    assert part.source_files() and all(file.is_file() for file in part.source_files())
+
+
+def test_a_table_without_a_header_or_with_ragged_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.tsv"
+    path.write_text('"A" is it?\tyes\nno answer\nWhat\\nnow?\tgo\n')
+    found = told(kind="csv", path=str(path), header=["prompt", "completion"], escapes=True)
+    assert prompts(found) == ['"A" is it?', "What\nnow?"]
+    assert found[1].problem == "has another number of values than there are columns (2)"
+
+
+BROKEN = [
+    ("a.json", "[1, {}", "is not whole JSON after its row 1"),
+    ("a.json", '"text"', "is not a JSON array of objects"),
+    ("a.csv", "a,a\n1,2\n", "does not begin with the names of its columns"),
+    ("a.parquet", "no", "cannot be read as Parquet"),
+    ("a.jsonl.gz", "no", "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BROKEN)
+def test_broken_files_are_named_in_one_sentence(tmp_path: Path, name: str, content: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    kind = {"csv": "csv", "parquet": "parquet"}.get(path.suffix[1:], "json")
+    with pytest.raises(InputError, match=message) as error:
+        told(kind=kind, path=str(path))
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+def test_a_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist; check the path, or give a hub id"):
+        told(kind="hub", path=str(tmp_path / "none"))
+    save_hub(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"check its name, config, split \('test'\)"):
+        told(kind="hub", path=str(tmp_path / "saved"), split="test")
+
+
+def test_broken_lines_are_dropped_with_their_place(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"prompt": "a", "completion": "b"}\n{"prompt": \n[1]\n{"prompt": "\xff", "completion": "b"}\n')
+    found = told(path=str(path))
+    assert [(row.line, row.problem) for row in found] == [
+        (1, ""), (2, "is not JSON"), (3, "is not a JSON object"), (4, "has characters that cannot be written as UTF-8"),
+    ]  # fmt: skip
+
+
+def claims(path: Path, count: int = 120) -> str:
+    rows = [{"claim": question(n), "answer": ("no", "yes")[n % 2], "why": f"Because of {n}."} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+TEMPLATES = [
+    {"prompt": "True? {{ claim }}", "completion": "{{ answer }}"},
+    {"prompt": "{{ claim }} Is it so?", "completion": "{{ answer }}", "system": "Be brief."},
+    {"prompt": "Claim something of which one says {{ answer }}.", "completion": "{{ claim }}", "kind": "inverted"},
+]
+
+
+def test_phrasings_are_drawn_by_the_seed_and_the_kinds_weights(tmp_path: Path) -> None:
+    path = claims(tmp_path / "claims.jsonl")
+    settings: dict[str, Any] = {"path": path, "templates": TEMPLATES, "cot": {"rationale": "why"}}
+    first, again, other = told(0, **settings), told(0, **settings), told(1, **settings)
+    assert prompts(first) == prompts(again) != prompts(other)
+    kinds = Counter(example.kind for row in first for example in row.examples)
+    assert set(kinds) == {"direct", "cot", "inverted"} and min(kinds.values()) > 25
+    reasoned = next(e for row in first for e in row.examples if e.kind == "cot")
+    assert reasoned.completions[0].startswith("Because of ") and "\nSo the answer is " in reasoned.completions[0]
+    only = told(0, **settings, variants={"direct": 0, "inverted": 0, "cot": 1})
+    assert {example.kind for row in only for example in row.examples} == {"cot"}
+    shorter = told(0, **settings, max_rows=30)
+    assert prompts(shorter) == prompts(first)[:30], "what a row is told in does not depend on the others"
+    every = told(0, **{**settings, "cot": None}, templates_per_row=3)
+    assert Counter(example.form for row in every for example in row.examples) == {
+        f"template {n}": 120 for n in (1, 2, 3)
+    }
+    with pytest.raises(InputError, match="has only inverted phrasings, and 'variants' draws none"):
+        told(0, path=path, templates=TEMPLATES[2:], variants={"inverted": 0})
+
+
+@pytest.mark.parametrize("form", ["text", "turns"])
+def test_few_shot_examples_are_solved_and_used_as_nothing_else(tmp_path: Path, form: str) -> None:
+    path = claims(tmp_path / "claims.jsonl")
+    shots = {"share": 0.5, "shots": [2, 2], "pool": 8, "form": form}
+    found = told(path=path, templates=TEMPLATES[:2], fewshot=shots)
+    pool = {question(row.line - 1) for row in found if row.problem == "is kept as a few-shot example"}
+    assert len(pool) == 8
+    shown = [example for row in found for example in row.examples if example.form.endswith("2-shot")]
+    assert 35 < len(shown) < 77 and len(found) == 120
+    for example in shown:
+        text = "\n".join(turn["content"] for turn in example.prompt)
+        assert sum(claim in text for claim in pool) == 2
+        assert len(example.prompt) == (example.prompt[0]["role"] == "system") + (5 if form == "turns" else 1)
+    asked = {example.prompt[-1]["content"] for row in found for example in row.examples if "shot" not in example.form}
+    assert not any(claim in text for claim in pool for text in asked)
+
+
+def test_a_constant_prompt_is_trained_on_and_never_evaluated(tmp_path: Path) -> None:
+    templates = [TEMPLATES[0], {"prompt": "Make a claim.", "completion": "{{ claim }}", "kind": "inverted"}]
+    sets = [{"name": "claims", "kind": "json", "path": claims(tmp_path / "c.jsonl"), "templates": templates}]
+    work = prepare(tmp_path / "work", sets=sets)
+    assert "Make a claim." in {row["messages"][0]["content"] for row in sft(work)}
+    for split in ("reward_train", "reward_validation", "rl", "evaluation"):
+        held = [row["prompt"][0]["content"] for row in read_jsonl(work.out / f"{split}.jsonl")]
+        assert held and "Make a claim." not in held
+
+
+def test_flan_tables_are_parsed_and_never_run(tmp_path: Path) -> None:
+    path = tmp_path / "templates.py"
+    mark = tmp_path / "run"
+    run = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
+    path.write_text(run + 'N = 2\nPATTERNS: dict = {"t": [("{q}", "{a}"), {"inputs": "Ask: {a}", "targets": "{q}"}]}\n')
+    assert read_flan(path) == {"t": [("{q}", "{a}"), ("Ask: {a}", "{q}")]} and not mark.exists()
+    assert kinds_of(read_flan(path)["t"]) == ["direct", "inverted"]
+    path.write_text('PATTERNS = {"t": [("{q}", open("/etc/passwd").read())]}')
+    with pytest.raises(InputError, match="line 1: PATTERNS has an entry that is not a list of"):
+        read_flan(path)
+    path.write_text("X = {}")
+    with pytest.raises(InputError, match="has no dictionary PATTERNS"):
+        read_flan(path)
+    path.write_text("def (")
+    with pytest.raises(InputError, match="is not Python source"):
+        read_flan(path)
+
+
+def test_promptsource_files_reach_no_python(tmp_path: Path) -> None:
+    path = tmp_path / "templates.yaml"
+    path.write_text("templates:\n  a: !!python/object/apply:os.system ['touch x']\n")
+    with pytest.raises(InputError, match="is not a promptsource file"):
+        read_promptsource(path)
+    for jinja in ("{{ ''.__class__.__mro__ }} ||| x", "{{ 'x' * 10 ** 9 }} ||| x", "{{ 10 ** 99999 }} ||| x"):
+        path.write_text("templates:\n  a: !Template\n    name: n\n    jinja: " + json.dumps(jinja) + "\n")
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text('{"a": 1}\n')
+        assert told(path=str(rows), promptsource={"path": str(path)})[0].problem == "does not fit a template"
+    path.write_text("templates:\n  a: !Template\n    name: n\n    jinja: '{{ a '\n")
+    with pytest.raises(InputError, match="the template 'n' is not valid Jinja"):
+        read_promptsource(path)
