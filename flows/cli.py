@@ -85,9 +85,25 @@ def run(recipe: RecipePath, set_: Set = None, labels: Labels = None, as_json: Js
 
 
 @app.command()
-def plan(recipe: RecipePath, set_: Set = None, labels: Labels = None, as_json: Json = False) -> None:
-    """What a run would build and what it would reuse; builds nothing."""
+def plan(
+    recipe: RecipePath,
+    set_: Set = None,
+    labels: Labels = None,
+    estimate: Annotated[bool, typer.Option(help="Tokens, memory, hours and cost instead; needs no service.")] = False,
+    machine_price: Annotated[float, typer.Option(min=0, help="Of an hour of the machine.")] = 0.0,
+    label_price: Annotated[float, typer.Option(min=0, help="Of an hour of an annotator.")] = 0.0,
+    judgement_seconds: Annotated[float, typer.Option(min=1, help="A person takes for one record.")] = 45.0,
+    as_json: Json = False,
+) -> None:
+    """What a run would build and what it would reuse, or what it would cost (--estimate); builds nothing."""
     parsed = load(recipe, set_, labels)
+    if estimate:
+        from flows.costs import show_costs
+        from tasks.estimating import Prices
+
+        prices = Prices(machine_hour=machine_price, label_hour=label_price, seconds_per_judgement=judgement_seconds)
+        show_costs(parsed, prices, as_json)
+        return
     need_services("mlflow")
     from flows.lifecycle import build_lifecycle
     from flows.running import Planning

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from flows.recipe import LifecycleRecipe
 
 data = typer.Typer(no_args_is_help=True, help="The data of a recipe, before anything is trained on it.")
-TABLES = ("mixture", "filters", "ledger", "dropped by set")
 
 
 @data.command()
@@ -32,11 +31,11 @@ def preview(
 ) -> None:
     """Rendered conversations with the loss mask in colour, token counts, the shares of the sets and what filters do."""
     parsed = load(recipe, set_, None)
-    from tasks.data.preview import sample, shown, table
+    from tasks.data.preview import sample, shown, tables_of
 
     with tempfile.TemporaryDirectory(prefix="rlhf-preview-") as folder:
         prepared = _prepared(parsed, Path(folder), head)
-        tables = {name: table(prepared, name) for name in TABLES}
+        tables = tables_of(prepared)
         tokenizer, said = _tokenizer(parsed)
         conversations = [shown(row, tokenizer, parsed.sft.turns) for row in sample(prepared, rows, of, parsed.seed)]
     if as_json:

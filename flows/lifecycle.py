@@ -75,13 +75,23 @@ def build_lifecycle(recipe: LifecycleRecipe, build: Builder, store: Store, regis
     base, data = build.side_by_side(
         [Order(BASE, recipe.base, {}, recipe.seed), Order(DATA, recipe.data, {}, recipe.seed)]
     )
-    sft = build.one(Order(SFT, recipe.sft, {"base": base, "data": data}, recipe.seed))
+    sft = build_sft(recipe, build, base, data)
     start: Artifact | None = None
     judged: list[tuple[Artifact, Artifact]] = []
     for number in range(1, recipe.rounds + 1):
         built = build_round(recipe, build, rivals, number, base, data, sft, start, judged)
         yield built
         start = built.winner or start
+
+
+def build_sft(recipe: LifecycleRecipe, build: Builder, base: Artifact, data: Artifact) -> Artifact:
+    """The stages of SFT one after the other, each going on from the one before; the last."""
+    first, *further = recipe.sft.in_turn()
+    sft = build.one(Order(SFT, first, {"base": base, "data": data}, recipe.seed))
+    for part in further:
+        inputs = {"base": base, "data": data, "earlier": sft}
+        sft = build.one(Order(SFT, part, inputs, recipe.seed, f"sft {part.mixture}"))
+    return sft
 
 
 def build_round(

@@ -13,6 +13,7 @@ from tasks.labels.preferences import PreferencesRecipe
 from tasks.labels.recipe import LabelRecipe
 from tasks.labels.selection import LEARNERS, SelectRecipe
 from tasks.merging import MergeRecipe
+from tasks.models.adapters import PromptRecipe
 from tasks.models.pretrain import BaseRecipe
 from tasks.recipe import Part
 from tasks.sampling.completions import SampleRecipe
@@ -82,6 +83,13 @@ class LifecycleRecipe(Part):
             raise ValueError(f"'policy' has an entry named '{taken[0]}', which means something else; rename it")
         if any(policy.method not in DIRECT for policy in self.policy) and not self.data.shares.rl:
             raise ValueError("'data.shares.rl' is 0, but methods that sample need RL prompts; give them a share")
+        mixtures = {each.name for each in self.data.stages} if self.data.source == "mixture" else set()
+        learnt = {part.mixture for part in self.sft.in_turn() if part.mixture}
+        if unknown := sorted(learnt - mixtures):
+            raise ValueError(f"'sft' learns from the mixture '{unknown[0]}', which 'data.stages' lacks; add it there")
+        if idle := sorted(mixtures - learnt):
+            raise ValueError(f"'data.stages' has '{idle[0]}', which 'sft.stages' does not learn from; add it there")
+        self._check_prompts()
         imports = self.data.source == "preferences"
         if imports != (self.preferences.source == "data"):
             raise ValueError(
@@ -96,9 +104,9 @@ class LifecycleRecipe(Part):
                 'set sample.strategy = "sample", or rounds = 1'
             )
         collected = {"sample": SampleRecipe(), "select": SelectRecipe(), "label": LabelRecipe()}
-        idle = [name for name, default in collected.items() if imports and getattr(self, name) != default]
-        if idle:
-            raise ValueError(f"'{idle[0]}' has no effect when preferences are imported; remove it")
+        unused = [name for name, default in collected.items() if imports and getattr(self, name) != default]
+        if unused:
+            raise ValueError(f"'{unused[0]}' has no effect when preferences are imported; remove it")
         if self.select.show and self.select.show > self.sample.completions_per_prompt:
             raise ValueError("'select.show' is over 'sample.completions_per_prompt'; raise the one or lower the other")
         if self.select.method in LEARNERS and not self.select.earlier:
@@ -114,6 +122,23 @@ class LifecycleRecipe(Part):
                         f"a reward of '{policy_name(policy)}' asks for '{without[0]}', which 'reward.criteria' lacks"
                     )
         return self
+
+    def _check_prompts(self) -> None:
+        """A model has one soft prompt at most."""
+        prompted = [policy for policy in self.policy if isinstance(policy.adapter, PromptRecipe)]
+        if isinstance(self.sft.adapter, PromptRecipe):
+            above = [("reward", self.reward.base is None and isinstance(self.reward.adapter, PromptRecipe))]
+            above += [(f"policy.{policy_name(policy)}", True) for policy in prompted]
+            if names := [name for name, there in above if there]:
+                raise ValueError(
+                    f"'sft.adapter' is a soft prompt, and '{names[0]}.adapter' would be a second one before it; "
+                    'take kind = "lora" for one of them'
+                )
+        if prompted and self.rounds > 1:
+            raise ValueError(
+                f"'policy.{policy_name(prompted[0])}.adapter' is a soft prompt, and round 2 would put a second one "
+                'before the champion; take kind = "lora", or rounds = 1'
+            )
 
 
 def policy_name(policy: PolicyRecipe) -> str:

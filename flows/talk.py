@@ -12,10 +12,14 @@ from tasks.artifact import Message, PipelineError, below
 
 
 class Talk:
-    """One conversation; models that were loaded stay loaded, so changing between them is quick."""
+    """One conversation. Models that were loaded stay loaded, and adapters on the same model share it, so changing
+    between them is quick."""
 
     def __init__(self, temperature: float, max_new_tokens: int) -> None:
         self._temperature, self._max_new_tokens = temperature, max_new_tokens
+        from tasks.models.shelf import Shelf
+
+        self._shelf = Shelf()
         self._loaded: dict[str, tuple[Any, Any]] = {}
         self._model = ""
         self._messages: list[Message] = []
@@ -23,7 +27,7 @@ class Talk:
     def use(self, model: str) -> None:
         """Answer with this model from now on. Raises `PipelineError` when there is none of that name."""
         if model not in self._loaded:
-            self._loaded[model] = _load(model)
+            self._loaded[model] = self._shelf.take(_chain(model))
         self._model = model
 
     def ask(self, text: str) -> str:
@@ -67,13 +71,12 @@ class Talk:
                 console.print(f"{self._model}: {self.ask(text)}", markup=False, highlight=False)
 
 
-def _load(model: str) -> tuple[Any, Any]:
-    """Model and tokenizer of a registered model, an artifact (with what it builds on) or a folder."""
-    from tasks.models.loading import load_causal_lm, load_tokenizer
-
+def _chain(model: str) -> list[Path]:
+    """The artifacts that make up a registered model, an artifact or a folder; a merged model's are what it was merged
+    of, where that is still here, so that those on the same SFT model share it."""
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file():
-        return load_causal_lm([folder]), load_tokenizer(folder)
+        return [folder]
     found = services.status()["mlflow"]
     if not found.healthy:
         raise PipelineError(f"MLflow at {found.url} does not answer; start it with `rlhf up`.")
@@ -91,9 +94,14 @@ def _load(model: str) -> tuple[Any, Any]:
         raise PipelineError(
             f"{model} is what stage '{stage}' made, which cannot talk; name a policy or a merged model."
         )
-    whole = stage in ("merge", "base")
-    parts = [key] if whole else [*(inputs[name] for name in below(inputs)), key]
-    chain = [artifact.path for part in parts if (artifact := store.find(part))]
-    if len(chain) < len(parts):
-        raise PipelineError(f"Files of {model} are neither here nor in MLflow; run its recipe again.")
-    return load_causal_lm(chain), load_tokenizer(chain[0])
+
+    def files(parts: list[str]) -> list[Path]:
+        chain = [artifact.path for part in parts if (artifact := store.find(part))]
+        return chain if len(chain) == len(parts) else []
+
+    beneath = [inputs[name] for name in below(inputs)]
+    if stage == "merge" and (chain := files([*beneath, inputs["policy"]])) and (chain[-1] / "adapter").is_dir():
+        return chain
+    if chain := files([key] if stage in ("merge", "base") else [*beneath, key]):
+        return chain
+    raise PipelineError(f"Files of {model} are neither here nor in MLflow; run its recipe again.")

@@ -10,12 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from flows.recipe import PolicyRecipe
+from flows.recipe import LifecycleRecipe, PolicyRecipe
 from tasks.artifact import InputError
 from tasks.merging import MergeRecipe, merge_policy
 from tasks.models.adapters import AdapterRecipe, FullRecipe, LoraRecipe, PrefixTuningRecipe, attach, save
 from tasks.models.loading import load_causal_lm, positions
 from tasks.models.prompts import installed
+from tasks.models.shelf import Shelf
 from tasks.sampling.folded import folded
 from tasks.sampling.local import generate
 from tasks.training.direct import DpoRecipe, train_direct
@@ -187,6 +188,14 @@ def test_a_killed_training_of_a_prompt_ends_with_the_same_bytes(
         ({"method": "dpo", "adapter": {"kind": "lora", "targets": "[a"}}, "no regular expression"),
         ({"method": "dpo", "adapter": {"kind": "lora", "targets": []}}, "no module is named"),
         ({"method": "dpo", "adapter": {"kind": "prompt_tuning", "rank": 4}}, "Extra inputs"),
+        (
+            {
+                "method": "dpo",
+                "adapter": {"kind": "lora", "bias": "all"},
+                "watch": {"every": 5, "judge": "tests.tiny_policies:apples"},
+            },
+            "which a watch measures",
+        ),
         ({"method": "ppo", "adapter": {"kind": "full"}, "share_base": True}, "share_base needs adapters"),
     ],
 )
@@ -206,3 +215,37 @@ def test_what_the_model_does_not_allow_is_one_sentence(tmp_path: Path, chain: di
     recipe = RewardRecipe(base=str(reward_base(tmp_path / "bert", "bert")), adapter=PrefixTuningRecipe())
     with pytest.raises(InputError, match=r"reward\.base is an encoder"):
         train_reward(recipe, {"preferences": chain["preferences"]}, work_in(tmp_path / "reward"))
+
+
+def test_models_on_a_shelf_share_what_they_stand_on(tmp_path: Path, chain: dict[str, Path]) -> None:
+    """Adapters of any kind on one SFT model: each answers as by itself, and the weights are there once."""
+    start = [chain["base"], chain["sft"]]
+    below = load_causal_lm(start)
+    kinds = [{"kind": "lora", "rank": 4}, {"kind": "ia3"}, PROMPTS[2]]
+    for number, given in enumerate(kinds):
+        save(_moved(attach(load_causal_lm(start), recipe_of(given), seed=number)), tmp_path / str(number))
+    shelf, seen = Shelf(), set()
+    models: list[Any] = [shelf.take([*start, tmp_path / str(number)])[0] for number in range(3)]
+    for number, model in enumerate([*models, models[0]]):
+        alone = load_causal_lm([*start, tmp_path / str(number % 3)])
+        torch.testing.assert_close(_logits(model), _logits(alone), atol=1e-5, rtol=1e-4)
+        seen |= {p.data_ptr(): p.nbytes for p in model.parameters()}.items()
+    torch.testing.assert_close(_logits(shelf.take(start)[0]), _logits(below), atol=1e-5, rtol=1e-4)
+    assert sum(size for _, size in seen) < 1.6 * sum(p.nbytes for p in below.parameters())
+    assert shelf.take([*start, tmp_path / "0"])[0] is models[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sft": PROMPTS[0], "policy": PROMPTS[1]}, "'policy.dpo.adapter' would be a second one"),
+        ({"sft": PROMPTS[0], "reward": PROMPTS[1]}, "'reward.adapter' would be a second one"),
+        ({"policy": PROMPTS[2], "rounds": 2}, "round 2 would put a second one"),
+    ],
+)
+def test_a_model_has_one_soft_prompt_at_most(given: dict[str, Any], words: str) -> None:
+    parts = {name: {"adapter": given[name]} for name in ("sft", "reward") if name in given}
+    policy = {"method": "dpo"} | ({"adapter": given["policy"]} if "policy" in given else {})
+    whole = {"name": "one", "rounds": given.get("rounds", 1), "policy": [policy], **parts}
+    with pytest.raises(ValidationError, match=words):
+        LifecycleRecipe.model_validate(whole)

@@ -60,6 +60,11 @@ def test_answers_are_compared_as_what_they_are() -> None:
     assert not answers.exact(about(value="York"), "New York")
     assert answers.contains(about(value="new york"), "It is New\nYork, I think")
     assert not answers.contains(about(value="aisle 1"), "aisle 12")
+    trivia = about(answer={"value": "Sinclair Lewis", "aliases": ["Harry Sinclair Lewis", "Grace Hegger", ""]})
+    assert (
+        answers.exact(trivia, "grace hegger.") and not answers.exact(trivia, "Lewis") and not answers.exact(trivia, "")
+    )
+    assert answers.contains(trivia, "It was Sinclair Lewis.") and not answers.contains(trivia, "It was Upton Sinclair.")
 
 
 def test_json_by_a_schema() -> None:

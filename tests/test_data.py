@@ -62,6 +62,7 @@ def test_the_shop_fills_every_split_without_overlap(tmp_path: Path) -> None:
     [
         {"messages": [{"role": "user", "content": "Q {n}"}, {"role": "assistant", "content": "A"}]},
         {"conversations": [{"from": "human", "value": "Q {n}"}, {"from": "gpt", "value": "A"}]},
+        {"conversations": ["Q {n}", "A"], "source": "lima"},
         {"prompt": "Q {n}", "completion": "A"},
         {"prompt": [{"role": "user", "content": "Q {n}"}], "completion": [{"role": "assistant", "content": "A"}]},
         {"instruction": "Q", "input": "{n}", "output": "A"},

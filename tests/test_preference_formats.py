@@ -32,10 +32,11 @@ def assistant(text: str) -> dict[str, str]:
         {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go."},
         {"prompt": [user("Hi")], "chosen": [assistant("Hello.")], "rejected": [assistant("Go.")]},
         {"chosen": [user("Hi"), assistant("Hello.")], "rejected": [user("Hi"), assistant("Go.")]},
+        {"prompt": "Hi", "chosen": [user("Hi"), assistant("Hello.")], "rejected": [user("Hi"), assistant("Go.")]},
         {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi\n\nAssistant: Go."},
         {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": "Hello.", "rejected": "Go."},
     ],
-    ids=["strings", "messages", "whole conversations", "transcripts", "transcript prompt"],
+    ids=["strings", "messages", "conversations", "prompt and conversations", "transcripts", "transcript prompt"],
 )
 def test_every_form_gives_the_same_row(tmp_path: Path, row: dict[str, Any]) -> None:
     rows, dropped = read_preferences(write(tmp_path / "pairs.jsonl", [row]))

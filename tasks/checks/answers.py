@@ -1,7 +1,8 @@
 """Checks of a completion against a known answer, for `evaluate.checks`, `watch.checks` and rewards of kind "function".
 
 Each takes a row with its `reference` and a completion. The right answer is the reference's `value`, or its `answer`; a
-reference in a file that is not an object comes as a `value`.
+reference in a file that is not an object comes as a `value`. An answer may have `aliases` (TriviaQA's object of a
+`value` and `aliases`), each as right.
 """
 
 import json
@@ -21,13 +22,13 @@ _FENCE = re.compile(r"\A\s*```(?:json)?\s*\n?(.*?)\n?\s*```\s*\Z", re.DOTALL | r
 
 def exact(row: Row, completion: str) -> bool:
     """Whether the completion is the right answer, whatever its case, spaces and closing full stop."""
-    return _plain(completion) == _plain(_answer(row))
+    return _plain(completion) in map(_plain, _answers(row))
 
 
 def contains(row: Row, completion: str) -> bool:
     """Whether the right answer stands in the completion, as words of its own and in any case."""
-    answer = r"\s+".join(map(re.escape, _plain(_answer(row)).split()))
-    return re.search(rf"(?<!\w){answer}(?!\w)", completion.casefold()) is not None
+    answers = [r"\s+".join(map(re.escape, _plain(each).split())) for each in _answers(row)]
+    return any(re.search(rf"(?<!\w){answer}(?!\w)", completion.casefold()) for answer in answers)
 
 
 def number(row: Row, completion: str) -> bool:
@@ -95,6 +96,14 @@ def _no_number(name: str) -> None:
 
 def _answer(row: Row) -> str:
     return str(_of(row, "value", "answer"))
+
+
+def _answers(row: Row) -> list[str]:
+    """The right answer and its aliases, without empty ones."""
+    answer = _of(row, "value", "answer")
+    if not isinstance(answer, dict):
+        return [str(answer)]
+    return [str(each) for each in (answer.get("value"), *(answer.get("aliases") or ())) if each]
 
 
 def _of(row: Row, *names: str) -> Any:

@@ -113,7 +113,9 @@ def _conversation(prompt: Any, answer: Any) -> list[Message]:
     """Prompt and answer as one list of messages, whatever form they came in."""
     if prompt is None and isinstance(answer, str):
         return _transcript(answer)
-    return _turns(prompt, "user") + _turns(answer, "assistant")
+    asked, answered = _turns(prompt, "user"), _turns(answer, "assistant")
+    repeats = len(answered) > len(asked) and answered[: len(asked)] == asked  # UltraFeedback's answers, whole
+    return answered if repeats else asked + answered
 
 
 def _turns(value: Any, role: str) -> list[Message]:

@@ -95,6 +95,12 @@ def _listed(pieces: list[Piece]) -> list[Row]:
     return [{"text": text, "loss": loss} for text, loss in pieces]
 
 
+def tables_of(data: Path) -> dict[str, list[Row]]:
+    """What the report says of shares and filters, by the tables' names."""
+    mixtures = sorted(path.stem for path in (data / "report").glob("mixture*.json"))
+    return {name: table(data, name) for name in (*mixtures, "filters", "scores", "ledger", "dropped by set")}
+
+
 def table(data: Path, name: str) -> list[Row]:
     """A table of the data artifact's report; empty where it has none."""
     path = data / "report" / f"{name}.json"

@@ -204,6 +204,8 @@ def transcript(text: str) -> list[Message]:
 def _messages(value: Any, role: str) -> list[Message]:
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
+    if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):  # LIMA's turns
+        value = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(value)]
     if isinstance(value, dict):  # one message
         value = [value]
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):

@@ -66,6 +66,13 @@ class Hyperparameters(Part):
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
 
     @model_validator(mode="after")
+    def _watched_from_its_start(self) -> Self:
+        watch = getattr(self, "watch", None)
+        if watch is not None and watch.every and (reason := changes_what_is_below(self.adapter)):
+            raise ValueError(f"{reason}, which a watch measures the KL to; set it to 'none'")
+        return self
+
+    @model_validator(mode="after")
     def _keeps_activations(self) -> Self:
         if self.gradient_checkpointing and isinstance(self.adapter, PrefixTuningRecipe):
             raise ValueError(

@@ -4,10 +4,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.artifact import InputError, Work, read_jsonl
+from tasks.recipe import Part
 from tasks.training.hyperparameters import Hyperparameters
+
+GOES_ON = ("full", "lora", "dora", "ia3")
+"""Kinds of adapters that a further stage can go on training."""
+
+
+class SftStage(Part):
+    """A further stage, which goes on training what the one before made; what is not set is as in the first."""
+
+    mixture: str
+    """The stage of `data.stages` that it learns from."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over its demonstrations."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Highest learning rate."""
 
 
 class SftRecipe(Hyperparameters):
@@ -24,20 +39,46 @@ class SftRecipe(Hyperparameters):
     packing: Literal["auto", "always", "never"] = "auto"
     """Rows behind one another in one row without padding, each as if it were alone; a batch has then as many tokens as
     `batch_size` rows on average. "auto": where FlashAttention is there (CUDA, flash-attn), else batches by length."""
+    mixture: str | None = None
+    """Learn from this stage of `data.stages` instead of from the first mixture."""
+    stages: tuple[SftStage, ...] = ()
+    """Further stages, one after the other; what comes after SFT starts from the last."""
+
+    @model_validator(mode="after")
+    def _can_go_on(self) -> "SftRecipe":
+        if self.stages and self.adapter.kind not in GOES_ON:
+            raise ValueError(
+                f"'stages' cannot go on training a {self.adapter.kind} adapter; take one of {', '.join(GOES_ON)}, or "
+                "one stage"
+            )
+        return self
+
+    def in_turn(self) -> "list[SftRecipe]":
+        """The stages as recipes of their own, in their order."""
+        first = self.model_copy(update={"stages": ()})
+        return [first, *(first.model_copy(update=stage.model_dump(exclude_none=True)) for stage in self.stages)]
 
 
 def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None:
-    """inputs: base, data (`sft.jsonl`). Writes `adapter/` or `model/`. Raises `InputError` for rows it cannot use."""
+    """inputs: base, data (`sft.jsonl`), perhaps `earlier`: the stage whose adapter or model goes on being trained.
+
+    Writes `adapter/`, on the base in any case, or `model/`. Raises `InputError` for rows it cannot use.
+    """
     from tasks.models.adapters import attach
-    from tasks.models.loading import load_causal_lm, load_tokenizer, save_model
+    from tasks.models.loading import load_causal_lm, load_tokenizer, open_adapter, save_model
     from tasks.training.engine_batches import TokenBatches
     from tasks.training.sft_engine import encode_rows, fit_language_model
 
-    rows = read_jsonl(inputs["data"] / "sft.jsonl")
+    rows = read_jsonl(inputs["data"] / (f"sft.{recipe.mixture}.jsonl" if recipe.mixture else "sft.jsonl"))
     if not rows:
         raise InputError("There are no demonstrations to fine-tune on; give the data part rows for sft.")
     tokenizer = load_tokenizer(inputs["base"])
-    model = attach(load_causal_lm([inputs["base"]], trainable=True), recipe.adapter, seed=work.seed)
+    earlier = inputs.get("earlier")
+    if earlier is None or recipe.adapter.kind == "full":
+        chain = [inputs["base"], *([earlier] if earlier else [])]
+        model = attach(load_causal_lm(chain, trainable=True), recipe.adapter, seed=work.seed)
+    else:
+        model = open_adapter(load_causal_lm([inputs["base"]], trainable=True), earlier / "adapter", trainable=True)
     encoded = encode_rows(rows, tokenizer, recipe.turns)
     fit_language_model(model, tokenizer, encoded, recipe, work, batches=TokenBatches, packing=recipe.packing)
     save_model(model, tokenizer, work.out)

@@ -1,0 +1,52 @@
+"""`rlhf plan --estimate`: what a run will cost, as a table."""
+
+import json
+from typing import Any
+
+from rich.table import Table
+
+from flows.recipe import LifecycleRecipe
+from flows.verbs import err, out
+from tasks.estimating import Prices, estimate
+
+PARTS = {
+    "weights": "weights", "grads": "gradients", "AdamW": "optimizer", "activ.": "activations", "cache": "cache",
+    "total": "total",
+}  # fmt: skip
+
+
+def show_costs(recipe: LifecycleRecipe, prices: Prices, as_json: bool) -> None:
+    """Estimate, and print it."""
+    with err.status("measuring a few steps"):
+        found = estimate(recipe, prices)
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table("stage", "tokens", "trained", *PARTS, "hours", box=None)
+    for row in found["stages"]:
+        cells = [_bytes(row[part]) for part in PARTS.values()]
+        counts = [_count(row[name]) for name in ("tokens", "trainable")]
+        table.add_row(row["stage"], *counts, *cells, f"{row['hours']:.2g}")
+    rule = _bytes(found["stages"][0]["rule"])
+    out.print(f"{found['parameters']:,} parameters; the rule (x 4 bytes x 1.2) says {rule}. By stage, in one process:")
+    out.print(table)
+    out.print(_summary(found, prices))
+
+
+def _summary(found: dict[str, Any], prices: Prices) -> str:
+    text = (
+        f"{found['machine_hours']:.3g} machine hours; {found['judgements']:,} judgements, "
+        f"{found['label_hours']:.3g} hours of people's time"
+    )
+    return text + (f"; {found['cost']:,.2f} in all" if prices.machine_hour or prices.label_hour else "")
+
+
+def _count(number: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return str(number)
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 2**30:.1f}G" if count >= 2**30 else f"{count / 2**20:.0f}M"

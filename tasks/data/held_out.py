@@ -1,0 +1,112 @@
+"""The ledger of a mixture: which rows are learnt from and which are held out, near-duplicates never apart."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tasks.artifact import InputError
+from tasks.data.duplicates import find_root, join
+from tasks.data.intake import Intake
+from tasks.data.splits import SPLITS, assign, normalise, prompt_id
+from tasks.data.spool import Kept, plain
+
+if TYPE_CHECKING:
+    from tasks.data.mixture import MixtureData
+
+
+def share_out(recipe: "MixtureData", intake: Intake) -> tuple[np.ndarray, np.ndarray]:
+    """The split of each row that is kept (its place in `SPLITS`, -1 for none), and its group.
+
+    Near-duplicates are one group; so are conversations that go on from one another. A group with a row of an
+    evaluation set is held out, and its rows of other sets are dropped from `intake.keep`. Raises `InputError` when a
+    split stays empty.
+    """
+    spool, keep = intake.spool, intake.keep
+    groups = intake.contents.groups(recipe.near_duplicates, lambda index: spool.read(index).content, keep)
+    _join_conversations(groups, intake)
+    use = np.array([each.use for each in recipe.sets])[intake.sets()]
+    plain_text = np.array([each.kind == "text" for each in recipe.sets])[intake.sets()]
+    splits = np.full(len(spool), -1)
+    splits[plain_text] = SPLITS.index("sft")
+    held = set(groups[keep & (use == "evaluation")].tolist())
+    forced = set(groups[keep & (use == "sft") & ~plain_text].tolist())
+    free: list[int] = []
+    ids: list[str] = []
+    mute: list[bool] = []
+    for index, kept in spool.rows(keep & ~plain_text):
+        group = int(groups[index])
+        if group in held:
+            splits[index] = SPLITS.index("evaluation")
+            if use[index] != "evaluation":
+                keep[index] = False
+                _drop(recipe, intake, kept)
+        elif group in forced:
+            splits[index] = SPLITS.index("sft")
+        else:
+            free.append(index)
+            ids.append(prompt_id(kept.examples[0].prompt))
+            mute.append(not any(example.completions for example in kept.examples))
+    assigned = assign(ids, [int(groups[i]) for i in free], recipe.shares, recipe.split_seed, no_sft=mute)
+    splits[free] = [SPLITS.index(split) for split in assigned]
+    splits[~keep] = -1
+    _check_filled(recipe, splits)
+    return splits, groups
+
+
+def shared_prompts(intake: Intake, groups: np.ndarray) -> set[str]:
+    """Prompts that rows of different groups have, because their phrasing says nothing of the row: in SFT only."""
+    first: dict[str, int] = {}
+    shared: set[str] = set()
+    for index, kept in intake.spool.rows(intake.keep):
+        for example in kept.examples:
+            if example.kind and example.prompt:
+                known = prompt_id(example.prompt)
+                if first.setdefault(known, int(groups[index])) != groups[index]:
+                    shared.add(known)
+    return shared
+
+
+def _drop(recipe: "MixtureData", intake: Intake, kept: Kept) -> None:
+    for example in kept.examples:
+        reason = "is a near-duplicate of an evaluation prompt"
+        intake.drops.add(recipe.sets[kept.set].name, kept.line, "ledger", reason, plain(example))
+
+
+def _join_conversations(groups: np.ndarray, intake: Intake) -> None:
+    """Join the groups of conversations of which one begins as the other."""
+    longer: list[tuple[int, int]] = []
+    for index, turns in _turns(intake):
+        if len(turns) > 1:
+            said = [normalise(turn) for turn in turns]
+            longer += [(hash(tuple(said[:length])), index) for length in range(1, len(said), 2)]
+    if not longer:
+        return
+    beginnings = {beginning for beginning, _ in longer}
+    seen: dict[int, int] = {}
+    for index, turns in _turns(intake):
+        known = hash(tuple(normalise(turn) for turn in turns))
+        if known in beginnings:
+            seen.setdefault(known, index)
+    for beginning, index in longer:
+        join(groups, seen.setdefault(beginning, index), index)
+    for index in range(len(groups)):
+        groups[index] = find_root(groups, index)
+
+
+def _turns(intake: Intake) -> Iterator[tuple[int, list[str]]]:
+    """The turns of every prompt that is a conversation as it came, and its row."""
+    for index, kept in intake.spool.rows(intake.keep):
+        for example in kept.examples:
+            turns = [turn["content"] for turn in example.prompt if turn["role"] != "system"]
+            if turns and not example.kind:
+                yield index, turns
+
+
+def _check_filled(recipe: "MixtureData", splits: np.ndarray) -> None:
+    for place, split in enumerate(SPLITS):
+        if getattr(recipe.shares, split) > 0 and not (splits == place).any():
+            raise InputError(
+                f"The split '{split}' stays empty: after the filters there are too few different prompts; "
+                f"add rows, loosen the filters, or set data.shares.{split} = 0."
+            )

@@ -1,0 +1,248 @@
+"""Rows of all sets on their way in: told in phrasings, through the filters, onto disk."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tasks.artifact import InputError, Row, Work
+from tasks.data.decontamination import Protected
+from tasks.data.duplicates import Signatures
+from tasks.data.filters import ContaminationFilter, DuplicateFilter, FilterPart, Rule
+from tasks.data.phrasings import Told, tell
+from tasks.data.rows import Example, read_examples
+from tasks.data.scored import ModelFilter, quantiles, score
+from tasks.data.spool import Drops, Kept, Spool, plain
+
+if TYPE_CHECKING:
+    from tasks.data.mixture import MixtureData
+
+
+class Intake:
+    """What came in: rows in `spool`, those that stay marked in `keep`, and what was dropped."""
+
+    def __init__(self, recipe: "MixtureData", work: Work) -> None:
+        self.recipe, self.work = recipe, work
+        work.scratch.mkdir(parents=True, exist_ok=True)
+        self.spool = Spool(work.scratch / "rows.jsonl")
+        self.contents = Signatures(work.scratch / "contents.bin")
+        self.drops = Drops(work.out / "dropped.jsonl")
+        self.read: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()
+        self.changed: Counter[str] = Counter()
+        self.names = _filter_names(recipe.filters)
+        self.scores: list[Row] = []
+        self.keep = np.zeros(0, bool)
+
+    def run(self) -> None:
+        """Read every set, the evaluation sets first, and apply the filters.
+
+        Raises `InputError` when a set cannot be read or gives nothing, and what filters raise.
+        """
+        rules, protected = self._rules(), self._protected()
+        order = sorted(range(len(self.recipe.sets)), key=lambda i: self.recipe.sets[i].use != "evaluation")
+        for done, number in enumerate(order):
+            self._read(number, rules, protected, done)
+        self.spool.finish()
+        self.keep = np.ones(len(self.spool), bool)
+        for name, part in self.names.items():
+            if isinstance(part, DuplicateFilter):
+                self.work.progress(len(order), len(order) + 3, "looking for duplicates")
+                self._without_duplicates(name, part)
+            elif isinstance(part, ModelFilter):
+                self._without_low_scores(name, part)
+
+    def sets(self) -> np.ndarray:
+        """Of each row the place of its set in the recipe."""
+        return np.frombuffer(self.spool.sets, np.uint16)
+
+    def _rules(self) -> dict[str, tuple[Any, Rule]]:
+        return {name: (part, part.rule()) for name, part in self.names.items() if hasattr(part, "rule")}
+
+    def _protected(self) -> dict[str, tuple[ContaminationFilter, Protected]]:
+        found: dict[str, tuple[ContaminationFilter, Protected]] = {}
+        for name, part in self.names.items():
+            if isinstance(part, ContaminationFilter):
+                if not part.against and not self.recipe.brings_evaluation():
+                    raise InputError(
+                        'The contamination filter has nothing to protect; add a set with use = "evaluation", or '
+                        "name files in its 'against'."
+                    )
+                found[name] = (part, Protected(part.words))
+                for file in part.against:
+                    for example in read_examples(Path(file).expanduser(), "drop")[0]:
+                        found[name][1].add(turn["content"] for turn in example.prompt if turn["role"] == "user")
+        return found
+
+    def _read(
+        self, number: int, rules: Mapping[str, tuple[Any, Rule]],
+        protected: Mapping[str, tuple[ContaminationFilter, Protected]], done: int,
+    ) -> None:  # fmt: skip
+        """One set through its phrasings and the rules on single rows, into the spool."""
+        part, total = self.recipe.sets[number], len(self.recipe.sets) + 3
+        exempt = part.use == "evaluation"
+        reasons: Counter[str] = Counter()
+        begun = len(self.spool)
+        with closing(part.lines()) as lines:  # type: ignore[arg-type]
+            for told in tell(part, lines, self.work.seed):
+                self.read[part.name] += 1
+                if self.read[part.name] % 1000 == 0:
+                    self.work.progress(done, total, f"{part.name}: {self.read[part.name]} rows")
+                if told.problem:
+                    reasons[f"{told.problem} {told.detail}".strip()] += 1
+                    self.drops.add(part.name, told.line, "form", told.problem, told.excerpt)
+                    continue
+                examples = told.examples if exempt else self._passed(part.name, told, rules, protected)
+                if not examples:
+                    continue
+                if exempt:
+                    for _, guard in protected.values():
+                        guard.add(_protected_texts(told))
+                self.spool.add(Kept(number, told.line, told.content, examples))
+                self.contents.add(told.content)
+        if not self.read[part.name]:
+            raise InputError(f"The set '{part.name}' is empty; check its path in the recipe.")
+        if len(self.spool) == begun and sum(reasons.values()) == self.read[part.name]:
+            reason, count = reasons.most_common(1)[0]
+            raise InputError(
+                f"The set '{part.name}' has no usable row: {count} of {self.read[part.name]} {reason}; "
+                "check its format, or give it templates."
+            )
+
+    def _passed(
+        self, name: str, told: Told, rules: Mapping[str, tuple[Any, Rule]],
+        protected: Mapping[str, tuple[ContaminationFilter, Protected]],
+    ) -> list[Example]:  # fmt: skip
+        passed: list[Example] = []
+        for example in told.examples:
+            here: Example | str = example
+            for filter_, (part, rule) in rules.items():
+                if part.sets and name not in part.sets:
+                    continue
+                self.seen[filter_] += 1
+                after = rule(here)
+                if isinstance(after, str):
+                    self.drops.add(name, told.line, filter_, after, plain(here))
+                    here = after
+                    break
+                self.changed[filter_] += after is not here
+                here = after
+            if isinstance(here, str):
+                continue
+            for filter_, (part, guard) in protected.items():
+                if part.sets and name not in part.sets:
+                    continue
+                self.seen[filter_] += 1
+                if guard.share(_texts(here)) > part.share:
+                    reason = f"shares {part.words} words in a row with an evaluation set"
+                    self.drops.add(name, told.line, filter_, reason, plain(here))
+                    break
+            else:
+                passed.append(here)
+        return passed
+
+    def _without_duplicates(self, name: str, part: DuplicateFilter) -> None:
+        """Take out what says the same as an earlier row."""
+        among = self.keep & self._looked_at(part)
+        signatures = self.contents
+        if part.of == "conversation":
+            signatures = Signatures(self.work.scratch / f"{name}.bin")
+            for _, kept in self.spool.rows(np.ones(len(self.spool), bool)):
+                signatures.add(_conversation_text(kept))
+        text = _conversation_text if part.of == "conversation" else _content
+        groups = signatures.groups(part.threshold, lambda index: text(self.spool.read(index)), among)
+        again = among & (groups != np.arange(len(groups)))
+        for index, kept in self.spool.rows(among):
+            self.seen[name] += len(kept.examples)
+            if again[index]:
+                first = self.spool.read(int(groups[index]))
+                reason = f"says what a row of {self.recipe.sets[first.set].name} says"
+                for example in kept.examples:
+                    self.drops.add(self.recipe.sets[kept.set].name, kept.line, name, reason, plain(example))
+        self.keep &= ~again
+
+    def _looked_at(self, part: FilterPart) -> np.ndarray:
+        """The rows of the sets that a filter is for."""
+        sets = enumerate(self.recipe.sets)
+        looked = [i for i, each in sets if each.use != "evaluation" and each.name in (part.sets or [each.name])]
+        return np.isin(self.sets(), looked)
+
+    def _without_low_scores(self, name: str, part: ModelFilter) -> None:
+        """Take out the conversations that a model scores too low or too high."""
+        scored = score(part, self.spool, self.keep & self._looked_at(part), self.work)
+        self.scores.append(quantiles(name, scored))
+        self.seen[name] += len(scored.places)
+        going: dict[int, dict[int, str]] = {}
+        for (index, at), reason in zip(scored.places, scored.reasons, strict=True):
+            if reason:
+                going.setdefault(index, {})[at] = reason
+        for index, reasons in going.items():
+            out = self.spool.without.get(index, set())
+            kept = self.spool.read(index)
+            left = [at for at in range(len(kept.examples) + len(out)) if at not in out]
+            for at, example in zip(left, kept.examples, strict=True):
+                if at in reasons:
+                    self.drops.add(self.recipe.sets[kept.set].name, kept.line, name, reasons[at], plain(example))
+            self.spool.without[index] = out | reasons.keys()
+            self.keep[index] = len(reasons) < len(kept.examples)
+
+    def report(self) -> None:
+        """What each filter did, as tables and figures."""
+        work, drops = self.work, self.drops
+        names = ["form", *self.names, "ledger"]
+        table = []
+        for name in names:
+            seen = {"form": sum(self.read.values())}.get(name, self.seen[name])
+            dropped = drops.by_filter(name)
+            if name != "ledger" or dropped:
+                share = round(dropped / seen, 4) if seen else 0.0
+                row = {"filter": name, "seen": seen, "dropped": dropped, "share": share}
+                table.append({**row, "changed": self.changed[name]})
+        work.table("filters", table)
+        if self.scores:
+            work.table("scores", self.scores)
+        work.table(
+            "dropped by set",
+            [
+                {"set": set_, "filter": name, "reason": reason, "rows": count}
+                for (set_, name, reason), count in sorted(drops.counts.items(), key=lambda item: -item[1])
+            ],
+        )
+        work.table("dropped", drops.first)
+        work.log({"dropped/all": sum(drops.counts.values())})
+        work.log({f"dropped/{row['filter']}": row["dropped"] for row in table})
+
+
+def _filter_names(filters: Sequence[Any]) -> dict[str, Any]:
+    """Each filter by its kind, numbered where a kind is there twice."""
+    kinds = Counter(part.kind for part in filters)
+    met: Counter[str] = Counter()
+    names: dict[str, Any] = {}
+    for part in filters:
+        met[part.kind] += 1
+        names[part.kind if kinds[part.kind] == 1 else f"{part.kind} {met[part.kind]}"] = part
+    return names
+
+
+def _texts(example: Example) -> list[str]:
+    return [*(turn["content"] for turn in example.prompt), *example.completions]
+
+
+def _content(kept: Kept) -> str:
+    return kept.content
+
+
+def _conversation_text(kept: Kept) -> str:
+    """What a row says with its answer; of a row in phrasings, its columns hold both."""
+    first = kept.examples[0]
+    return kept.content if first.kind or not first.prompt else "\n".join([kept.content, *first.completions])
+
+
+def _protected_texts(told: Told) -> list[str]:
+    """What of an evaluation row must not be trained on: the columns that it is told from, or what its user says."""
+    if told.examples[0].kind:
+        return told.content.split("\n")
+    return [turn["content"] for turn in told.examples[0].prompt if turn["role"] == "user"]

@@ -1,0 +1,174 @@
+"""The files of a mixture: rows for SFT drawn by the rates of each stage, prompts of the other splits, the ledger."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tasks.artifact import InputError, Row, Work, write_jsonl
+from tasks.data.held_out import shared_prompts
+from tasks.data.intake import Intake
+from tasks.data.mixing import Wanted, amounts, rates
+from tasks.data.rows import Example
+from tasks.data.splits import SPLITS, prompt_id
+from tasks.data.spool import answer_of, plain
+
+if TYPE_CHECKING:
+    from tasks.data.mixture import MixtureData, MixtureStage
+
+
+@dataclass
+class Drawn:
+    """What one stage of SFT learns from."""
+
+    name: str
+    """Empty for the first."""
+    table: list[Row]
+    """A line for each set."""
+    times: dict[int, dict[int, int]]
+    """By set: how often its n-th demonstration is used."""
+    words: Counter[str]
+    """By set: words of completions that were written."""
+
+    @property
+    def file(self) -> str:
+        return f"sft.{self.name}.jsonl" if self.name else "sft.jsonl"
+
+
+def write_files(recipe: "MixtureData", intake: Intake, splits: np.ndarray, groups: np.ndarray, work: Work) -> None:
+    """Write everything the stage promises but what was dropped. Raises `InputError` without any demonstration."""
+    shared = shared_prompts(intake, groups)
+    sizes = _sizes(recipe, intake, splits)
+    stages = [_drawn_for(recipe, intake, sizes, stage, work.seed) for stage in (None, *recipe.stages)]
+    rows: Counter[str] = Counter()
+    ledger: dict[str, Row] = {}
+    position: Counter[int] = Counter()
+    with ExitStack() as opened:
+        names = [*(f"{split}.jsonl" for split in SPLITS), *(stage.file for stage in stages[1:])]
+        files = {name: opened.enter_context((work.out / name).open("w", encoding="utf-8")) for name in names}
+        for index, kept in intake.spool.rows(intake.keep):
+            split, name = SPLITS[splits[index]], recipe.sets[kept.set].name
+            for example in kept.examples:
+                known = prompt_id(example.prompt) if example.prompt else ""
+                if known in shared and split != "sft":
+                    reason = "has a prompt that rows of several splits share"
+                    intake.drops.add(name, kept.line, "ledger", reason, plain(example))
+                    continue
+                if split == "sft":
+                    if not example.completions:
+                        intake.drops.add(name, kept.line, "ledger", "has no completion to learn from", plain(example))
+                        continue
+                    for stage in stages:
+                        times = stage.times.get(kept.set, {}).get(position[kept.set], 0)
+                        files[stage.file].write(_line(_sft_row(known, example, name)) * times)
+                        rows[stage.file] += times
+                        stage.words[name] += times * len(example.completions[0].split())
+                    position[kept.set] += 1
+                elif known not in ledger:
+                    row = {"id": known, "prompt": example.prompt, "reference": example.reference, "set": name}
+                    files[f"{split}.jsonl"].write(_line(row))
+                    rows[f"{split}.jsonl"] += 1
+                if known:
+                    first = kept if groups[index] == index else intake.spool.read(int(groups[index]))
+                    group = prompt_id(first.examples[0].prompt)
+                    ledger.setdefault(known, {"id": known, "split": split, "group": group})
+    write_jsonl(work.out / "ledger.jsonl", ledger.values())
+    _report(work, rows, ledger, stages)
+
+
+def _sizes(recipe: "MixtureData", intake: Intake, splits: np.ndarray) -> Counter[int]:
+    """How many demonstrations of each set SFT has."""
+    sizes: Counter[int] = Counter()
+    for _, kept in intake.spool.rows(intake.keep & (splits == SPLITS.index("sft"))):
+        sizes[kept.set] += sum(bool(example.completions) for example in kept.examples)
+    if not sum(sizes.values()) and recipe.shares.sft:
+        raise InputError(
+            "No row of the data has a completion, so there is nothing to fine-tune on; "
+            "add completions, or set data.shares.sft = 0 and start from a model that is fine-tuned already."
+        )
+    return sizes
+
+
+def _drawn_for(
+    recipe: "MixtureData", intake: Intake, sizes: Mapping[int, int], stage: "MixtureStage | None", seed: int
+) -> Drawn:
+    """One stage's mixture; None: the first, with the settings of the sets themselves."""
+    name, mix = (stage.name, stage.mix) if stage else ("", recipe.mix)
+    boost = stage.boost if stage else {}
+    trained = [
+        (i, each)
+        for i, each in enumerate(recipe.sets)
+        if each.use != "evaluation" and (stage is None or each.name in (stage.sets or [each.name]))
+    ]
+    wanted = [
+        Wanted(each.name, sizes[i], each.weight, boost.get(each.name, each.boost), each.share) for i, each in trained
+    ]
+    share, count = rates(mix, wanted), amounts(mix, wanted)
+    times = {i: _drawn(sizes[i], count[each.name], Random(f"{seed}/{each.name}/mixture{name}")) for i, each in trained}
+    total = sum(count.values()) or 1
+    table = [
+        {
+            "set": each.name,
+            "use": each.use,
+            "read": intake.read[each.name],
+            "kept": int((intake.keep & (intake.sets() == i)).sum()),
+            "for sft": sizes[i],
+            "rate": round(share.get(each.name, 0.0), 4),
+            "rows": count.get(each.name, 0),
+            "share": round(count.get(each.name, 0) / total, 4),
+            "times": round(count.get(each.name, 0) / sizes[i], 2) if sizes[i] else 0.0,
+        }
+        for i, each in enumerate(recipe.sets)
+    ]
+    return Drawn(name, table, times, Counter())
+
+
+def _drawn(size: int, count: int, rng: Random) -> dict[int, int]:
+    """How often each of `size` rows is used that `count` may be used in all: as equally often as can be."""
+    if not size or not count:
+        return {}
+    times, rest = divmod(count, size)
+    drawn = dict.fromkeys(range(size), times) if times else {}
+    for place in rng.sample(range(size), rest):
+        drawn[place] = times + 1
+    return drawn
+
+
+def _sft_row(known: str, example: Example, name: str) -> Row:
+    if not example.prompt:
+        return {"text": example.completions[0], "set": name}
+    about = {"id": known, "reference": example.reference, "set": name, "form": example.form}
+    return {**about, "messages": [*example.prompt, answer_of(example)]}
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _report(work: Work, rows: Mapping[str, int], ledger: Mapping[str, Row], stages: Sequence[Drawn]) -> None:
+    prompts = Counter(row["split"] for row in ledger.values())
+    for stage in stages:
+        total = sum(stage.words.values()) or 1
+        table = [{**row, "share of words": round(stage.words[row["set"]] / total, 4)} for row in stage.table]
+        work.table(f"mixture {stage.name}".strip(), table)
+        prefix = f"share/{stage.name}/" if stage.name else "share/"
+        work.log({prefix + row["set"]: row["share"] for row in stage.table if row["use"] != "evaluation"})
+    work.table("ledger", [{"split": s, "prompts": prompts[s], "rows": rows.get(f"{s}.jsonl", 0)} for s in SPLITS])
+    work.table("examples", list(_examples(work.out)))
+    work.log({f"prompts/{split}": prompts[split] for split in SPLITS})
+    files = [f"{split}.jsonl" for split in SPLITS] + [stage.file for stage in stages[1:]]
+    work.log({f"rows/{file.removesuffix('.jsonl')}": rows.get(file, 0) for file in files})
+    work.log({"prompts/all": len(ledger), "groups": len({row["group"] for row in ledger.values()})})
+
+
+def _examples(out: Path) -> Iterator[Row]:
+    for split in SPLITS:
+        with (out / f"{split}.jsonl").open(encoding="utf-8") as lines:
+            for line, _ in zip(lines, range(5), strict=False):
+                yield {"split": split, "row": line.rstrip("\n")}
