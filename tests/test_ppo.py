@@ -12,8 +12,11 @@ from tasks.artifact import InputError, Message
 from tasks.models.adapters import FullRecipe, LoraRecipe, attach
 from tasks.models.chat import encode_conversation
 from tasks.models.loading import twin
+from tasks.sampling.engine import Engine
+from tasks.sampling.local import decode, generate
 from tasks.training import rl_checkpoint
 from tasks.training.advantages import explained_variance
+from tasks.training.engine_rollouts import draw
 from tasks.training.ppo import PpoRecipe
 from tasks.training.ppo_trainer import Ppo, adapted
 from tasks.training.rl_loop import finish, run
@@ -70,6 +73,29 @@ def test_values_and_logprobs_are_those_of_their_tokens(tokenizer):
     hidden = ppo.policy(input_ids=whole, output_hidden_states=True).hidden_states[-1][0]
     assert torch.allclose(hidden[len(prompt) - 1 : -1], rollouts.features[row, :length], atol=1e-4)
     assert not rollouts.mask[row, length:].any()
+
+
+class Ours(Engine):
+    """Our own engine where vLLM would draw."""
+
+    def draw(self, *arguments, **named):
+        return generate(*arguments, **named)
+
+    def accept(self, gap):
+        assert gap < 1e-5
+
+
+def test_rollouts_of_another_engine_have_the_same_form(tokenizer, tmp_path):
+    ppo = trainer(tokenizer)
+    asked = {"n": 2, "max_new_tokens": 9, "seed": 5, "features": True}
+    found, _ = draw(Ours("local", work(tmp_path)), ppo.policy, tokenizer, ppo.prompts.ids, rows=5, **asked)
+    own = decode(ppo.policy, tokenizer, ppo.prompts.ids, **asked)
+    assert len(set(own.lengths.tolist())) > 2, "the test needs rows of several lengths"
+    for name in ("tokens", "lengths", "finished"):
+        assert torch.equal(getattr(found, name), getattr(own, name)), name
+    assert torch.allclose(found.logprobs, own.logprobs, atol=1e-5)
+    assert found.features is not None and own.features is not None
+    assert torch.allclose(found.features, own.features, atol=1e-5)
 
 
 def test_only_the_adapter_and_the_value_head_move(tokenizer):

@@ -20,10 +20,10 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from tasks.artifact import InputError, PipelineError, Work, read_jsonl, write_jsonl
 from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
-from tasks.models.adapters import FullRecipe, LoraRecipe, attach
+from tasks.models.adapters import DoraRecipe, FullRecipe, Ia3Recipe, LoraRecipe, attach
 from tasks.models.pretrain_engine import new_llama
 from tasks.sampling.completions import SampleRecipe, sample_completions
-from tasks.sampling.engine import Engine
+from tasks.sampling.engine import Engine, gap_to
 from tasks.sampling.local import generate
 from tasks.sampling.vllm_server import CONTROL, vllm_command
 from tasks.training.grpo import GrpoRecipe, train_groups
@@ -138,6 +138,21 @@ def test_completions_end_at_eos(running: tuple[Engine, Work], tokenizer: Any) ->
     assert all(tokenizer.eos_token_id not in each.token_ids[:-1] for each in every)
     assert all(each.finished or len(each.token_ids) == 24 for each in every)
     assert len({each.finished for each in every}) == 2, "the test needs both"
+
+
+@pytest.mark.parametrize("adapter", [DoraRecipe(rank=4), Ia3Recipe(), LoraRecipe(rank=4, ranks={"q_proj": 2})])
+def test_adapters_that_are_not_plain_lora_are_merged(
+    running: tuple[Engine, Work], tokenizer: Any, adapter: Any
+) -> None:
+    engine, work = running
+    policy = attach(small_llama(0), adapter)
+    with torch.no_grad():
+        for parameter in (each for each in policy.parameters() if each.requires_grad):
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    groups = engine.generate(policy, tokenizer, PROMPTS, max_new_tokens=8, seed=0)
+    assert gap_to(policy, PROMPTS, groups) < ROUNDING, "the model's own, which is left as it was"
+    assert gap_to(small_llama(0), PROMPTS, groups) > 100 * ROUNDING
+    assert starts(work) == 1
 
 
 def test_candidates_and_evaluation(inputs: dict[str, Path], tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """One way to draw completions for candidates, rollouts, evaluation and rejection sampling: by our own engine, or vLLM.
 
 vLLM runs beside the model that is trained or judged here and gets its weights through files: a whole model is loaded
-anew into the running server, an adapter is put on the weights it was started with. It computes with other kernels, so
+anew into the running server, a LoRA adapter is put on the weights it was started with; adapters of other kinds are
+merged into a copy of the weights. It computes with other kernels, so
 some of what it draws is scored again by that model: `engine_logprob_gap` is the mean distance of the log-probabilities
 of the same tokens. Other weights, or a kernel that is wrong for a model, show there.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -151,8 +153,8 @@ class Engine:
         """The server, with this model's weights as they are now, for sequences of so many tokens."""
         from peft import PeftModel
 
-        adapter = model if isinstance(model, PeftModel) else None
-        base = cast("PreTrainedModel", adapter.get_base_model() if adapter else model)
+        adapter = model if isinstance(model, PeftModel) and _is_plain_lora(model) else None
+        base = cast("PreTrainedModel", adapter.get_base_model() if adapter else _merged(model))
         training = any(parameter.requires_grad for parameter in model.parameters())
         fits = (_dtype(base), _shape(base), _rank(adapter) if adapter else 0, rows)
         server = self._server
@@ -276,6 +278,26 @@ def _shape(model: "PreTrainedModel") -> str:
     """What two models must share for one server to take the weights of either."""
     told = {name: value for name, value in model.config.to_dict().items() if name not in SAVED}
     return type(model).__name__ + json.dumps(told, sort_keys=True, default=str)
+
+
+def _is_plain_lora(model: "PeftModel") -> bool:
+    """Whether vLLM serves the adapter as it is: no other kind, no biases, and nothing trained whole beside it."""
+    return all(
+        config.peft_type == "LORA"
+        and not (config.use_dora or config.modules_to_save or config.rank_pattern or config.alpha_pattern)
+        and config.bias == "none"
+        for config in cast("list[Any]", list(model.peft_config.values()))
+    )
+
+
+def _merged(model: "CausalLM") -> "PreTrainedModel":
+    """A model without adapters: itself, or a copy into whose weights they are merged."""
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        return model
+    merging: Any = copy.deepcopy(model)
+    return merging.merge_and_unload()
 
 
 def _rank(adapter: "PeftModel") -> int:
