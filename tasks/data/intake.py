@@ -153,12 +153,12 @@ class Intake:
             for _, kept in self.spool.rows(np.ones(len(self.spool), bool)):
                 signatures.add(_conversation_text(kept))
         text = _conversation_text if part.of == "conversation" else _content
-        groups = signatures.groups(part.threshold, lambda index: text(self.spool.read(index)), among)
-        again = among & (groups != np.arange(len(groups)))
+        first_said = signatures.repeats(part.threshold, lambda index: text(self.spool.read(index)), among)
+        again = among & (first_said != np.arange(len(first_said)))
         for index, kept in self.spool.rows(among):
             self.seen[name] += len(kept.examples)
             if again[index]:
-                first = self.spool.read(int(groups[index]))
+                first = self.spool.read(int(first_said[index]))
                 reason = f"says what a row of {self.recipe.sets[first.set].name} says"
                 for example in kept.examples:
                     self.drops.add(self.recipe.sets[kept.set].name, kept.line, name, reason, plain(example))
