@@ -233,5 +233,13 @@ def test_the_recipe_that_shows_instruction_data_prepares_files_like_its_own(tmp_
     shares = by_set(work)
     assert shares["text"]["share"] == pytest.approx(0.1, abs=0.03) and shares["exam"]["rows"] == 0
     kinds = {row["form"].removesuffix("-shot") for row in sft(work) if row["set"] == "claims"}
-    assert any("cot" in form for form in kinds) and any(form[-1] in "12" for form in kinds)
+    told = {
+        (row["phrasing"], row["kind"]): row["rows"] for row in table(work.out, "phrasings") if row["set"] == "claims"
+    }
+    assert sum(told.values()) == shares["claims"]["rows"] and {kind for _, kind in told} == {
+        "direct",
+        "cot",
+        "inverted",
+    }
+    assert len(told) == 5 and any("cot" in form for form in kinds) and any(form[-1] in "12" for form in kinds)
     assert {row["filter"] for row in table(work.out, "filters")} >= {"length", "language", "pii", "duplicates"}
