@@ -1,7 +1,9 @@
 """Filters of instruction data, each on texts that it must and must not drop."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
@@ -133,3 +135,17 @@ def test_minhash_groups_are_those_of_all_pairs(tmp_path: Any, threshold: float) 
                 expected = [new if group == old else group for group in expected]
     assert 1 < len(set(expected)) < len(texts)
     assert found.tolist() == expected
+
+
+def test_a_chain_of_small_changes_is_thinned_and_not_dropped_whole(tmp_path: Path) -> None:
+    words = [f"w{n}" for n in range(60)]
+    texts = [" ".join(words[n : n + 30]) for n in range(0, 30, 2)]
+    signatures = Signatures(tmp_path / "s.bin")
+    for text in [*texts, texts[3].upper()]:
+        signatures.add(text)
+    every = [*texts, texts[3].upper()]
+    found = signatures.repeats(0.8, every.__getitem__, np.ones(len(every), bool))
+    kept = [n for n in range(len(every)) if found[n] == n]
+    assert len(set(signatures.groups(0.8, every.__getitem__))) == 1 and len(kept) > 4
+    assert all(similarity(every[n], every[found[n]]) >= 0.8 for n in range(len(every)))
+    assert all(similarity(every[a], every[b]) < 0.8 for a in kept for b in kept if a < b)

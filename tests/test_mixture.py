@@ -109,6 +109,24 @@ def test_evaluation_sets_are_held_out_whole_and_nothing_like_them_is_trained_on(
     ]
 
 
+def test_an_evaluation_prompt_is_known_in_any_phrasing_and_beside_any_answer(tmp_path: Path) -> None:
+    templates = [{"prompt": "Solve this, step by step and with care:\n{{ q }}", "completion": "{{ why }} So {{ a }}"}]
+    solved = [
+        {"q": question(n), "a": f"{n}", "why": f"Because {NOUNS[n % 20]} and {n * 17} make {n}."} for n in range(60)
+    ]
+    exam = [{"prompt": row["q"].lower()} for row in solved[:7]]
+    sets = [
+        {"name": "solved", "kind": "json", "path": save(tmp_path / "s.jsonl", solved), "templates": templates},
+        {"name": "exam", "kind": "json", "path": save(tmp_path / "e.jsonl", exam), "use": "evaluation"},
+    ]
+    work = prepare(tmp_path / "one", sets=sets)
+    assert [row["line"] for row in read_jsonl(work.out / "dropped.jsonl")] == list(range(1, 8))
+    told = [{**sets[0], "use": "evaluation"}, {**sets[1], "use": "split"}, sets[1] | {"name": "other", "use": "sft"}]
+    told[2]["path"] = alpaca(tmp_path / "other.jsonl", 60, 500)
+    work = prepare(tmp_path / "other way", sets=told, shares={"sft": 1, **dict.fromkeys(SPLITS[1:], 0)})
+    assert [row["line"] for row in read_jsonl(work.out / "dropped.jsonl") if row["set"] == "exam"] == list(range(1, 8))
+
+
 def test_duplicates_go_across_sets_and_phrasings_of_one_row_stay(tmp_path: Path) -> None:
     first = [{"q": question(n), "a": f"{n}"} for n in range(30)]
     second = [{"q": row["q"].replace("What", "what,"), "a": row["a"]} for row in first[:10]]
@@ -233,5 +251,13 @@ def test_the_recipe_that_shows_instruction_data_prepares_files_like_its_own(tmp_
     shares = by_set(work)
     assert shares["text"]["share"] == pytest.approx(0.1, abs=0.03) and shares["exam"]["rows"] == 0
     kinds = {row["form"].removesuffix("-shot") for row in sft(work) if row["set"] == "claims"}
-    assert any("cot" in form for form in kinds) and any(form[-1] in "12" for form in kinds)
+    told = {
+        (row["phrasing"], row["kind"]): row["rows"] for row in table(work.out, "phrasings") if row["set"] == "claims"
+    }
+    assert sum(told.values()) == shares["claims"]["rows"] and {kind for _, kind in told} == {
+        "direct",
+        "cot",
+        "inverted",
+    }
+    assert len(told) == 5 and any("cot" in form for form in kinds) and any(form[-1] in "12" for form in kinds)
     assert {row["filter"] for row in table(work.out, "filters")} >= {"length", "language", "pii", "duplicates"}

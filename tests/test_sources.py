@@ -72,6 +72,11 @@ def save_hub(path: Path) -> None:
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(str(path))
 
 
+def copy_hub(path: Path) -> None:
+    path.mkdir()
+    write_lines(path / "train.jsonl")
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "write"),
     [
@@ -83,6 +88,7 @@ def save_hub(path: Path) -> None:
         ("rows.parquet", "parquet", write_parquet),
         ("parquets", "parquet", write_parquets),
         ("saved", "hub", save_hub),
+        ("copied", "hub", copy_hub),
     ],
 )
 def test_every_kind_of_source_gives_the_same_rows(

@@ -55,17 +55,40 @@ class Signatures:
 
         `among` (bool) leaves out texts, which are then groups of their own.
         """
-        self._file.flush()
         parent = np.arange(self.count)
         if not self.count:
             return parent
-        stored = np.memmap(self._path, dtype=np.uint32, mode="r", shape=(self.count, PERMUTATIONS))
+        stored = self._stored()
         taken = np.arange(self.count) if among is None else np.flatnonzero(among)
         rows = rows_per_band(threshold)
         for begin in range(0, PERMUTATIONS - rows + 1, rows):
             for bucket in _buckets(_keys(stored, taken, begin, rows), taken):
                 _join_bucket(bucket, stored, parent, threshold, text_of)
         return _flattened(parent)
+
+    def repeats(self, threshold: float, text_of: Callable[[int], str], among: np.ndarray) -> np.ndarray:
+        """For each text the number of the earlier one that it repeats, its own where it repeats none.
+
+        What a text is held against stays itself: a chain of small changes is not dropped whole, as its group would be.
+        """
+        groups = self.groups(threshold, text_of, among)
+        found = np.arange(self.count)
+        stored = self._stored() if self.count else np.empty((0, PERMUTATIONS), np.uint32)
+        staying: dict[int, list[int]] = {}
+        for index in map(int, np.flatnonzero(np.bincount(groups, minlength=self.count)[groups] > 1)):
+            leaders = staying.setdefault(int(groups[index]), [])
+            estimates = np.mean(stored[leaders] == stored[index], axis=1) if leaders else []
+            for leader, estimate in zip(leaders, estimates, strict=True):
+                if _alike(float(estimate), threshold, leader, index, text_of):
+                    found[index] = leader
+                    break
+            else:
+                leaders.append(index)
+        return found
+
+    def _stored(self) -> np.ndarray:
+        self._file.flush()
+        return np.memmap(self._path, dtype=np.uint32, mode="r", shape=(self.count, PERMUTATIONS))
 
 
 def _keys(stored: np.ndarray, taken: np.ndarray, begin: int, rows: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 
 from tasks.artifact import InputError
 from tasks.data.duplicates import find_root, join
-from tasks.data.intake import Intake
+from tasks.data.intake import NEAR, Intake
 from tasks.data.splits import SPLITS, assign, normalise, prompt_id
 from tasks.data.spool import Kept, plain
 
@@ -69,8 +69,7 @@ def shared_prompts(intake: Intake, groups: np.ndarray) -> set[str]:
 
 def _drop(recipe: "MixtureData", intake: Intake, kept: Kept) -> None:
     for example in kept.examples:
-        reason = "is a near-duplicate of an evaluation prompt"
-        intake.drops.add(recipe.sets[kept.set].name, kept.line, "ledger", reason, plain(example))
+        intake.drops.add(recipe.sets[kept.set].name, kept.line, "ledger", NEAR, plain(example))
 
 
 def _join_conversations(groups: np.ndarray, intake: Intake) -> None:

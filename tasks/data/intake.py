@@ -20,6 +20,10 @@ from tasks.data.spool import Drops, Kept, Spool, plain
 if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData
 
+WHOLE = 1 << 30
+"""Longer than any text: texts are compared whole."""
+NEAR = "is a near-duplicate of an evaluation prompt"
+
 
 class Intake:
     """What came in: rows in `spool`, those that stay marked in `keep`, and what was dropped."""
@@ -36,6 +40,7 @@ class Intake:
         self.names = _filter_names(recipe.filters)
         self.scores: list[Row] = []
         self.keep = np.zeros(0, bool)
+        self.held = Protected(WHOLE)
 
     def run(self) -> None:
         """Read every set, the evaluation sets first, and apply the filters.
@@ -99,8 +104,9 @@ class Intake:
                 if not examples:
                     continue
                 if exempt:
+                    self.held.add(text for text in told.said if _long(text))
                     for _, guard in protected.values():
-                        guard.add(_protected_texts(told))
+                        guard.add(_asked(told))
                 self.spool.add(Kept(number, told.line, told.content, examples))
                 self.contents.add(told.content)
         if not self.read[part.name]:
@@ -136,12 +142,16 @@ class Intake:
                 if part.sets and name not in part.sets:
                     continue
                 self.seen[filter_] += 1
-                if guard.share(_texts(here)) > part.share:
+                if guard.share(_texts(here) + (told.said if here.kind else [])) > part.share:
                     reason = f"shares {part.words} words in a row with an evaluation set"
                     self.drops.add(name, told.line, filter_, reason, plain(here))
                     break
             else:
                 passed.append(here)
+        if passed and len(self.held) and self.held.share([text for text in told.said if _long(text)]):
+            for example in passed:
+                self.drops.add(name, told.line, "ledger", NEAR, plain(example))
+            return []
         return passed
 
     def _without_duplicates(self, name: str, part: DuplicateFilter) -> None:
@@ -153,12 +163,12 @@ class Intake:
             for _, kept in self.spool.rows(np.ones(len(self.spool), bool)):
                 signatures.add(_conversation_text(kept))
         text = _conversation_text if part.of == "conversation" else _content
-        groups = signatures.groups(part.threshold, lambda index: text(self.spool.read(index)), among)
-        again = among & (groups != np.arange(len(groups)))
+        first_said = signatures.repeats(part.threshold, lambda index: text(self.spool.read(index)), among)
+        again = among & (first_said != np.arange(len(first_said)))
         for index, kept in self.spool.rows(among):
             self.seen[name] += len(kept.examples)
             if again[index]:
-                first = self.spool.read(int(groups[index]))
+                first = self.spool.read(int(first_said[index]))
                 reason = f"says what a row of {self.recipe.sets[first.set].name} says"
                 for example in kept.examples:
                     self.drops.add(self.recipe.sets[kept.set].name, kept.line, name, reason, plain(example))
@@ -241,8 +251,13 @@ def _conversation_text(kept: Kept) -> str:
     return kept.content if first.kind or not first.prompt else "\n".join([kept.content, *first.completions])
 
 
-def _protected_texts(told: Told) -> list[str]:
+def _asked(told: Told) -> list[str]:
     """What of an evaluation row must not be trained on: the columns that it is told from, or what its user says."""
     if told.examples[0].kind:
-        return told.content.split("\n")
+        return told.said
     return [turn["content"] for turn in told.examples[0].prompt if turn["role"] == "user"]
+
+
+def _long(text: str) -> bool:
+    """Whether a text says enough to be known by: a label does not."""
+    return len(text.split()) > 3

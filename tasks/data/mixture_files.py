@@ -1,6 +1,7 @@
 """The files of a mixture: rows for SFT drawn by the rates of each stage, prompts of the other splits, the ledger."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,8 @@ from tasks.data.spool import answer_of, plain
 if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData, MixtureStage
 
+_SHOTS = re.compile(r" \d+-shot$")
+
 
 @dataclass
 class Drawn:
@@ -35,6 +38,8 @@ class Drawn:
     """By set: how often its n-th demonstration is used."""
     words: Counter[str]
     """By set: words of completions that were written."""
+    forms: Counter[tuple[str, str, str]]
+    """By set, phrasing and its kind: rows that were written."""
 
     @property
     def file(self) -> str:
@@ -68,6 +73,7 @@ def write_files(recipe: "MixtureData", intake: Intake, splits: np.ndarray, group
                         times = stage.times.get(kept.set, {}).get(position[kept.set], 0)
                         files[stage.file].write(_line(_sft_row(known, example, name)) * times)
                         rows[stage.file] += times
+                        stage.forms[name, example.form, example.kind] += times
                         stage.words[name] += times * len(example.completions[0].split())
                     position[kept.set] += 1
                 elif known not in ledger:
@@ -126,7 +132,7 @@ def _drawn_for(
         }
         for i, each in enumerate(recipe.sets)
     ]
-    return Drawn(name, table, times, Counter())
+    return Drawn(name, table, times, Counter(), Counter())
 
 
 def _drawn(size: int, count: int, rng: Random) -> dict[int, int]:
@@ -159,12 +165,21 @@ def _report(work: Work, rows: Mapping[str, int], ledger: Mapping[str, Row], stag
         work.table(f"mixture {stage.name}".strip(), table)
         prefix = f"share/{stage.name}/" if stage.name else "share/"
         work.log({prefix + row["set"]: row["share"] for row in stage.table if row["use"] != "evaluation"})
+    work.table("phrasings", _phrasings(stages[0]))
     work.table("ledger", [{"split": s, "prompts": prompts[s], "rows": rows.get(f"{s}.jsonl", 0)} for s in SPLITS])
     work.table("examples", list(_examples(work.out)))
     work.log({f"prompts/{split}": prompts[split] for split in SPLITS})
     files = [f"{split}.jsonl" for split in SPLITS] + [stage.file for stage in stages[1:]]
     work.log({f"rows/{file.removesuffix('.jsonl')}": rows.get(file, 0) for file in files})
     work.log({"prompts/all": len(ledger), "groups": len({row["group"] for row in ledger.values()})})
+
+
+def _phrasings(stage: Drawn) -> list[Row]:
+    """How many rows were told in each phrasing, with any number of examples before it."""
+    told: Counter[tuple[str, str, str]] = Counter()
+    for (name, form, kind), rows in stage.forms.items():
+        told[name, _SHOTS.sub("", form), kind or "conversation"] += rows
+    return [{"set": s, "phrasing": f, "kind": k, "rows": n} for (s, f, k), n in sorted(told.items())]
 
 
 def _examples(out: Path) -> Iterator[Row]:

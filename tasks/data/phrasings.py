@@ -210,8 +210,9 @@ class Told:
     """A row of a set with what was made of it."""
 
     line: int
-    content: str
-    """What the row says apart from its phrasing: near-duplicates and contamination are found by it."""
+    said: list[str]
+    """What the row says apart from its phrasing: its columns' texts, or its user's turns. Near-duplicates and
+    contamination are found by it."""
     examples: list[Example]
     problem: str = ""
     """Why there are no examples."""
@@ -219,6 +220,11 @@ class Told:
     """What is particular about this row's problem."""
     excerpt: str = ""
     """What the row looked like, where it is dropped."""
+
+    @property
+    def content(self) -> str:
+        """All that it says, as one text."""
+        return "\n".join(self.said)
 
 
 def tell(part: PhrasedSet, lines: Iterator[tuple[int, Row | str]], seed: int) -> Iterator[Told]:
@@ -233,7 +239,7 @@ def tell(part: PhrasedSet, lines: Iterator[tuple[int, Row | str]], seed: int) ->
         pool = [_prepared(part, row) for number, row in first if number in kept and isinstance(row, dict)]
         rows = chain((pair for pair in first if pair[0] not in kept), rows)
         for number in sorted(kept):
-            yield Told(number, "", [], "is kept as a few-shot example")
+            yield Told(number, [], [], "is kept as a few-shot example")
     for number, row in rows:
         try:
             if isinstance(row, str):
@@ -243,18 +249,18 @@ def tell(part: PhrasedSet, lines: Iterator[tuple[int, Row | str]], seed: int) ->
             yield _told(part, phrasings, row, number, pool, seed)
         except (BadRow, InputError) as bad:
             excerpt = str(row)[:200].encode("utf-8", "replace").decode()
-            yield Told(number, "", [], str(bad.args[0]), " ".join(map(str, bad.args[1:])), excerpt)
+            yield Told(number, [], [], str(bad.args[0]), " ".join(map(str, bad.args[1:])), excerpt)
 
 
 def _told(part: PhrasedSet, phrasings: Sequence[Phrasing], row: Row, number: int, pool: list[Row], seed: int) -> Told:
     if "text" in row and part.kind == "text":  # type: ignore[attr-defined]
-        return Told(number, row["text"], [Example([], [row["text"]], form="text")])
+        return Told(number, [row["text"]], [Example([], [row["text"]], form="text")])
     rng = Random(f"{seed}/{part.name}/{number}")
     if not phrasings:
         example = read_row(row)
         if part.fewshot and pool and rng.random() < part.fewshot.share:
             example = _with_shots(example, part.fewshot, pool, rng, None)
-        return Told(number, said_by_user(example), [example])
+        return Told(number, [turn["content"] for turn in example.prompt if turn["role"] != "system"], [example])
     examples: list[Example] = []
     for phrasing in _drawn(phrasings, part.variants, rng):
         with suppress(PassedOver):
@@ -265,7 +271,7 @@ def _told(part: PhrasedSet, phrasings: Sequence[Phrasing], row: Row, number: int
             break
     if not examples:
         raise PassedOver("is passed over by its templates")
-    return Told(number, "\n".join(_texts(row)), examples)
+    return Told(number, list(_texts(row)), examples)
 
 
 def _drawn(phrasings: Sequence[Phrasing], variants: Variants, rng: Random) -> Iterator[Phrasing]:
@@ -319,11 +325,6 @@ def _with_shots(example: Example, shots: FewShot, pool: list[Row], rng: Random, 
         first: Message = {**turns[0], "content": shots.separator.join([*texts, turns[0]["content"]])}
         turns = [first, *turns[1:]]
     return replace(example, prompt=[*before, *shown_turns, *turns], form=f"{example.form} {len(solved)}-shot")
-
-
-def said_by_user(example: Example) -> str:
-    """The prompt's content, without what every prompt of a set may share: the system turn."""
-    return "\n".join(turn["content"] for turn in example.prompt if turn["role"] != "system")
 
 
 def _prepared(part: PhrasedSet, row: Row) -> Row:

@@ -98,7 +98,9 @@ def _listed(pieces: list[Piece]) -> list[Row]:
 def tables_of(data: Path) -> dict[str, list[Row]]:
     """What the report says of shares and filters, by the tables' names."""
     mixtures = sorted(path.stem for path in (data / "report").glob("mixture*.json"))
-    return {name: table(data, name) for name in (*mixtures, "filters", "scores", "ledger", "dropped by set")}
+    return {
+        name: table(data, name) for name in (*mixtures, "phrasings", "filters", "scores", "ledger", "dropped by set")
+    }
 
 
 def table(data: Path, name: str) -> list[Row]:

@@ -115,7 +115,7 @@ class ParquetSet(PhrasedSet):
 
 
 class HubSet(PhrasedSet):
-    """A data set of the Hugging Face hub, streamed, or a folder that `save_to_disk` wrote."""
+    """A data set of the Hugging Face hub, or a copy of its repository, streamed; or what `save_to_disk` wrote."""
 
     kind: Literal["hub"]
     """A data set of the `datasets` library."""
@@ -142,20 +142,24 @@ class HubSet(PhrasedSet):
             raise InputError(f"The data set folder {self.path} does not exist; check the path, or give a hub id.")
         datasets.disable_progress_bars()  # its bars would write over the pipeline's own
         try:
-            if folder.is_dir():
+            if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
                 rows: Any = datasets.load_from_disk(str(folder))
                 if isinstance(rows, dict):
                     rows = rows[self.split]
             else:
                 rows = datasets.load_dataset(
-                    self.path, self.config, split=self.split, revision=self.revision, streaming=True
+                    str(folder) if folder.is_dir() else self.path,
+                    self.config,
+                    split=self.split,
+                    revision=self.revision,
+                    streaming=True,
                 )
             for number, row in enumerate(rows, 1):
                 yield number, dict(row)
         except Exception as error:  # whatever the library, a server or a file of theirs raises
             raise InputError(
                 f"The data set '{self.path}' cannot be read ({_first(error)}); check its name, config, split "
-                f"('{self.split}') and the network, or give a folder that save_to_disk wrote."
+                f"('{self.split}') and the network, or give a folder."
             ) from error
 
 

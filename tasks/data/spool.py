@@ -46,7 +46,9 @@ class Spool:
         examples = [
             [e.prompt, e.completions, e.reference, e.form, e.kind, e.calls] for e in kept.examples
         ]  # fmt: skip
-        line = json.dumps([kept.set, kept.line, kept.content, examples], ensure_ascii=False, separators=(",", ":"))
+        line = json.dumps(
+            [kept.set, kept.line, kept.content, examples], ensure_ascii=False, separators=(",", ":"), default=str
+        )
         self._file.write(line.encode() + b"\n")
 
     def finish(self) -> None:
