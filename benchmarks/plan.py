@@ -19,17 +19,19 @@ from typing import Any
 from benchmarks.measured import ROOT, keep, show
 from benchmarks.memory import MIB, Memory
 
-WIDE: dict[str, Any] = {"vocab_size": 4096, "hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6}
-LLAMA = WIDE | {"model_type": "llama", "intermediate_size": 1536, "num_key_value_heads": 6}
+WIDE: dict[str, Any] = {"vocab_size": 4096, "hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6}
+LLAMA = WIDE | {"model_type": "llama", "intermediate_size": 1024, "num_key_value_heads": 6}
+FULL = {"adapter": {"kind": "full"}, "batch_size": 8}
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
-    "Llama 22M, LoRA, 16 x 256": (LLAMA, {"adapter": {"kind": "lora"}}, 256),
-    "Llama 22M, full, 8 x 256": (LLAMA, {"adapter": {"kind": "full"}, "batch_size": 8}, 256),
-    "Llama 22M, full, 16 x 512, checkpointing": (
-        LLAMA, {"adapter": {"kind": "full"}, "gradient_checkpointing": True}, 512,
+    "Llama 10M, LoRA, 8 x 256": (LLAMA, {"adapter": {"kind": "lora"}, "batch_size": 8}, 256),
+    "Llama 10M, full, 8 x 256": (LLAMA, FULL, 256),
+    "Llama 10M, full, 8 x 256, checkpointing": (LLAMA, FULL | {"gradient_checkpointing": True}, 256),
+    "GPT-2 9M, LoRA, 8 x 256": (
+        WIDE | {"model_type": "gpt2"}, {"adapter": {"kind": "lora"}, "batch_size": 8}, 256,
     ),
-    "GPT-2 17M, LoRA, 16 x 256": (WIDE | {"model_type": "gpt2"}, {"adapter": {"kind": "lora"}}, 256),
-    "Gemma 3 22M, prompt, 16 x 256": (
-        LLAMA | {"model_type": "gemma3_text", "head_dim": 64}, {"adapter": {"kind": "prompt_tuning"}}, 256,
+    "Gemma 3 10M, prompt, 8 x 256": (
+        LLAMA | {"model_type": "gemma3_text", "head_dim": 64},
+        {"adapter": {"kind": "prompt_tuning"}, "batch_size": 8}, 256,
     ),
 }  # fmt: skip
 """The model, the SFT recipe and the tokens of each row."""
@@ -73,7 +75,7 @@ def one(name: str) -> dict[str, float]:
     shape = {key: value for key, value in given.items() if key != "model_type"}
     config = AutoConfig.for_model(kind, **shape, max_position_embeddings=1024, pad_token_id=0)
     recipe = SftRecipe.model_validate({"epochs": 1, "precision": "fp32"} | settings)
-    count = 3 * recipe.batch_size
+    count = 2 * recipe.batch_size
     rows = [Encoded([1, *range(length - 1)], [1] * length) for _ in range(count)]
     tokenizer = train_tokenizer(["some text"] * 9, 300)
     estimate = of_step(

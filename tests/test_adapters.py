@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from flows.recipe import LifecycleRecipe, PolicyRecipe
-from tasks.artifact import InputError
+from tasks.artifact import InputError, read_jsonl, write_jsonl
+from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
 from tasks.merging import MergeRecipe, merge_policy
 from tasks.models.adapters import AdapterRecipe, FullRecipe, LoraRecipe, PrefixTuningRecipe, attach, save
 from tasks.models.loading import load_causal_lm, positions
@@ -151,6 +152,14 @@ def test_an_sft_prompt_carries_an_adapter_a_reward_model_and_a_merged_model(
     reward = work_in(tmp_path / "reward")
     train_reward(RewardRecipe(adapter=LoraRecipe(rank=4), epochs=1), inputs, reward)
     assert (reward.out / "start" / "adapter").is_dir()
+    evaluated = work_in(tmp_path / "evaluated")
+    asked = [{"id": str(n), "prompt": [{"role": "user", "content": f"Where is item {n}?"}]} for n in range(3)]
+    write_jsonl(data["data"] / "evaluation.jsonl", asked)
+    models = inputs | data | {"reward": reward.out, "candidate.dpo": merged.out}
+    evaluate_models(EvaluateRecipe(samples_per_prompt=4, max_new_tokens=8), models, evaluated)
+    kl = [c["kl"] for row in read_jsonl(evaluated.out / "samples.jsonl") for c in row["completions"]]
+    assert len(kl) == 24
+    assert max(map(abs, kl[:12])) < 1e-4 < max(map(abs, kl[12:])), "the SFT model, prompt and all, is its own reference"
     with pytest.raises(InputError, match="already has a soft prompt"):
         train_direct(DpoRecipe(adapter=recipe_of(given)), inputs, work_in(tmp_path / "second"))
 

@@ -102,7 +102,7 @@ def _prompt_size(config: PreTrainedConfig, adapter: Any) -> int:
         return adapter.virtual_tokens * 2 * config.num_hidden_layers * keys_width(config)
     if isinstance(adapter, PTuningRecipe):
         hidden = adapter.width or width
-        return adapter.virtual_tokens * width + (width + hidden + width + 3) * hidden + width
+        return adapter.virtual_tokens * width + (width + hidden + width + 2) * hidden + width
     return adapter.virtual_tokens * width
 
 
