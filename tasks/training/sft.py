@@ -33,7 +33,10 @@ class SftRecipe(Hyperparameters):
     learning_rate: float = Field(default=2e-3, gt=0)
     """Highest learning rate."""
     batch_size: int = Field(default=16, ge=1)
-    """Conversations in one forward pass, on average: a batch holds as many tokens as so many conversations."""
+    """Conversations in one forward pass."""
+    batches: Literal["tokens", "rows"] = "tokens"
+    """tokens: `batch_size` conversations on average, and as many tokens in every batch; where lengths differ much, the
+    loss reached is better. rows: as many conversations in every batch."""
     turns: Literal["all", "last"] = "all"
     """Which of a conversation's assistant turns are learnt: every one, in one pass, or the last alone."""
     packing: Literal["auto", "always", "never"] = "auto"
@@ -66,7 +69,7 @@ def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None
     """
     from tasks.models.adapters import attach
     from tasks.models.loading import load_causal_lm, load_tokenizer, open_adapter, save_model
-    from tasks.training.engine_batches import TokenBatches
+    from tasks.training.engine_batches import LengthBatches, TokenBatches
     from tasks.training.sft_engine import encode_rows, fit_language_model
 
     rows = read_jsonl(inputs["data"] / (f"sft.{recipe.mixture}.jsonl" if recipe.mixture else "sft.jsonl"))
@@ -80,5 +83,6 @@ def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None
     else:
         model = open_adapter(load_causal_lm([inputs["base"]], trainable=True), earlier / "adapter", trainable=True)
     encoded = encode_rows(rows, tokenizer, recipe.turns)
-    fit_language_model(model, tokenizer, encoded, recipe, work, batches=TokenBatches, packing=recipe.packing)
+    batches = TokenBatches if recipe.batches == "tokens" else LengthBatches
+    fit_language_model(model, tokenizer, encoded, recipe, work, batches=batches, packing=recipe.packing)
     save_model(model, tokenizer, work.out)
