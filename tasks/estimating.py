@@ -192,7 +192,7 @@ def estimate(recipe: Any, prices: Prices) -> dict[str, Any]:
     one = _decoded("evaluate", config, recipe.evaluate, evaluated, n, typical, found)
     models = len(recipe.policy) + 1
     rows.append(one | {"tokens": one["tokens"] * models, "hours": one["hours"] * models})
-    judgements = 0 if imported else len(compared) * recipe.label.min_submitted
+    judgements = 0 if imported or recipe.label.source == "simulated" else len(compared) * recipe.label.min_submitted
     hours = sum(row["hours"] for row in rows)
     people = judgements * prices.seconds_per_judgement / 3600
     rounds = recipe.rounds

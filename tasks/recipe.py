@@ -166,7 +166,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> list[str]:
     """Each fault of a recipe as a clause that names the key and the allowed values."""
     clauses: list[str] = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
+        key = ".".join(_path(model, fault["loc"]))
         if fault["type"] == "extra_forbidden":
             owner = _at(model, fault["loc"][:-1])
             allowed = f" (allowed: {', '.join(sorted(owner.model_fields))})" if owner else ""
@@ -176,6 +176,31 @@ def explain(model: type[BaseModel], error: ValidationError) -> list[str]:
         else:
             clauses.append((f"'{key}': " if key else "") + fault["msg"].removeprefix("Value error, ").rstrip("."))
     return clauses
+
+
+def _path(annotation: Any, location: Sequence[int | str]) -> list[str]:
+    """A fault's location as the recipe writes it: without the tags by which pydantic tells the members of a union."""
+    if not location:
+        return []
+    if get_origin(annotation) is Annotated:
+        return _path(get_args(annotation)[0], location)
+    first, rest = str(location[0]), location[1:]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        field = annotation.model_fields.get(first)
+        return [first, *(_path(field.annotation, rest) if field else map(str, rest))]
+    if get_origin(annotation) in (list, tuple):
+        return [first, *_path(get_args(annotation)[0], rest)]
+    member = _tagged(annotation, location[0])
+    return [first, *map(str, rest)] if member is None else _path(member, rest)
+
+
+def _tagged(union: Any, tag: int | str) -> Any:
+    """The member of a union that a tag stands for, if it is one."""
+    for member in get_args(union):
+        tags = [t for f in getattr(member, "model_fields", {}).values() for t in get_args(f.annotation)]
+        if tag in tags or getattr(member, "__name__", None) == tag:
+            return member
+    return None
 
 
 def _at(annotation: Any, location: Sequence[int | str]) -> type[BaseModel] | None:
@@ -189,10 +214,7 @@ def _at(annotation: Any, location: Sequence[int | str]) -> type[BaseModel] | Non
         return _at(field.annotation, location[1:]) if field else None
     if get_origin(annotation) in (list, tuple):
         return _at(get_args(annotation)[0], location[1:]) if location else None
-    if location:  # a union: its location names the member by tag
-        for member in get_args(annotation):
-            tags = [t for f in getattr(member, "model_fields", {}).values() for t in get_args(f.annotation)]
-            if location[0] in tags or getattr(member, "__name__", None) == location[0]:
-                return _at(member, location[1:])
+    if location and (member := _tagged(annotation, location[0])) is not None:  # a union: its location names the tag
+        return _at(member, location[1:])
     members = [m for m in get_args(annotation) if isinstance(m, type) and issubclass(m, BaseModel)]
     return _at(members[0], location) if len(members) == 1 else None

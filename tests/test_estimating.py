@@ -50,7 +50,7 @@ def test_a_cache_is_as_large_as_it_is() -> None:
 
 
 def test_a_recipe_has_its_price() -> None:
-    recipe = load_recipe(LifecycleRecipe, TINY)
+    recipe = load_recipe(LifecycleRecipe, TINY, ["label.source=people"])
     prices = Prices(machine_hour=3600.0, label_hour=20.0, seconds_per_judgement=30)
     found = estimate(recipe, prices)
     names = [row["stage"] for row in found["stages"]]
@@ -62,6 +62,8 @@ def test_a_recipe_has_its_price() -> None:
     assert found["label_hours"] == pytest.approx(found["judgements"] * 30 / 3600)
     assert found["cost"] == pytest.approx(3600 * found["machine_hours"] + 20 * found["label_hours"])
     assert isinstance(recipe.data, ShopData) and sum(found["lengths"].values()) > 0
+    nobody = estimate(load_recipe(LifecycleRecipe, TINY), prices)
+    assert nobody["judgements"] == 0 == nobody["label_hours"]  # simulated annotators take no one's time
 
 
 def test_a_histogram_counts_by_powers_of_two() -> None:

@@ -75,6 +75,14 @@ def test_a_fault_names_its_key_and_what_is_allowed(
     assert "\n" not in str(caught.value)
 
 
+def test_a_fault_is_named_as_the_recipe_writes_it(tmp_path: Path) -> None:
+    """Not with the tags that tell a union's members: `policy.0.dog.bark` is no key."""
+    with pytest.raises(RecipeError, match=r"'policy\.0\.bark': Input should be greater than 0"):
+        load(tmp_path, PETS, "policy.0.bark=0")
+    with pytest.raises(RecipeError, match=r"unknown key 'policy\.1\.claws' \(allowed: method, name, purr\)"):
+        load(tmp_path, PETS, "policy.1.claws=4")
+
+
 def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"'inner.rate'.*unknown key 'bar'"):
         load(tmp_path, 'name = "x"\nbar = 1\n[inner]\nrate = 0\n')
