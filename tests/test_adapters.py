@@ -258,3 +258,49 @@ def test_a_model_has_one_soft_prompt_at_most(given: dict[str, Any], words: str) 
     whole = {"name": "one", "rounds": given.get("rounds", 1), "policy": [policy], **parts}
     with pytest.raises(ValidationError, match=words):
         LifecycleRecipe.model_validate(whole)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sft": {"adapter": PROMPTS[0]}, "sample": {"engine": "vllm"}}, "set sample.engine"),
+        ({"sft": {"adapter": PROMPTS[2]}, "evaluate": {"engine": "vllm"}}, "set evaluate.engine"),
+        ({"sft": {"adapter": PROMPTS[1]}, "policy": [{"method": "ppo", "engine": "vllm"}]}, "set policy.ppo.engine"),
+        (
+            {"sft": {"adapter": PROMPTS[1]}, "policy": [{"method": "rejection", "engine": "vllm"}]},
+            "set policy.rejection.engine",
+        ),
+        (
+            {"policy": [{"method": "dpo", "adapter": PROMPTS[0]}], "evaluate": {"engine": "vllm"}},
+            "'policy.dpo.adapter' is a soft prompt, which vLLM does not serve",
+        ),
+        ({"sft": {"adapter": PROMPTS[0], "packing": "always"}}, 'set packing = "never"'),
+        (
+            {"sft": {"adapter": PROMPTS[2]}, "policy": [{"method": "dpo", "gradient_checkpointing": True}]},
+            "'policy.dpo.gradient_checkpointing' computes layers again",
+        ),
+        (
+            {"sft": {"adapter": PROMPTS[2]}, "reward": {"gradient_checkpointing": True}},
+            "'reward.gradient_checkpointing' computes layers again",
+        ),
+    ],
+)
+def test_what_a_soft_prompt_cannot_do_is_refused_in_the_recipe(given: dict[str, Any], words: str) -> None:
+    whole = {"name": "one", "policy": [{"method": "dpo"}, {"method": "ppo"}]} | given
+    with pytest.raises(ValidationError, match=words):
+        LifecycleRecipe.model_validate(whole)
+
+
+def test_what_a_soft_prompt_can_do_is_not_refused() -> None:
+    drawn = {"method": "rejection", "engine": "vllm", "adapter": PROMPTS[0]}
+    LifecycleRecipe.model_validate({"name": "one", "policy": [drawn], "sample": {"engine": "vllm"}})
+    checkpointed = {"method": "dpo", "gradient_checkpointing": True}
+    LifecycleRecipe.model_validate({"name": "one", "policy": [checkpointed], "sft": {"adapter": PROMPTS[0]}})
+
+
+def test_a_prefix_below_is_not_computed_again(tmp_path: Path, chain: dict[str, Path]) -> None:
+    """As under a champion, whose recipe another run had."""
+    save(attach(load_causal_lm([chain["base"]]), recipe_of(PROMPTS[2])), tmp_path / "sft")
+    recipe = DpoRecipe(gradient_checkpointing=True)
+    with pytest.raises(InputError, match="a prefix below the model fills"):
+        train_direct(recipe, chain | {"sft": tmp_path / "sft"}, work_in(tmp_path / "dpo"))

@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from tasks.artifact import InputError, Work
 from tasks.models.loading import positions
+from tasks.models.prompts import installed
 from tasks.training.engine_batches import LengthBatches
 from tasks.training.engine_checkpoints import KeepsPrompts, Reporting, last_checkpoint
 from tasks.training.hyperparameters import Hyperparameters
@@ -41,6 +42,12 @@ class Trainer(KeepsPrompts, transformers.Trainer):
         work: Work,
         batches: type[LengthBatches] = LengthBatches,
     ) -> None:
+        prompt = installed(model)
+        if recipe.gradient_checkpointing and prompt is not None and prompt.is_prefix:
+            raise InputError(
+                "gradient_checkpointing computes layers again without the cache that a prefix below the model fills; "
+                "leave it out."
+            )
         self.batches = batches(lengths, recipe.batch_size, recipe.epochs, work.seed)
         bf16, reason = choose(recipe.precision, sum(p.numel() for p in model.parameters()))
         work.log({"bf16": bf16})
