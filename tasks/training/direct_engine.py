@@ -95,7 +95,8 @@ def fit_direct(
     """
     pad_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
     groups = group_preferences(rows, tokenizer)
-    groups = keep_short(groups, [group.length for group in groups], recipe, model, work)
+    taken = recipe.adapter.virtual_tokens if isinstance(recipe.adapter, PromptRecipe) else 0
+    groups = keep_short(groups, [group.length for group in groups], recipe, model, work, taken)
     groups.sort(key=lambda group: group.length)
     if isinstance(recipe, KtoRecipe):
         mismatch(groups)

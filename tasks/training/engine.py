@@ -119,19 +119,23 @@ def fit(trainer: Trainer, work: Work, *callbacks: TrainerCallback) -> None:
     trainer.model.eval()  # type: ignore[union-attr]
 
 
-def longest(recipe: Hyperparameters, model: Any) -> int:
-    """How many tokens a row may have: the recipe's limit, or the model's positions where they are fewer."""
-    return min(recipe.max_length, positions(model) or recipe.max_length)
+def longest(recipe: Hyperparameters, model: Any, taken: int = 0) -> int:
+    """How many tokens a row may have: the recipe's limit, or the model's positions where they are fewer.
+
+    taken: positions of a soft prompt that is not there yet.
+    """
+    limit = positions(model)
+    return recipe.max_length if limit is None else min(recipe.max_length, limit - taken)
 
 
 def keep_short(
-    rows: Sequence[Any], lengths: Sequence[int], recipe: Hyperparameters, model: Any, work: Work
+    rows: Sequence[Any], lengths: Sequence[int], recipe: Hyperparameters, model: Any, work: Work, taken: int = 0
 ) -> list[Any]:
-    """The rows that fit `recipe.max_length` and the model's positions; what is dropped is logged.
+    """The rows that fit `longest`; what is dropped is logged.
 
     Raises `InputError` when more than `recipe.dropped_limit` of them do not fit, or when nothing is left.
     """
-    limit = longest(recipe, model)
+    limit = longest(recipe, model, taken)
     kept = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
     dropped = len(rows) - len(kept)
     work.log({"rows": len(kept), "rows_dropped": dropped, "tokens_dropped": sum(n for n in lengths if n > limit)})
