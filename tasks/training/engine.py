@@ -41,7 +41,9 @@ class Trainer(KeepsPrompts, transformers.Trainer):
         recipe: Hyperparameters,
         work: Work,
         batches: type[LengthBatches] = LengthBatches,
+        precision: tuple[bool, str] | None = None,
     ) -> None:
+        """precision: what `choose` said, where something was computed in it already."""
         prompt = installed(model)
         if recipe.gradient_checkpointing and prompt is not None and prompt.is_prefix:
             raise InputError(
@@ -49,7 +51,7 @@ class Trainer(KeepsPrompts, transformers.Trainer):
                 "leave it out."
             )
         self.batches = batches(lengths, recipe.batch_size, recipe.epochs, work.seed)
-        bf16, reason = choose(recipe.precision, sum(p.numel() for p in model.parameters()))
+        bf16, reason = precision or choose(recipe.precision, sum(p.numel() for p in model.parameters()))
         work.log({"bf16": bf16})
         work.text("precision", reason)
         self.last: dict[str, float] = {}
