@@ -84,6 +84,25 @@ def test_reward_sees_text_and_whether_it_finished(tokenizer, tmp_path):
     assert history[0]["finished_share"] == pytest.approx(sum(finished) / 24)
 
 
+def test_prompts_keep_their_tools_and_no_others_get_any(tokenizer, tmp_path):
+    tool = json.dumps([{"type": "function", "function": {"name": "apple", "parameters": {}}}])
+    calls = [{"id": "call00000", "type": "function", "function": {"name": "apple", "arguments": "{}"}}]
+    asked = [
+        {"role": "user", "content": "pear", "tools": tool},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": "fig", "tool_call_id": "call00000"},
+    ]
+    rows, seen = [{"prompt": asked}, *ROWS[:3]], []
+
+    def score(prompts, completions, finished):
+        seen.extend(prompts)
+        return [0.0] * len(completions)
+
+    here = work(tmp_path)
+    fit(trainer(tokenizer, here, score=score, rows=rows, updates=1), here)
+    assert len(seen) == 24 and all(row["prompt"] in seen for row in rows)
+
+
 def test_missing_eos_is_punished(tokenizer, tmp_path):
     here = work(tmp_path)
     grpo = trainer(

@@ -77,7 +77,7 @@ class Grpo(KeepsPrompts, GRPOTrainer):
                 model=model,
                 reward_funcs=self._rewards,
                 args=settings,
-                train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in rows]),
+                train_dataset=_dataset(rows),
                 processing_class=tokenizer,
                 rollout_func=self._rollout,
                 callbacks=[CoreReporting(work, recipe.minibatches, watch)],
@@ -278,6 +278,18 @@ def fit(trainer: Grpo, work: Work) -> Progress:
     work.log({"prompts_shared": float(bool(trainer.packs))})
     history = [{name: row[name] for name in row if name != "step"} for row in trainer.state.log_history]
     return Progress(len(history), history)
+
+
+def _dataset(rows: Sequence[Row]) -> Dataset:
+    """The prompts; a table has every key in every message, so those without a value are taken out on reading."""
+    table = Dataset.from_list([{"prompt": row["prompt"]} for row in rows])
+    return table.with_transform(lambda batch: {name: _filled(column) for name, column in batch.items()})
+
+
+def _filled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(each) for key, each in value.items() if each is not None}
+    return [_filled(each) for each in value] if isinstance(value, list) else value
 
 
 def _cut(values: torch.Tensor, lengths: Sequence[int]) -> list[list[Any]]:
