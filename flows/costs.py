@@ -1,10 +1,13 @@
 """`rlhf plan --estimate`: what a run will cost, as a table."""
 
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from flows.data import prepared
 from flows.recipe import LifecycleRecipe
 from flows.verbs import err, out
 from tasks.estimating import Prices, estimate
@@ -17,8 +20,10 @@ PARTS = {
 
 def show_costs(recipe: LifecycleRecipe, prices: Prices, as_json: bool) -> None:
     """Estimate, and print it."""
-    with err.status("measuring a few steps"):
-        found = estimate(recipe, prices)
+    with tempfile.TemporaryDirectory(prefix="rlhf-estimate-") as folder:
+        data = prepared(recipe, Path(folder))
+        with err.status("measuring a few steps"):
+            found = estimate(recipe, prices, data)
     if as_json:
         print(json.dumps(found))
         return

@@ -34,10 +34,10 @@ def preview(
     from tasks.data.preview import sample, shown, tables_of
 
     with tempfile.TemporaryDirectory(prefix="rlhf-preview-") as folder:
-        prepared = _prepared(parsed, Path(folder), head)
-        tables = tables_of(prepared)
+        made = prepared(parsed, Path(folder), head)
+        tables = tables_of(made)
         tokenizer, said = _tokenizer(parsed)
-        conversations = [shown(row, tokenizer, parsed.sft.turns) for row in sample(prepared, rows, of, parsed.seed)]
+        conversations = [shown(row, tokenizer, parsed.sft.turns) for row in sample(made, rows, of, parsed.seed)]
     if as_json:
         document = {**{name.replace(" ", "_"): each for name, each in tables.items()}, "head": head}
         print(json.dumps({**document, "tokenizer": said, "conversations": conversations}, ensure_ascii=False))
@@ -51,7 +51,7 @@ def preview(
     out.print(f"\nTokens: {said}. [black on green]Green[/] is what the loss is on.", highlight=False)
 
 
-def _prepared(recipe: "LifecycleRecipe", folder: Path, head: int | None) -> Path:
+def prepared(recipe: "LifecycleRecipe", folder: Path, head: int | None = None) -> Path:
     """The data artifact of the recipe: the one that is there, or one made in `folder` as a run would make it."""
     from flows.lifecycle import DATA
     from tasks.artifact import Work

@@ -13,7 +13,7 @@ from tasks.labels.preferences import PreferencesRecipe
 from tasks.labels.recipe import LabelRecipe
 from tasks.labels.selection import LEARNERS, SelectRecipe
 from tasks.merging import MergeRecipe
-from tasks.models.adapters import PromptRecipe
+from tasks.models.adapters import PrefixTuningRecipe, PromptRecipe
 from tasks.models.pretrain import BaseRecipe
 from tasks.recipe import Part
 from tasks.sampling.completions import SampleRecipe
@@ -124,7 +124,7 @@ class LifecycleRecipe(Part):
         return self
 
     def _check_prompts(self) -> None:
-        """A model has one soft prompt at most."""
+        """A model has one soft prompt at most, and nothing asks of it what it cannot do."""
         prompted = [policy for policy in self.policy if isinstance(policy.adapter, PromptRecipe)]
         if isinstance(self.sft.adapter, PromptRecipe):
             above = [("reward", self.reward.base is None and isinstance(self.reward.adapter, PromptRecipe))]
@@ -139,6 +139,31 @@ class LifecycleRecipe(Part):
                 f"'policy.{policy_name(prompted[0])}.adapter' is a soft prompt, and round 2 would put a second one "
                 'before the champion; take kind = "lora", or rounds = 1'
             )
+        self._check_engines(prompted)
+        if isinstance(self.sft.adapter, PrefixTuningRecipe):
+            above = [("reward", self.reward)] if self.reward.base is None else []
+            for name, part in [*above, *((f"policy.{policy_name(policy)}", policy) for policy in self.policy)]:
+                if getattr(part, "gradient_checkpointing", False):
+                    raise ValueError(
+                        f"'{name}.gradient_checkpointing' computes layers again without the cache that "
+                        "'sft.adapter' (prefix_tuning) fills; leave it out, or take sft.adapter.kind = "
+                        '"prompt_tuning"'
+                    )
+
+    def _check_engines(self, prompted: list[PolicyRecipe]) -> None:
+        """prompted: policies whose own adapter is a soft prompt; they are decoded by the evaluation alone."""
+        names = [f"policy.{policy_name(policy)}" for policy in prompted]
+        asked: dict[str, str] = {"evaluate": self.evaluate.engine}
+        if isinstance(self.sft.adapter, PromptRecipe):
+            names = ["sft"]
+            asked |= {f"policy.{policy_name(each)}": getattr(each, "engine", "local") for each in self.policy}
+            asked["sample"] = self.sample.engine
+        for name, engine in asked.items():
+            if names and engine == "vllm":
+                raise ValueError(
+                    f"'{names[0]}.adapter' is a soft prompt, which vLLM does not serve; set {name}.engine = "
+                    f'"local", or take kind = "lora"'
+                )
 
 
 def policy_name(policy: PolicyRecipe) -> str:

@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.applications import Starlette
@@ -38,10 +38,14 @@ LONGEST = 100_000
 
 
 class Turn(BaseModel):
-    """One message of a conversation."""
+    """One message of a conversation, as `Message` has it."""
 
     role: str
     content: str
+    tools: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 class Asked(BaseModel):
@@ -69,7 +73,7 @@ class Asked(BaseModel):
     def conversations(self) -> list[list[Message]]:
         """The prompt of each completion."""
         if self.messages is not None:
-            return [[{"role": turn.role, "content": turn.content} for turn in turns] for turns in self.messages]
+            return [[cast(Message, turn.model_dump(exclude_none=True)) for turn in turns] for turns in self.messages]
         return [[{"role": "user", "content": text}] for text in self.prompts or []]
 
 

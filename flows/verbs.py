@@ -29,8 +29,8 @@ Labels = Annotated[
 
 
 def set_environment() -> None:
-    """The services' addresses and the user's own modules, for whatever is imported next."""
-    os.environ.update(services.environment())  # before Prefect is imported
+    """The services' addresses, the home and the user's own modules, for whatever is imported next."""
+    os.environ.update(services.environment(), RLHF_HOME=str(services.home()))  # before Prefect is imported
     sys.path.insert(0, os.getcwd())  # functions of the user's that a recipe names are found from here
     for handler in ("CONSOLE", "DEBUG"):  # Prefect's log lines stay in its UI; the terminal shows the stages
         os.environ.setdefault(f"PREFECT_LOGGING_HANDLERS_{handler}_LEVEL", "CRITICAL")

@@ -184,11 +184,17 @@ def unescaped(shown: str) -> str:
     return html.unescape(shown)
 
 
-def prompt_text(prompt: Sequence[Mapping[str, str]]) -> str:
-    """A single user turn as it is; several turns each under its role."""
+def prompt_text(prompt: Sequence[Mapping[str, Any]]) -> str:
+    """A single user turn as it is; several turns each under its role, calls of tools as `name(arguments)`."""
     if len(prompt) == 1:
         return prompt[0]["content"]
-    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in prompt)
+    return "\n\n".join(f"{message['role'].capitalize()}: {_said(message)}" for message in prompt)
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    called = [each["function"] for each in message.get("tool_calls", ())]
+    calls = [f"{each['name']}({each['arguments']})" for each in called]
+    return "\n".join([message["content"], *calls] if message["content"] else calls)
 
 
 def _title(option: str) -> str:

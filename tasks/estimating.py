@@ -5,7 +5,6 @@ hours are by a probe of a few steps of the model's width, one and three layers d
 """
 
 import math
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from tasks.artifact import Row, Work, read_jsonl
+from tasks.artifact import Row, read_jsonl
 from tasks.recipe import Part
 
 DIRECT = ("dpo", "ipo", "kto", "orpo", "simpo")
@@ -44,36 +43,27 @@ class Lengths:
     """By split: those for comparisons, for RL and for evaluation."""
 
 
-def lengths_of(base: Any, data: Any, seed: int) -> tuple[Lengths, Any]:
-    """The data part's rows in tokens, and the configuration of the model that a base part stands for.
+def lengths_of(base: Any, data: Path, seed: int) -> tuple[Lengths, Any]:
+    """A data artifact's rows in tokens, and the configuration of the model that a base part stands for.
 
-    The rows are made as the data stage makes them, in a folder that is removed; a base that is yet to be pre-trained
-    has its tokenizer made of a sixth of its text. Raises what the stages would.
+    A base that is yet to be pre-trained has its tokenizer made of a sixth of its text. Raises what the stages would.
     """
-    from tasks.data.prepare import prepare_data
     from tasks.models.chat import encode_prompt
     from tasks.training.sft_engine import encode_rows
 
     tokenizer, config = _model_of(base, seed)
-    with tempfile.TemporaryDirectory() as folder:
-        work = Work(out=Path(folder) / "out", scratch=Path(folder) / "scratch", seed=seed)
-        work.out.mkdir()
-        work.scratch.mkdir()
-        prepare_data(data, {}, work)
 
-        def rows(name: str) -> list[Row]:
-            file = work.out / f"{name}.jsonl"
-            return read_jsonl(file) if file.exists() else []
+    def rows(name: str) -> list[Row]:
+        file = data / f"{name}.jsonl"
+        return read_jsonl(file) if file.exists() else []
 
-        encoded = encode_rows(rows("sft"), tokenizer)
-        splits = {
-            "compared": rows("reward_train") + rows("reward_validation"),
-            "rl": rows("rl"),
-            "evaluation": rows("evaluation"),
-        }
-        prompts = {
-            name: [len(encode_prompt(tokenizer, row["prompt"])) for row in each] for name, each in splits.items()
-        }
+    encoded = encode_rows(rows("sft"), tokenizer)
+    splits = {
+        "compared": rows("reward_train") + rows("reward_validation"),
+        "rl": rows("rl"),
+        "evaluation": rows("evaluation"),
+    }
+    prompts = {name: [len(encode_prompt(tokenizer, row["prompt"])) for row in each] for name, each in splits.items()}
     own = [sum(each.labels_mask) for each in encoded]
     return Lengths([len(each.input_ids) for each in encoded], own, prompts), config
 
@@ -163,12 +153,13 @@ def _deeper(times: Sequence[float], layers: Sequence[int], depth: int) -> float:
     return max(times[0] + each * (depth - layers[0]), 1e-9)
 
 
-def estimate(recipe: Any, prices: Prices) -> dict[str, Any]:
+def estimate(recipe: Any, prices: Prices, data: Path) -> dict[str, Any]:
     """A row for each stage that computes (tokens, hours, bytes by part), the labels' hours and what all costs.
 
-    recipe: a `LifecycleRecipe`. Memory is of one process; stages that run side by side need theirs each.
+    recipe: a `LifecycleRecipe`. data: the artifact of its data part. Memory is of one process; stages that run side by
+    side need theirs each.
     """
-    lengths, config = lengths_of(recipe.base, recipe.data, recipe.seed)
+    lengths, config = lengths_of(recipe.base, data, recipe.seed)
     found = probe(config)
     rows = [_pretrained(recipe.base, config, found)] if recipe.base.model is None else []
     rows += [_fitted("sft", recipe.sft, config, lengths.sft, lengths.completions, found)]

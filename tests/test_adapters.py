@@ -11,10 +11,14 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from flows.recipe import LifecycleRecipe, PolicyRecipe
+from labeling.ai.prompts import Question
+from tasks.ai.local import answer_locally
+from tasks.ai.recipe import LocalJudge
 from tasks.artifact import InputError, read_jsonl, write_jsonl
 from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
 from tasks.merging import MergeRecipe, merge_policy
 from tasks.models.adapters import AdapterRecipe, FullRecipe, LoraRecipe, PrefixTuningRecipe, attach, save
+from tasks.models.features import text_features
 from tasks.models.loading import load_causal_lm, positions
 from tasks.models.prompts import installed
 from tasks.models.shelf import Shelf
@@ -22,9 +26,10 @@ from tasks.sampling.folded import folded
 from tasks.sampling.local import generate
 from tasks.training.direct import DpoRecipe, train_direct
 from tasks.training.engine_checkpoints import Reporting
+from tasks.training.ppo import PpoRecipe, _demonstrations
 from tasks.training.reward import RewardRecipe, train_reward
 from tasks.training.sft import SftRecipe, train_sft
-from tests.tiny_models import demonstrations, tiny_base, tiny_model, tiny_tokenizer, work_in
+from tests.tiny_models import demonstrations, preferences, tiny_base, tiny_model, tiny_tokenizer, work_in
 from tests.tiny_rewards import reward_base
 
 IDS = torch.tensor([[1, 20, 30, 40, 50], [1, 20, 30, 41, 51]])
@@ -258,3 +263,72 @@ def test_a_model_has_one_soft_prompt_at_most(given: dict[str, Any], words: str) 
     whole = {"name": "one", "rounds": given.get("rounds", 1), "policy": [policy], **parts}
     with pytest.raises(ValidationError, match=words):
         LifecycleRecipe.model_validate(whole)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sft": {"adapter": PROMPTS[0]}, "sample": {"engine": "vllm"}}, "set sample.engine"),
+        ({"sft": {"adapter": PROMPTS[2]}, "evaluate": {"engine": "vllm"}}, "set evaluate.engine"),
+        ({"sft": {"adapter": PROMPTS[1]}, "policy": [{"method": "ppo", "engine": "vllm"}]}, "set policy.ppo.engine"),
+        (
+            {"sft": {"adapter": PROMPTS[1]}, "policy": [{"method": "rejection", "engine": "vllm"}]},
+            "set policy.rejection.engine",
+        ),
+        (
+            {"policy": [{"method": "dpo", "adapter": PROMPTS[0]}], "evaluate": {"engine": "vllm"}},
+            "'policy.dpo.adapter' is a soft prompt, which vLLM does not serve",
+        ),
+        ({"sft": {"adapter": PROMPTS[0], "packing": "always"}}, 'set packing = "never"'),
+        (
+            {"sft": {"adapter": PROMPTS[2]}, "policy": [{"method": "dpo", "gradient_checkpointing": True}]},
+            "'policy.dpo.gradient_checkpointing' computes layers again",
+        ),
+        (
+            {"sft": {"adapter": PROMPTS[2]}, "reward": {"gradient_checkpointing": True}},
+            "'reward.gradient_checkpointing' computes layers again",
+        ),
+    ],
+)
+def test_what_a_soft_prompt_cannot_do_is_refused_in_the_recipe(given: dict[str, Any], words: str) -> None:
+    whole = {"name": "one", "policy": [{"method": "dpo"}, {"method": "ppo"}]} | given
+    with pytest.raises(ValidationError, match=words):
+        LifecycleRecipe.model_validate(whole)
+
+
+def test_what_a_soft_prompt_can_do_is_not_refused() -> None:
+    drawn = {"method": "rejection", "engine": "vllm", "adapter": PROMPTS[0]}
+    LifecycleRecipe.model_validate({"name": "one", "policy": [drawn], "sample": {"engine": "vllm"}})
+    checkpointed = {"method": "dpo", "gradient_checkpointing": True}
+    LifecycleRecipe.model_validate({"name": "one", "policy": [checkpointed], "sft": {"adapter": PROMPTS[0]}})
+
+
+def test_a_prefix_below_is_not_computed_again(tmp_path: Path, chain: dict[str, Path]) -> None:
+    """As under a champion, whose recipe another run had."""
+    save(attach(load_causal_lm([chain["base"]]), recipe_of(PROMPTS[2])), tmp_path / "sft")
+    recipe = DpoRecipe(gradient_checkpointing=True)
+    with pytest.raises(InputError, match="a prefix below the model fills"):
+        train_direct(recipe, chain | {"sft": tmp_path / "sft"}, work_in(tmp_path / "dpo"))
+
+
+def test_a_soft_prompt_takes_its_places_from_every_length(tmp_path: Path) -> None:
+    """GPT-2 has 128 positions and no more: whoever counts without the prompt asks for one that is not there."""
+    base, data = tiny_base(tmp_path / "base", "gpt2"), demonstrations(tmp_path / "data")
+    tokenizer, shown = tiny_tokenizer(), preferences(tmp_path / "preferences")
+    save(attach(load_causal_lm([base]), LoraRecipe(rank=4)), tmp_path / "lora")
+    given = {"base": base, "sft": tmp_path / "lora", "preferences": shown}
+    with pytest.raises(InputError, match="longer than 8 tokens"):
+        train_direct(DpoRecipe(adapter=recipe_of(PROMPTS[0] | {"virtual_tokens": 120})), given, work_in(tmp_path / "d"))
+    save(attach(load_causal_lm([base]), recipe_of(PROMPTS[0] | {"virtual_tokens": 80})), tmp_path / "sft")
+    chain = [base, tmp_path / "sft"]
+    asked: Any = [{"role": "user", "content": "Where is item 3?"}]
+    assert text_features(chain, [(asked, "It is in aisle 3. " * 20, True)]).shape == (1, 32)
+    work = work_in(tmp_path / "ppo")
+    rows = [{"id": str(n), "messages": [*asked, {"role": "assistant", "content": "Aisle. " * n}]} for n in (1, 30)]
+    write_jsonl(data / "sft.jsonl", rows)
+    kept = _demonstrations(PpoRecipe(ptx_coefficient=1.0), data, tokenizer, load_causal_lm(chain), work)
+    assert len(kept) == 1 and work.metrics["demonstrations_dropped"] == 1
+    question = Question("1", ("a", "b"), ({"role": "user", "content": "A" * 90},), "mark")
+    judge = LocalJudge(kind="local", model="sft")
+    [said] = answer_locally(judge, chain, [question], "judge", work_in(tmp_path / "judge"))
+    assert said.refused and "context of 48 tokens" in said.refused

@@ -1,18 +1,19 @@
 """What a run is said to cost: memory as it is taken, tokens as they are, money as it adds up."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from flows.recipe import LifecycleRecipe
-from tasks.data.prepare import ShopData
+from tasks.data.prepare import ShopData, prepare_data
 from tasks.estimating import Prices, estimate, histogram
 from tasks.models.adapters import FullRecipe, LoraRecipe, PrefixTuningRecipe, PTuningRecipe, attach
 from tasks.recipe import load_recipe
 from tasks.training.footprint import _Peak, _step, cache_bytes, of_step
 from tests.lifecycle_runs import TINY
-from tests.tiny_models import LAYOUTS, tiny_model
+from tests.tiny_models import LAYOUTS, tiny_model, work_in
 
 
 @pytest.mark.parametrize("adapter", [LoraRecipe(rank=4), FullRecipe()], ids=lambda recipe: recipe.kind)
@@ -49,10 +50,12 @@ def test_a_cache_is_as_large_as_it_is() -> None:
     assert cache_bytes(model.config, 3, 7) == sum(each.keys.nbytes + each.values.nbytes for each in layers)
 
 
-def test_a_recipe_has_its_price() -> None:
+def test_a_recipe_has_its_price(tmp_path: Path) -> None:
     recipe = load_recipe(LifecycleRecipe, TINY, ["label.source=people"])
     prices = Prices(machine_hour=3600.0, label_hour=20.0, seconds_per_judgement=30)
-    found = estimate(recipe, prices)
+    work = work_in(tmp_path)
+    prepare_data(recipe.data, {}, work)
+    found = estimate(recipe, prices, work.out)
     names = [row["stage"] for row in found["stages"]]
     assert names[:2] == ["base", "sft"] and {policy.name or policy.method for policy in recipe.policy} <= set(names)
     rows = {row["stage"]: row for row in found["stages"]}
@@ -62,7 +65,7 @@ def test_a_recipe_has_its_price() -> None:
     assert found["label_hours"] == pytest.approx(found["judgements"] * 30 / 3600)
     assert found["cost"] == pytest.approx(3600 * found["machine_hours"] + 20 * found["label_hours"])
     assert isinstance(recipe.data, ShopData) and sum(found["lengths"].values()) > 0
-    nobody = estimate(load_recipe(LifecycleRecipe, TINY), prices)
+    nobody = estimate(load_recipe(LifecycleRecipe, TINY), prices, work.out)
     assert nobody["judgements"] == 0 == nobody["label_hours"]  # simulated annotators take no one's time
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, set_seed
 
 from tasks.artifact import InputError
-from tasks.models.adapters import FullRecipe, LoraRecipe, attach
+from tasks.models.adapters import FullRecipe, LoraRecipe, PrefixTuningRecipe, PromptTuningRecipe, attach
 from tasks.training.grpo import GrpoRecipe, RlooRecipe
 from tasks.training.grpo_settings import leave_one_out
 from tasks.training.grpo_trainer import Grpo, fit
@@ -35,6 +35,19 @@ def test_starts_at_the_reference_and_leaves_it(tokenizer, tmp_path, adapter):
     assert history[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert history[0]["kl_k3"] == pytest.approx(0, abs=1e-4)
     assert history[-1]["kl_k3"] > 1e-2
+
+
+@pytest.mark.parametrize("kind", [GrpoRecipe, RlooRecipe])
+@pytest.mark.parametrize("above", [FullRecipe(), LoraRecipe()], ids=["full", "lora"])
+@pytest.mark.parametrize("below", [PromptTuningRecipe(), PrefixTuningRecipe()], ids=lambda below: below.kind)
+def test_a_soft_prompt_below_is_part_of_the_reference(tokenizer, tmp_path, kind, above, below):
+    prompted = attach(llama(), below).merge_and_unload()
+    here = work(tmp_path)
+    grpo = trainer(tokenizer, here, model=prompted, kind=kind, adapter=above, updates=2, learning_rate=1e-2)
+    history = fit(grpo, here).history
+    assert history[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert history[0]["kl_k3"] == pytest.approx(0, abs=1e-4)
+    assert history[1]["kl_k3"] > 1e-4
 
 
 def test_absolute_positions_do_not_count_padding(tokenizer, tmp_path):
@@ -69,6 +82,25 @@ def test_reward_sees_text_and_whether_it_finished(tokenizer, tmp_path):
     assert all(len(text.split()) <= 6 for text in completions)
     assert 0 < sum(finished) < 24
     assert history[0]["finished_share"] == pytest.approx(sum(finished) / 24)
+
+
+def test_prompts_keep_their_tools_and_no_others_get_any(tokenizer, tmp_path):
+    tool = json.dumps([{"type": "function", "function": {"name": "apple", "parameters": {}}}])
+    calls = [{"id": "call00000", "type": "function", "function": {"name": "apple", "arguments": "{}"}}]
+    asked = [
+        {"role": "user", "content": "pear", "tools": tool},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": "fig", "tool_call_id": "call00000"},
+    ]
+    rows, seen = [{"prompt": asked}, *ROWS[:3]], []
+
+    def score(prompts, completions, finished):
+        seen.extend(prompts)
+        return [0.0] * len(completions)
+
+    here = work(tmp_path)
+    fit(trainer(tokenizer, here, score=score, rows=rows, updates=1), here)
+    assert len(seen) == 24 and all(row["prompt"] in seen for row in rows)
 
 
 def test_missing_eos_is_punished(tokenizer, tmp_path):

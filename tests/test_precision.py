@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tasks.models.adapters import LoraRecipe
+from tasks.models.loading import load_causal_lm
 from tasks.store import _content_digest, _describe
 from tasks.training import precision
 from tasks.training.direct import DpoRecipe, train_direct
@@ -89,3 +90,20 @@ def test_dpo_in_bf16_starts_from_its_reference(tmp_path: Path, inputs: dict[str,
     recipe = DpoRecipe(adapter=LORA, epochs=40, sft_weight=0, precision="bf16", learning_rate=1e-9)
     train_direct(recipe, inputs, work)
     assert seen[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)
+
+
+@CPU
+def test_an_adapters_own_weights_do_not_change_the_precision_under_way(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference has just too few parameters for bf16, and an adapter more than the policy needs for it."""
+    below = load_causal_lm([inputs["base"], inputs["sft"]])
+    monkeypatch.setattr(precision, "has_bf16", lambda: True)
+    monkeypatch.setattr(precision, "WORTH_IT", sum(p.numel() for p in below.parameters()) + 1)
+    work, seen = work_in(tmp_path / "dpo"), []
+    work.on_log = lambda metrics, step: seen.append(metrics)
+    recipe = DpoRecipe(adapter=LORA, epochs=20, sft_weight=0, learning_rate=1e-9)
+    train_direct(recipe, inputs, work)
+    assert not work.metrics["bf16"] and "fp32" in (work.out / "report" / "precision.md").read_text()
+    margins = [metrics["rewards/margins"] for metrics in seen if "rewards/margins" in metrics]
+    assert margins[0] == pytest.approx(0, abs=1e-6)

@@ -1,5 +1,6 @@
 """`rlhf data preview`: conversations as SFT will see them, the shares, what the filters do; and training on it."""
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from tasks.artifact import read_jsonl
 from tasks.data.preview import shown
 from tasks.training.sft import SftRecipe, train_sft
 from tests.lifecycle_runs import RLHF, rlhf
+from tests.test_ai_endpoint import KEY, serving
 from tests.test_mixture import alpaca, prepare
+from tests.test_model_filters import answers, rate
 from tests.tiny_models import tiny_base, tiny_model, tiny_tokenizer, work_in
 
 RECIPE = """
@@ -80,3 +83,22 @@ def test_last_turns_alone_are_shown_as_they_are_trained() -> None:
     every, last = (shown({"messages": turns}, tiny_tokenizer(), which) for which in ("all", "last"))  # type: ignore[arg-type]
     assert [piece["text"][0] for piece in every["pieces"] if piece["loss"]] == ["b", "d"]
     assert [piece["text"][0] for piece in last["pieces"] if piece["loss"]] == ["d"]
+
+
+def test_a_paid_judge_is_asked_once_by_whatever_verb(tmp_path: Path) -> None:
+    """Its answers are kept in the project's own home, where nobody says where that is."""
+    (tmp_path / ".rlhf").mkdir()
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers(30)))
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    with serving(rate(4, 2)) as server:
+        (tmp_path / "judged.toml").write_text(
+            f'name = "judged"\n[base]\nmodel = "{tmp_path / "model"}"\n[data]\nsource = "mixture"\n[[data.sets]]\n'
+            f'name = "chat"\nkind = "json"\npath = "{tmp_path / "chat.jsonl"}"\n[[data.filters]]\nkind = "judge"\n'
+            f'rubric = "Truth counts."\njudge = {{kind = "endpoint", url = "{server.url}", model = "judge"}}\n'
+            '[[policy]]\nmethod = "dpo"\n'
+        )
+        for verb in (["data", "preview"], ["data", "preview"], ["plan", "--estimate"]):
+            done = rlhf(*verb, "judged.toml", cwd=tmp_path, RLHF_HOME="", JUDGE_KEY=KEY)
+            assert done.document and len(server.requests) == 30, verb
+    assert list((tmp_path / ".rlhf" / "ai-answers").iterdir())

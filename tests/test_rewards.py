@@ -103,6 +103,20 @@ def test_a_reward_that_fails_is_one_sentence() -> None:
         Rewards([term(kind="model")], ROWS, None)(PROMPTS, ["a", "b"], [True, True])
 
 
+CALLED: list[Message] = [
+    {"role": "user", "content": "two and two?", "tools": "[]"},
+    {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": "{}"}, "id": "c"}]},
+    {"role": "tool", "content": "4", "tool_call_id": "c", "name": "add"},
+]
+
+
+def test_prompts_that_differ_only_in_their_tools_have_rows_of_their_own() -> None:
+    other: list[Message] = [{"role": "user", "content": "two and two?", "tools": "[]"}]
+    rows = [*ROWS, {"prompt": other, "reference": 5}]
+    rewards = Rewards([term(kind="function", function=f"{HERE}:exact")], rows, None)
+    assert rewards([PROMPTS[0], other], ["4", "5"], [True, True]) == [1.0, 1.0]
+
+
 def test_code_deep_in_a_recipe_belongs_to_its_identity() -> None:
     recipe = PpoRecipe(rewards=(FunctionReward(function=f"{HERE}:exact"),))
     assert set(identity(recipe)["sources"]) == {f"{HERE}:exact"} and not identity(PpoRecipe())["sources"]
@@ -134,6 +148,7 @@ class Served:
         self, prompts: Sequence[Sequence[Message]], completions: Sequence[str], finished: Sequence[bool], /
     ) -> list[float]:
         self.batches.append(len(completions))
+        self.prompts = [*prompts]
         self.free.wait(60)
         if "broken" in completions:
             raise ValueError("cannot render that")
@@ -171,6 +186,11 @@ def test_a_served_reward_is_the_reward_itself(served: Served) -> None:
     assert rewards == by_length(prompts, texts, ended) and served.batches == [256, 256, 88]
     asked = {"prompts": ["two and two?"], "completions": ["4"], "labels": [None]}
     assert httpx.post(served.url, json=asked).json() == {"rewards": [13.0]}, "as other clients ask"
+
+
+def test_tools_and_their_calls_reach_a_served_reward(served: Served) -> None:
+    reward_client.ask(ServerReward(url=served.url), [CALLED, PROMPTS[0]], ["4", "4"], [True, True])
+    assert served.prompts == [CALLED, PROMPTS[0]]
 
 
 def test_what_waits_is_scored_together_and_too_much_is_told_to_come_back(served: Served) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from labeling.question import prompt_text
 from tasks.artifact import InputError, Message, Row, read_jsonl
 from tasks.data.prepare import JsonlData, prepare_data
 from tasks.data.rows import read_examples
@@ -111,6 +112,11 @@ def test_tools_go_through_the_data_stage_into_the_loss(tmp_path: Path) -> None:
         assert '{"type": "object", "properties": {"zone": {}, "at": {}}}' in tokenizer.decode(encoded.input_ids)
     asked: list[Message] = read_jsonl(work.out / "evaluation.jsonl")[0]["prompt"]
     assert "tools" in asked[0] and asked[-1]["role"] == "tool"
+
+
+def test_people_and_judges_read_what_was_called(tmp_path: Path) -> None:
+    shown = prompt_text(read(tmp_path, OPENAI).prompt)
+    assert shown == 'User: Where?\n\nAssistant: find({"zone": "b", "at": 1})\n\nTool: here'
 
 
 def test_real_tool_calls_survive() -> None:

@@ -17,7 +17,7 @@ from tasks.ai.answers import Kept, Said, letter_options, now
 from tasks.ai.recipe import MODEL_FILES, LocalJudge
 from tasks.artifact import InputError, Work
 from tasks.models.chat import encode_prompt
-from tasks.models.loading import load_causal_lm, load_tokenizer
+from tasks.models.loading import load_causal_lm, load_tokenizer, positions
 from tasks.models.source import resolve_hub_model
 from tasks.models.templates import DEFAULT_TEMPLATE
 from tasks.sampling.local import CausalLM, decode, generate, output_layer
@@ -78,7 +78,7 @@ def _answering(recipe: LocalJudge, chain: Sequence[Path], seed: int) -> Callable
     if not tokenizer.chat_template:
         tokenizer.chat_template = DEFAULT_TEMPLATE
     model = load_causal_lm(chain)
-    longest = getattr(model.config, "max_position_embeddings", None) or float("inf")
+    longest = positions(model) or float("inf")
     new_tokens = 1 if recipe.answer == "letters" else recipe.max_new_tokens
 
     def answer(questions: Sequence[Question]) -> list[Said]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tasks.artifact import Message
 from tasks.models.chat import encode_completion, encode_prompt
-from tasks.models.loading import batch_tokens, load_causal_lm, load_tokenizer
+from tasks.models.loading import batch_tokens, load_causal_lm, load_tokenizer, positions
 
 MOST = 512
 """Wider hidden states are projected at random to so many dimensions, which about keeps distances (Johnson and
@@ -44,7 +44,7 @@ def _means(
     model: Any, sequences: Sequence[tuple[list[int], int]], progress: Callable[[int, int], None]
 ) -> NDArray[np.float64]:
     body = getattr(model, model.base_model_prefix)
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = positions(model)
     width = int(model.config.hidden_size)
     projection = None
     if width > MOST:

@@ -113,13 +113,6 @@ class SoftPrompted(PeftModel):
         self.soft = SoftPrompt(peft_config, self.prompt_encoder[adapter_name])
         self.soft.install(body_of(model))
 
-    def add_adapter(self, adapter_name: str, peft_config: PeftConfig, *more: Any, **named: Any) -> None:
-        """PEFT's, which freezes what is in the model below, the prompt that is being trained included."""
-        trained = [p for p in self.parameters() if p.requires_grad] if hasattr(self, "soft") else []
-        super().add_adapter(adapter_name, peft_config, *more, **named)
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """The model without the prompt, for the time of a `with` block."""

@@ -95,21 +95,23 @@ def fit_direct(
     """
     pad_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
     groups = group_preferences(rows, tokenizer)
-    groups = keep_short(groups, [group.length for group in groups], recipe, model, work)
+    taken = recipe.adapter.virtual_tokens if isinstance(recipe.adapter, PromptRecipe) else 0
+    groups = keep_short(groups, [group.length for group in groups], recipe, model, work, taken)
     groups.sort(key=lambda group: group.length)
     if isinstance(recipe, KtoRecipe):
         mismatch(groups)
-    bf16, _ = choose(recipe.precision, sum(p.numel() for p in model.parameters()))
-    with autocast(bf16):  # as in training, or the ratios would be rounding
+    precision = choose(recipe.precision, sum(p.numel() for p in model.parameters()))
+    with autocast(precision[0]):  # as in training, or the ratios would be rounding
         before = group_logps(model, groups, pad_id, recipe.batch_size) if has_reference(recipe) else _zeros(groups)
     for group, logps in zip(groups, before, strict=True):
         group.reference = logps
     policy = attach(model)
     if has_reference(recipe) and not isinstance(recipe.adapter, PromptRecipe):  # a prompt changes what it starts from
-        with autocast(bf16):
+        with autocast(precision[0]):
             check_start(policy, groups[: recipe.batch_size], pad_id, recipe.batch_size)
+    lengths = [group.length for group in groups]
     trainer = DirectTrainer(
-        policy, groups, [group.length for group in groups], lambda batch: collate_groups(batch, pad_id), recipe, work
+        policy, groups, lengths, lambda batch: collate_groups(batch, pad_id), recipe, work, precision=precision
     )
     trainer.recipe = recipe
     work.log({"pairs": sum(len(group.pairs) for group in groups), "prompts": len(groups)})

@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
 from tasks.artifact import InputError, Work
 from tasks.models.loading import positions
+from tasks.models.prompts import installed
 from tasks.training.engine_batches import LengthBatches
 from tasks.training.engine_checkpoints import KeepsPrompts, Reporting, last_checkpoint
 from tasks.training.hyperparameters import Hyperparameters
@@ -40,9 +41,17 @@ class Trainer(KeepsPrompts, transformers.Trainer):
         recipe: Hyperparameters,
         work: Work,
         batches: type[LengthBatches] = LengthBatches,
+        precision: tuple[bool, str] | None = None,
     ) -> None:
+        """precision: what `choose` said, where something was computed in it already."""
+        prompt = installed(model)
+        if recipe.gradient_checkpointing and prompt is not None and prompt.is_prefix:
+            raise InputError(
+                "gradient_checkpointing computes layers again without the cache that a prefix below the model fills; "
+                "leave it out."
+            )
         self.batches = batches(lengths, recipe.batch_size, recipe.epochs, work.seed)
-        bf16, reason = choose(recipe.precision, sum(p.numel() for p in model.parameters()))
+        bf16, reason = precision or choose(recipe.precision, sum(p.numel() for p in model.parameters()))
         work.log({"bf16": bf16})
         work.text("precision", reason)
         self.last: dict[str, float] = {}
@@ -112,19 +121,23 @@ def fit(trainer: Trainer, work: Work, *callbacks: TrainerCallback) -> None:
     trainer.model.eval()  # type: ignore[union-attr]
 
 
-def longest(recipe: Hyperparameters, model: Any) -> int:
-    """How many tokens a row may have: the recipe's limit, or the model's positions where they are fewer."""
-    return min(recipe.max_length, positions(model) or recipe.max_length)
+def longest(recipe: Hyperparameters, model: Any, taken: int = 0) -> int:
+    """How many tokens a row may have: the recipe's limit, or the model's positions where they are fewer.
+
+    taken: positions of a soft prompt that is not there yet.
+    """
+    limit = positions(model)
+    return recipe.max_length if limit is None else min(recipe.max_length, limit - taken)
 
 
 def keep_short(
-    rows: Sequence[Any], lengths: Sequence[int], recipe: Hyperparameters, model: Any, work: Work
+    rows: Sequence[Any], lengths: Sequence[int], recipe: Hyperparameters, model: Any, work: Work, taken: int = 0
 ) -> list[Any]:
-    """The rows that fit `recipe.max_length` and the model's positions; what is dropped is logged.
+    """The rows that fit `longest`; what is dropped is logged.
 
     Raises `InputError` when more than `recipe.dropped_limit` of them do not fit, or when nothing is left.
     """
-    limit = longest(recipe, model)
+    limit = longest(recipe, model, taken)
     kept = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
     dropped = len(rows) - len(kept)
     work.log({"rows": len(kept), "rows_dropped": dropped, "tokens_dropped": sum(n for n in lengths if n > limit)})

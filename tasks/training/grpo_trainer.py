@@ -8,16 +8,16 @@ import logging
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
+from trl.models.utils import prepare_fsdp
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from tasks.artifact import InputError, Row, Work
 from tasks.models.chat import encode_prompt
@@ -34,6 +34,7 @@ from tasks.training.packed_groups import Packed, agrees, joined, like_lengths, m
 from tasks.training.policy_losses import k1, k3
 from tasks.training.rewards import Score, parts_of
 from tasks.training.rl_checkpoint import Progress
+from tasks.training.rollouts import Reference
 from tasks.training.watch import Watch, ended
 
 
@@ -67,21 +68,28 @@ class Grpo(KeepsPrompts, GRPOTrainer):
         packs = self.places and may_pack(model.config) and not virtual_tokens(model)
         self.packs: bool | None = None if packs else False
         self.width = output_layer(model).weight.shape[1]
-        if not isinstance(model, PeftModel):
-            _keep_start(model, work.scratch / "start")
+        reference = Reference(model).copy
+        settings = arguments(recipe, work)
+        beta, settings.beta = settings.beta, 0.0  # TRL's own reference would be loaded without a soft prompt
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
             super().__init__(
                 model=model,
                 reward_funcs=self._rewards,
-                args=arguments(recipe, work),
-                train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in rows]),
+                args=settings,
+                train_dataset=_dataset(rows),
                 processing_class=tokenizer,
                 rollout_func=self._rollout,
                 callbacks=[CoreReporting(work, recipe.minibatches, watch)],
             )
-        if isinstance(model, PeftModel):
-            model.delete_adapter("ref")  # TRL's copy of the fresh adapter: without it, it switches the adapter off
+        self.beta = settings.beta = beta
+        if reference is not None:  # else TRL switches the adapter off
+            add_fused_lm_head(reference, temperature=self.temperature)
+            self.ref_model = (
+                prepare_fsdp(reference, self.accelerator)
+                if self.is_fsdp_enabled
+                else self.accelerator.prepare_model(reference, evaluation_mode=True)
+            )
         self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
@@ -272,10 +280,16 @@ def fit(trainer: Grpo, work: Work) -> Progress:
     return Progress(len(history), history)
 
 
-def _keep_start(model: PreTrainedModel, folder: Path) -> None:
-    """Where every weight is trained, TRL loads the reference from the model's path: let that be what it starts as."""
-    model.save_pretrained(folder)
-    model.config._name_or_path = str(folder)
+def _dataset(rows: Sequence[Row]) -> Dataset:
+    """The prompts; a table has every key in every message, so those without a value are taken out on reading."""
+    table = Dataset.from_list([{"prompt": row["prompt"]} for row in rows])
+    return table.with_transform(lambda batch: {name: _filled(column) for name, column in batch.items()})
+
+
+def _filled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(each) for key, each in value.items() if each is not None}
+    return [_filled(each) for each in value] if isinstance(value, list) else value
 
 
 def _cut(values: torch.Tensor, lengths: Sequence[int]) -> list[list[Any]]:

@@ -127,10 +127,11 @@ def _demonstrations(
     recipe: PpoRecipe, data: Path, tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel", work: Work
 ) -> list["Encoded"]:
     """What SFT learnt from, as far as it fits; what does not is counted."""
+    from tasks.models.loading import positions
     from tasks.training.sft_engine import encode_rows
 
     rows = encode_rows(read_jsonl(data / "sft.jsonl"), tokenizer)
-    limit = min(recipe.ptx_max_length, getattr(model.config, "max_position_embeddings", None) or recipe.ptx_max_length)
+    limit = min(recipe.ptx_max_length, positions(model) or recipe.ptx_max_length)
     kept = [row for row in rows if len(row.input_ids) <= limit]
     work.log({"demonstrations": len(kept), "demonstrations_dropped": len(rows) - len(kept)})
     return kept

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 
 from tasks.artifact import InputError, Message, PipelineError, Row
 from tasks.checks.answers import follows
+from tasks.data.splits import prompt_id
 from tasks.recipe import Dotted, Part, resolve
 from tasks.training.reward_heads import Ensemble
 
@@ -153,7 +154,7 @@ class Rewards:
 
     def __init__(self, terms: Sequence[RewardTerm], rows: Sequence[Row], model: ModelScore | None) -> None:
         self.terms, self.model = terms, model
-        self.rows = {_key(row["prompt"]): row for row in rows}
+        self.rows = {prompt_id(row["prompt"]): row for row in rows}
         self.parts: dict[str, float] = {}
         """Mean of each term over the last batch, by name; empty for a reward of one term."""
         self.shares_base = False
@@ -177,7 +178,7 @@ class Rewards:
         match term:
             case FunctionReward():
                 function = resolve(term.function)
-                rows = [self.rows[_key(prompt)] for prompt in prompts]
+                rows = [self.rows[prompt_id(prompt)] for prompt in prompts]
                 return [_call(term, function, row, text) for row, text in zip(rows, completions, strict=True)]
             case PatternReward():
                 found = re.compile(term.pattern)
@@ -251,7 +252,3 @@ def _follows(term: JsonReward, text: str) -> float:
 def _check(term: RewardTerm, values: Sequence[float], count: int) -> None:
     if len(values) != count or not all(map(math.isfinite, values)):
         raise InputError(f"The reward '{called(term)}' must give a finite number for each completion; mend it.")
-
-
-def _key(prompt: Sequence[Message]) -> tuple[tuple[str, str], ...]:
-    return tuple((turn["role"], turn["content"]) for turn in prompt)

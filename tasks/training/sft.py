@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tasks.artifact import InputError, Work, read_jsonl
+from tasks.models.adapters import PromptRecipe
 from tasks.recipe import Part
 from tasks.training.hyperparameters import Hyperparameters
 
@@ -54,6 +55,12 @@ class SftRecipe(Hyperparameters):
                 f"'stages' cannot go on training a {self.adapter.kind} adapter; take one of {', '.join(GOES_ON)}, or "
                 "one stage"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_pack(self) -> "SftRecipe":
+        if self.packing == "always" and isinstance(self.adapter, PromptRecipe):
+            raise ValueError('a soft prompt stands before the first of packed rows alone; set packing = "never"')
         return self
 
     def in_turn(self) -> "list[SftRecipe]":

@@ -94,9 +94,10 @@ def fit_language_model(
         }
 
     attention = model.config._attn_implementation
-    bf16, _ = choose(recipe.precision, sum(each.numel() for each in model.parameters()))
-    pack, why = choose_packing(packing, model, rows, bf16)
-    trainer = LanguageTrainer(model, rows, lengths, pack or collate, recipe, work, PackedBatches if pack else batches)
+    precision = choose(recipe.precision, sum(each.numel() for each in model.parameters()))
+    pack, why = choose_packing(packing, model, rows, precision[0])
+    chosen = PackedBatches if pack else batches
+    trainer = LanguageTrainer(model, rows, lengths, pack or collate, recipe, work, chosen, precision)
     work.text("batching", f"{why}\n")
     work.log({"tokens": sum(lengths), "trained_tokens": sum(sum(row.labels_mask) for row in rows)})
     work.log({"padding_share": trainer.batches.padding_share(), "packed": pack is not None})
