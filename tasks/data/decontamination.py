@@ -26,14 +26,15 @@ class Protected:
             elif words:
                 self._short.add(" ".join(words))
 
-    def share(self, texts: Sequence[str]) -> float:
-        """The share of the runs of words in the texts that are protected; 1 when one of them is a short text whole."""
+    def share(self, texts: Sequence[str], whole: Sequence[str] | None = None) -> float:
+        """The share of the runs of words in the texts that are protected; 1 when a text of `whole` (none: of `texts`)
+        is a short text whole."""
+        if any(" ".join(normalise(text).split()) in self._short for text in (texts if whole is None else whole)):
+            return 1.0
         runs = found = 0
         for text in texts:
             words = normalise(text).split()
             if len(words) < self._words:
-                if " ".join(words) in self._short:
-                    return 1.0
                 continue
             hashed = self._hashed(words)
             runs += len(hashed)

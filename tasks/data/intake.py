@@ -1,7 +1,7 @@
 """Rows of all sets on their way in: told in phrasings, through the filters, onto disk."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from tasks.data.filters import ContaminationFilter, DuplicateFilter, FilterPart,
 from tasks.data.phrasings import Told, tell
 from tasks.data.rows import Example, read_examples
 from tasks.data.scored import ModelFilter, quantiles, score
+from tasks.data.splits import normalise
 from tasks.data.spool import Drops, Kept, Spool, plain
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Intake:
         self.scores: list[Row] = []
         self.keep = np.zeros(0, bool)
         self.held = Protected(WHOLE)
+        self.asked = Asked()
 
     def run(self) -> None:
         """Read every set, the evaluation sets first, and apply the filters.
@@ -49,7 +51,12 @@ class Intake:
         """
         rules, protected = self._rules(), self._protected()
         order = sorted(range(len(self.recipe.sets)), key=lambda i: self.recipe.sets[i].use != "evaluation")
+        protecting = False
         for done, number in enumerate(order):
+            if not protecting and self.recipe.sets[number].use != "evaluation":
+                protecting = True
+                for guard in (self.held, *(guard for _, guard in protected.values())):
+                    guard.add(self.asked.texts())
             self._read(number, rules, protected, done)
         self.spool.finish()
         self.keep = np.ones(len(self.spool), bool)
@@ -79,7 +86,8 @@ class Intake:
                 found[name] = (part, Protected(part.words))
                 for file in part.against:
                     for example in read_examples(Path(file).expanduser(), "drop")[0]:
-                        found[name][1].add(turn["content"] for turn in example.prompt if turn["role"] == "user")
+                        asked = [turn["content"] for turn in example.prompt if turn["role"] == "user"]
+                        found[name][1].add(filter(says_enough, asked))
         return found
 
     def _read(
@@ -104,9 +112,7 @@ class Intake:
                 if not examples:
                     continue
                 if exempt:
-                    self.held.add(text for text in told.said if _long(text))
-                    for _, guard in protected.values():
-                        guard.add(_asked(told))
+                    self.asked.add(told)
                 self.spool.add(Kept(number, told.line, told.content, examples))
                 self.contents.add(told.content)
         if not self.read[part.name]:
@@ -142,13 +148,14 @@ class Intake:
                 if part.sets and name not in part.sets:
                     continue
                 self.seen[filter_] += 1
-                if guard.share(_texts(here) + (told.said if here.kind else [])) > part.share:
+                whole = [told.content, *(turn["content"] for turn in here.prompt if turn["role"] == "user")]
+                if guard.share(_texts(here) + (told.said if here.kind else []), whole) > part.share:
                     reason = f"shares {part.words} words in a row with an evaluation set"
                     self.drops.add(name, told.line, filter_, reason, plain(here))
                     break
             else:
                 passed.append(here)
-        if passed and len(self.held) and self.held.share([text for text in told.said if _long(text)]):
+        if passed and self.held.share(list(filter(says_enough, told.said))):
             for example in passed:
                 self.drops.add(name, told.line, "ledger", NEAR, plain(example))
             return []
@@ -251,13 +258,32 @@ def _conversation_text(kept: Kept) -> str:
     return kept.content if first.kind or not first.prompt else "\n".join([kept.content, *first.completions])
 
 
-def _asked(told: Told) -> list[str]:
-    """What of an evaluation row must not be trained on: the columns that it is told from, or what its user says."""
-    if told.examples[0].kind:
-        return told.said
-    return [turn["content"] for turn in told.examples[0].prompt if turn["role"] == "user"]
-
-
-def _long(text: str) -> bool:
-    """Whether a text says enough to be known by: a label does not."""
+def says_enough(text: str) -> bool:
+    """Whether a text is long enough to be known by: a label is not."""
     return len(text.split()) > 3
+
+
+class Asked:
+    """What evaluation rows ask: users' turns, and texts of columns that are one row's own.
+
+    A text that several different rows have, such as an instruction, says nothing of any of them.
+    """
+
+    def __init__(self) -> None:
+        self._turns: set[str] = set()
+        self._columns: dict[str, int | None] = {}
+
+    def add(self, told: Told) -> None:
+        """The next evaluation row; the same row again changes nothing."""
+        asked = list(filter(says_enough, told.asked))
+        if not told.examples[0].kind:
+            self._turns.update(asked)
+            return
+        row = hash(tuple(map(normalise, told.asked)))
+        for text in map(normalise, asked):
+            self._columns[text] = row if self._columns.get(text, row) == row else None
+
+    def texts(self) -> Iterator[str]:
+        """What must not be trained on."""
+        yield from self._turns
+        yield from (text for text, row in self._columns.items() if row is not None)

@@ -1,0 +1,56 @@
+"""What an evaluation set keeps out of the training sets, and what it does not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.artifact import read_jsonl
+from tests.test_mixture import prepare, question, save, sft
+
+SHARES = {"sft": 1, "reward_train": 0, "reward_validation": 0, "rl": 0, "evaluation": 0}
+OPTIONS = ["Yes", "It's impossible to say", "No"]
+RULE = "Decide whether the claim below follows."
+TEMPLATE = {
+    "prompt": "{{ rule }}\n{{ q }}\nOptions: {{ options | join(', ') }}",
+    "completion": "{{ options[label] }}",
+}
+
+
+def told_set(path: Path, first: int, count: int, **settings: Any) -> dict[str, Any]:
+    rows = [
+        {"q": question(n, 1) + f" And what of {n * 97} or {n * 89}?", "options": OPTIONS, "rule": RULE, "label": n % 3,
+         "answer": OPTIONS[n % 3], "note": OPTIONS[1]}
+        for n in range(first, first + count)
+    ]  # fmt: skip
+    return {"name": path.stem, "kind": "json", "path": save(path, rows), "templates": [TEMPLATE], **settings}
+
+
+@pytest.mark.parametrize("filters", [[], [{"kind": "contamination"}]])
+def test_options_answers_and_instructions_of_an_evaluation_set_drop_no_training_row(
+    tmp_path: Path, filters: list[Any]
+) -> None:
+    exam = told_set(tmp_path / "exam.jsonl", 0, 30, use="evaluation")
+    train = told_set(tmp_path / "train.jsonl", 20, 200)
+    work = prepare(tmp_path, sets=[train, exam], shares=SHARES, filters=filters, near_duplicates=1)
+    dropped = [row["line"] for row in read_jsonl(work.out / "dropped.jsonl")]
+    assert dropped == list(range(1, 11)) and len(sft(work)) == 190
+
+
+def test_an_answer_of_one_evaluation_row_alone_is_not_protected_and_its_question_is(tmp_path: Path) -> None:
+    template = {"prompt": "Tell me: {{ q }}", "completion": "{{ q }} {{ a }}"}
+    rows = [{"q": question(n), "a": f"It is the number {n} and no other."} for n in range(40)]
+    exam = [rows[0], {**rows[1], "a": "I would not know that."}, rows[0]]
+    train = [*rows[:2], *({**row, "a": exam[1]["a"]} for row in rows[2:])]
+    sets = [
+        {"name": "train", "kind": "json", "path": save(tmp_path / "t.jsonl", train), "templates": [template]},
+        {
+            "name": "exam",
+            "kind": "json",
+            "path": save(tmp_path / "e.jsonl", exam),
+            "templates": [template],
+            "use": "evaluation",
+        },
+    ]
+    work = prepare(tmp_path, sets=sets, shares=SHARES, near_duplicates=1)
+    assert [row["line"] for row in read_jsonl(work.out / "dropped.jsonl")] == [1, 2] and len(sft(work)) == 38
