@@ -54,3 +54,31 @@ def test_an_answer_of_one_evaluation_row_alone_is_not_protected_and_its_question
     ]
     work = prepare(tmp_path, sets=sets, shares=SHARES, near_duplicates=1)
     assert [row["line"] for row in read_jsonl(work.out / "dropped.jsonl")] == [1, 2] and len(sft(work)) == 38
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_plain_text_holds_no_prompt_that_is_held_out(tmp_path: Path, separate: bool) -> None:
+    exam = [question(n, 1) for n in range(30)]
+    story = "Once upon a time there was number {} and it went on to {} and {} without an end."
+    stories = [story.format(n, n * 7, n * 13) for n in range(40)]
+    leaks = [*exam[:15], *(f"{stories[n]} Question: {exam[n].upper()} Answer: {n}" for n in range(15, 30))]
+    chat = [{"prompt": question(n), "completion": "fine"} for n in range(100, 160)]
+    (tmp_path / "text.txt").write_text("\n\n".join([*stories, *leaks, *(row["prompt"] for row in chat)]))
+    sets = [
+        {"name": "chat", "kind": "json", "path": save(tmp_path / "chat.jsonl", chat)},
+        {"name": "text", "kind": "text", "path": str(tmp_path / "text.txt")},
+    ]
+    if separate:
+        rows = [{"prompt": prompt} for prompt in exam]
+        sets.append({"name": "exam", "kind": "json", "path": save(tmp_path / "e.jsonl", rows), "use": "evaluation"})
+    shares = {"sft": 0.5, "reward_train": 0, "reward_validation": 0, "rl": 0.3, "evaluation": 0.2}
+    work = prepare(tmp_path, sets=sets, shares=shares, near_duplicates=0.9)
+    texts = {row["text"] for row in sft(work) if "text" in row}
+    held = [
+        row["prompt"][0]["content"] for name in ("evaluation", "rl") for row in read_jsonl(work.out / f"{name}.jsonl")
+    ]
+    assert len(held) >= 25 and not texts & set(held) and texts > set(stories)
+    assert not separate or not any(prompt.lower() in text.lower() for text in texts for prompt in exam)
+    reasons = {row["reason"] for row in read_jsonl(work.out / "dropped.jsonl") if row["set"] == "text"}
+    near, holds = "is a near-duplicate of a prompt that is not for SFT", "holds an evaluation prompt"
+    assert reasons == ({near, holds, "is a near-duplicate of an evaluation prompt"} if separate else {near})

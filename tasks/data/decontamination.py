@@ -43,3 +43,28 @@ class Protected:
 
     def _hashed(self, words: Sequence[str]) -> list[int]:
         return [hash(tuple(words[place : place + self._words])) for place in range(len(words) - self._words + 1)]
+
+
+class Phrases:
+    """Texts of at least four words, found anywhere in others, word by word."""
+
+    def __init__(self) -> None:
+        self._lengths: dict[int, set[int]] = {}
+        """By the hash of a text's first four words: how many words the texts have that begin so."""
+        self._whole: set[int] = set()
+
+    def add(self, text: str) -> None:
+        """A text to look for."""
+        words = normalise(text).split()
+        if len(words) >= 4:
+            self._lengths.setdefault(hash(tuple(words[:4])), set()).add(len(words))
+            self._whole.add(hash(tuple(words)))
+
+    def within(self, text: str) -> bool:
+        """Whether the text holds one of them."""
+        words = normalise(text).split()
+        return any(
+            place + length <= len(words) and hash(tuple(words[place : place + length])) in self._whole
+            for place in range(len(words) - 3)
+            for length in self._lengths.get(hash(tuple(words[place : place + 4])), ())
+        )

@@ -112,8 +112,8 @@ class Intake:
                 if not examples:
                     continue
                 if exempt:
-                    self.asked.add(told)
-                self.spool.add(Kept(number, told.line, told.content, examples))
+                    self.asked.add(told.asked, told.examples[0])
+                self.spool.add(Kept(number, told.line, told.content, examples, told.asked))
                 self.contents.add(told.content)
         if not self.read[part.name]:
             raise InputError(f"The set '{part.name}' is empty; check its path in the recipe.")
@@ -273,14 +273,14 @@ class Asked:
         self._turns: set[str] = set()
         self._columns: dict[str, int | None] = {}
 
-    def add(self, told: Told) -> None:
-        """The next evaluation row; the same row again changes nothing."""
-        asked = list(filter(says_enough, told.asked))
-        if not told.examples[0].kind:
-            self._turns.update(asked)
+    def add(self, asked: Sequence[str], example: Example) -> None:
+        """The next evaluation row's texts, and how it is told; the same row again changes nothing."""
+        texts = list(map(normalise, filter(says_enough, asked)))
+        if not example.kind:
+            self._turns.update(texts)
             return
-        row = hash(tuple(map(normalise, told.asked)))
-        for text in map(normalise, asked):
+        row = hash(tuple(texts))
+        for text in texts:
             self._columns[text] = row if self._columns.get(text, row) == row else None
 
     def texts(self) -> Iterator[str]:
