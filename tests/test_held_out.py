@@ -1,5 +1,6 @@
 """What an evaluation set keeps out of the training sets, and what it does not."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,27 @@ def test_plain_text_holds_no_prompt_that_is_held_out(tmp_path: Path, separate: b
     reasons = {row["reason"] for row in read_jsonl(work.out / "dropped.jsonl") if row["set"] == "text"}
     near, holds = "is a near-duplicate of a prompt that is not for SFT", "holds an evaluation prompt"
     assert reasons == ({near, holds, "is a near-duplicate of an evaluation prompt"} if separate else {near})
+
+
+def test_few_shot_examples_are_no_evaluation_prompts_and_nothing_like_them_is_evaluated_on(tmp_path: Path) -> None:
+    rows = [{"q": question(n % 100), "a": f"It is {n % 100}."} for n in range(200)]
+    near = [{"q": f"{question(n)} Say it!", "a": f"It is {n}."} for n in range(60, 100)]
+    exam = [{"prompt": question(n)} for n in range(0, 60, 2)]
+    shown = {
+        "templates": [{"prompt": "Tell me: {{ q }}", "completion": "{{ a }}"}],
+        "fewshot": {"share": 0.9, "pool": 30, "shots": [1, 2]},
+    }
+    sets = [
+        {"name": "train", "kind": "json", "path": save(tmp_path / "t.jsonl", rows + near), **shown},
+        {"name": "exam", "kind": "json", "path": save(tmp_path / "e.jsonl", exam), "use": "evaluation"},
+    ]
+    shares = {"sft": 0.5, "reward_train": 0, "reward_validation": 0, "rl": 0, "evaluation": 0.5}
+    work = prepare(tmp_path, sets=sets, shares=shares, near_duplicates=0.6)
+    dropped = [row for row in read_jsonl(work.out / "dropped.jsonl") if row["set"] == "train"]
+    pool = [(rows + near)[row["line"] - 1]["q"] for row in dropped if "few-shot example" in row["reason"]]
+    assert len(pool) > 10 and not {row["prompt"] for row in exam} & set(pool)
+    asked = [row["prompt"][-1]["content"].split("Tell me: ")[-1] for row in read_jsonl(work.out / "evaluation.jsonl")]
+    assert len(asked) > 30 and not {text.removesuffix(" Say it!") for text in pool} & {
+        text.removesuffix(" Say it!") for text in asked
+    }
+    assert not any(row["prompt"] in json.dumps(example) for row in exam for example in sft(work))

@@ -15,6 +15,7 @@ from tasks.data.spool import Kept, plain
 if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData
 
+NEAR_SHOT = "is a near-duplicate of a few-shot example"
 NEAR_HELD = "is a near-duplicate of a prompt that is not for SFT"
 HOLDS = "holds an evaluation prompt"
 
@@ -23,18 +24,23 @@ def share_out(recipe: "MixtureData", intake: Intake) -> tuple[np.ndarray, np.nda
     """The split of each row that is kept (its place in `SPLITS`, -1 for none), and its group.
 
     Near-duplicates are one group; so are conversations that go on from one another. A group with a row of an
-    evaluation set is held out, and its rows of other sets are dropped from `intake.keep`; so is plain text that is a
-    near-duplicate of a prompt outside SFT or holds an evaluation prompt. Raises `InputError` when a split stays empty.
+    evaluation set is held out, and its rows of other sets are dropped from `intake.keep`. A group with a few-shot
+    example, which other rows show with its answer, is for SFT, and its rows of evaluation sets are dropped. So is plain
+    text that is a near-duplicate of a prompt outside SFT or holds an evaluation prompt. Raises `InputError` when a
+    split stays empty.
     """
     spool, keep = intake.spool, intake.keep
-    groups = intake.contents.groups(recipe.near_duplicates, lambda index: spool.read(index).content, keep)
+    among = keep.copy()
+    among[intake.shots] = True
+    groups = intake.contents.groups(recipe.near_duplicates, lambda index: spool.read(index).content, among)
     _join_conversations(groups, intake)
     use = np.array([each.use for each in recipe.sets])[intake.sets()]
     plain_text = np.array([each.kind == "text" for each in recipe.sets])[intake.sets()]
     splits = np.full(len(spool), -1)
     splits[plain_text] = SPLITS.index("sft")
     held = set(groups[keep & (use == "evaluation")].tolist())
-    forced = set(groups[keep & (use == "sft") & ~plain_text].tolist())
+    shown = set(groups[intake.shots].tolist())
+    forced = shown | set(groups[keep & (use == "sft") & ~plain_text].tolist())
     free: list[int] = []
     ids: list[str] = []
     mute: list[bool] = []
@@ -42,9 +48,9 @@ def share_out(recipe: "MixtureData", intake: Intake) -> tuple[np.ndarray, np.nda
         group = int(groups[index])
         if group in held:
             splits[index] = SPLITS.index("evaluation")
-            if use[index] != "evaluation":
+            if use[index] != "evaluation" or group in shown:
                 keep[index] = False
-                _drop(recipe, intake, kept, NEAR)
+                _drop(recipe, intake, kept, NEAR if use[index] != "evaluation" else NEAR_SHOT)
         elif group in forced:
             splits[index] = SPLITS.index("sft")
         else:

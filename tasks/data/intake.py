@@ -41,6 +41,8 @@ class Intake:
         self.names = _filter_names(recipe.filters)
         self.scores: list[Row] = []
         self.keep = np.zeros(0, bool)
+        self.shots: list[int] = []
+        """Rows in `spool` that are shown as few-shot examples; they are not in `keep`."""
         self.held = Protected(WHOLE)
         self.asked = Asked()
 
@@ -60,6 +62,7 @@ class Intake:
             self._read(number, rules, protected, done)
         self.spool.finish()
         self.keep = np.ones(len(self.spool), bool)
+        self.keep[self.shots] = False
         for name, part in self.names.items():
             if isinstance(part, DuplicateFilter):
                 self.work.progress(len(order), len(order) + 3, "looking for duplicates")
@@ -98,31 +101,41 @@ class Intake:
         part, total = self.recipe.sets[number], len(self.recipe.sets) + 3
         exempt = part.use == "evaluation"
         reasons: Counter[str] = Counter()
-        begun = len(self.spool)
+        begun = len(self.spool) - len(self.shots)
         with closing(part.lines()) as lines:  # type: ignore[arg-type]
-            for told in tell(part, lines, self.work.seed):
+            for told in tell(part, lines, self.work.seed, self._known):
                 self.read[part.name] += 1
                 if self.read[part.name] % 1000 == 0:
                     self.work.progress(done, total, f"{part.name}: {self.read[part.name]} rows")
                 if told.problem:
                     reasons[f"{told.problem} {told.detail}".strip()] += 1
                     self.drops.add(part.name, told.line, "form", told.problem, told.excerpt)
+                    if told.shot:
+                        self.shots.append(len(self.spool))
+                        self._put(Kept(number, told.line, told.content, []))
                     continue
                 examples = told.examples if exempt else self._passed(part.name, told, rules, protected)
                 if not examples:
                     continue
                 if exempt:
                     self.asked.add(told.asked, told.examples[0])
-                self.spool.add(Kept(number, told.line, told.content, examples, told.asked))
-                self.contents.add(told.content)
+                self._put(Kept(number, told.line, told.content, examples, told.asked))
         if not self.read[part.name]:
             raise InputError(f"The set '{part.name}' is empty; check its path in the recipe.")
-        if len(self.spool) == begun and sum(reasons.values()) == self.read[part.name]:
+        if len(self.spool) - len(self.shots) == begun and sum(reasons.values()) == self.read[part.name]:
             reason, count = reasons.most_common(1)[0]
             raise InputError(
                 f"The set '{part.name}' has no usable row: {count} of {self.read[part.name]} {reason}; "
                 "check its format, or give it templates."
             )
+
+    def _put(self, kept: Kept) -> None:
+        self.spool.add(kept)
+        self.contents.add(kept.content)
+
+    def _known(self, said: list[str]) -> bool:
+        """Whether one of a row's texts is an evaluation prompt."""
+        return self.held.share(list(filter(says_enough, said))) > 0
 
     def _passed(
         self, name: str, told: Told, rules: Mapping[str, tuple[Any, Rule]],
@@ -155,7 +168,7 @@ class Intake:
                     break
             else:
                 passed.append(here)
-        if passed and self.held.share(list(filter(says_enough, told.said))):
+        if passed and self._known(told.said):
             for example in passed:
                 self.drops.add(name, told.line, "ledger", NEAR, plain(example))
             return []
@@ -254,6 +267,8 @@ def _content(kept: Kept) -> str:
 
 def _conversation_text(kept: Kept) -> str:
     """What a row says with its answer; of a row in phrasings, its columns hold both."""
+    if not kept.examples:
+        return kept.content
     first = kept.examples[0]
     return kept.content if first.kind or not first.prompt else "\n".join([kept.content, *first.completions])
 

@@ -4,7 +4,7 @@ Which phrasings a row is told in is drawn by the seed, the set and the row's num
 read before.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -220,6 +220,8 @@ class Told:
     its user's turns."""
     problem: str = ""
     """Why there are no examples."""
+    shot: bool = False
+    """Whether it is kept to be shown in other rows, and used as nothing else."""
     detail: str = ""
     """What is particular about this row's problem."""
     excerpt: str = ""
@@ -231,19 +233,36 @@ class Told:
         return "\n".join(self.said)
 
 
-def tell(part: PhrasedSet, lines: Iterator[tuple[int, Row | str]], seed: int) -> Iterator[Told]:
-    """Every row of a set as conversations, or with the reason why not; in the order of the rows."""
+def tell(
+    part: PhrasedSet,
+    lines: Iterator[tuple[int, Row | str]],
+    seed: int,
+    known: Callable[[list[str]], bool] | None = None,
+) -> Iterator[Told]:
+    """Every row of a set as conversations, or with the reason why not; in the order of the rows.
+
+    Few-shot examples come first. A row of which `known` says that its texts are evaluated on is never one of them.
+    """
     phrasings = part.phrasings()
     rows = islice(lines, part.max_rows)
     pool: list[Row] = []
     if part.fewshot:
         first = list(islice(rows, 20 * part.fewshot.pool))
         usable = [number for number, row in first if isinstance(row, dict)]
-        kept = set(Random(f"{seed}/{part.name}/pool").sample(usable, min(len(usable) // 2, part.fewshot.pool)))
-        pool = [_prepared(part, row) for number, row in first if number in kept and isinstance(row, dict)]
+        drawn = set(Random(f"{seed}/{part.name}/pool").sample(usable, min(len(usable) // 2, part.fewshot.pool)))
+        kept: set[int] = set()
+        for number, row in first:
+            if number not in drawn or not isinstance(row, dict):
+                continue
+            with suppress(BadRow):  # told like any other row, it is dropped with its reason
+                check_characters(row)
+                row = _prepared(part, row)
+                said = list(_texts(row)) if phrasings else _turns_of(read_row(row))
+                if known is None or not known(said):
+                    kept.add(number)
+                    pool.append(row)
+                    yield Told(number, said, [], problem="is kept as a few-shot example", shot=True)
         rows = chain((pair for pair in first if pair[0] not in kept), rows)
-        for number in sorted(kept):
-            yield Told(number, [], [], problem="is kept as a few-shot example")
     for number, row in rows:
         try:
             if isinstance(row, str):
@@ -264,7 +283,7 @@ def _told(part: PhrasedSet, phrasings: Sequence[Phrasing], row: Row, number: int
     if not phrasings:
         example = read_row(row)
         asked = [turn["content"] for turn in example.prompt if turn["role"] == "user"]
-        said = [turn["content"] for turn in example.prompt if turn["role"] != "system"]
+        said = _turns_of(example)
         if part.fewshot and pool and rng.random() < part.fewshot.share:
             example = _with_shots(example, part.fewshot, pool, rng, None)
         return Told(number, said, [example], asked)
@@ -282,6 +301,10 @@ def _told(part: PhrasedSet, phrasings: Sequence[Phrasing], row: Row, number: int
         raise PassedOver("is passed over by its templates")
     options = (part.flan.options,) if part.flan else ()
     return Told(number, list(_texts(row)), examples, _asked(row, bare, options))
+
+
+def _turns_of(example: Example) -> list[str]:
+    return [turn["content"] for turn in example.prompt if turn["role"] != "system"]
 
 
 def _asked(row: Row, examples: Sequence[Example], options: Sequence[str]) -> list[str]:
