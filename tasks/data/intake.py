@@ -4,15 +4,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from tasks.artifact import InputError, Row, Work
 from tasks.data.decontamination import Protected
 from tasks.data.duplicates import Signatures
-from tasks.data.filters import ContaminationFilter, DuplicateFilter, FilterPart, Rule
+from tasks.data.filters import ContaminationFilter, DuplicateFilter, FilterPart, PiiFilter, Rule
 from tasks.data.phrasings import Told, tell
+from tasks.data.pii import redact
 from tasks.data.rows import Example, read_examples
 from tasks.data.scored import ModelFilter, quantiles, score
 from tasks.data.splits import normalise
@@ -21,6 +22,7 @@ from tasks.data.spool import Drops, Kept, Spool, plain
 if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData
 
+Said = TypeVar("Said", Example, str)
 WHOLE = 1 << 30
 """Longer than any text: texts are compared whole."""
 NEAR = "is a near-duplicate of an evaluation prompt"
@@ -109,7 +111,7 @@ class Intake:
                     self.work.progress(done, total, f"{part.name}: {self.read[part.name]} rows")
                 if told.problem:
                     reasons[f"{told.problem} {told.detail}".strip()] += 1
-                    self.drops.add(part.name, told.line, "form", told.problem, told.excerpt)
+                    self.drops.add(part.name, told.line, "form", told.problem, self._masked(part.name, told.excerpt))
                     if told.shot:
                         self.shots.append(len(self.spool))
                         self._put(Kept(number, told.line, told.content, []))
@@ -128,6 +130,13 @@ class Intake:
                 f"The set '{part.name}' has no usable row: {count} of {self.read[part.name]} {reason}; "
                 "check its format, or give it templates."
             )
+
+    def _masked(self, name: str, dropped: Said) -> Said:
+        """A dropped conversation or row of a set without the personal data that its filters look for."""
+        for part in self.names.values():
+            if isinstance(part, PiiFilter) and (not part.sets or name in part.sets):
+                dropped = redact(dropped, part.find) if isinstance(dropped, str) else part.masked(dropped)
+        return dropped
 
     def _put(self, kept: Kept) -> None:
         self.spool.add(kept)
@@ -150,7 +159,7 @@ class Intake:
                 self.seen[filter_] += 1
                 after = rule(here)
                 if isinstance(after, str):
-                    self.drops.add(name, told.line, filter_, after, plain(here))
+                    self.drops.add(name, told.line, filter_, after, plain(self._masked(name, here)))
                     here = after
                     break
                 self.changed[filter_] += after is not here
