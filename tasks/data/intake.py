@@ -18,6 +18,7 @@ from tasks.data.rows import Example, read_examples
 from tasks.data.scored import ModelFilter, quantiles, score
 from tasks.data.splits import normalise
 from tasks.data.spool import Drops, Kept, Spool, plain
+from tasks.data.tools import text_of
 
 if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData
@@ -267,7 +268,7 @@ def _filter_names(filters: Sequence[Any]) -> dict[str, Any]:
 
 
 def _texts(example: Example) -> list[str]:
-    return [*(turn["content"] for turn in example.prompt), *example.completions]
+    return [*map(text_of, example.prompt), *example.answers]
 
 
 def _content(kept: Kept) -> str:
@@ -279,7 +280,7 @@ def _conversation_text(kept: Kept) -> str:
     if not kept.examples:
         return kept.content
     first = kept.examples[0]
-    return kept.content if first.kind or not first.prompt else "\n".join([kept.content, *first.completions])
+    return kept.content if first.kind or not first.prompt else "\n".join([kept.content, *first.answers])
 
 
 def says_enough(text: str) -> bool:
