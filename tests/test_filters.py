@@ -1,5 +1,7 @@
 """Filters of instruction data, each on texts that it must and must not drop."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +9,14 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from tasks.artifact import Message, Row
 from tasks.data.decontamination import Protected
 from tasks.data.duplicates import MISSED, PERMUTATIONS, Signatures, rows_per_band, similarity
 from tasks.data.filters import repetition
 from tasks.data.mixture import AnyFilter
 from tasks.data.pii import redact
 from tasks.data.rows import Example
+from tests.test_mixture import prepare, question, save
 
 
 def why(asked: str, answered: str, **settings: Any) -> str:
@@ -149,3 +153,42 @@ def test_a_chain_of_small_changes_is_thinned_and_not_dropped_whole(tmp_path: Pat
     assert len(set(signatures.groups(0.8, every.__getitem__))) == 1 and len(kept) > 4
     assert all(similarity(every[n], every[found[n]]) >= 0.8 for n in range(len(every)))
     assert all(similarity(every[a], every[b]) < 0.8 for a in kept for b in kept if a < b)
+
+
+def test_personal_data_is_masked_in_tools_calls_and_references() -> None:
+    def call(arguments: str) -> Row:
+        return {"type": "function", "function": {"name": "mail", "arguments": arguments}, "id": "call00000"}
+
+    given = '{"to": "a@b.example", "card": 4111111111111111, "n": 3}'
+    tools = '[{"type": "function", "function": {"name": "mail", "description": "Ask c@d.example"}}]'
+    prompt: list[Message] = [
+        {"role": "user", "content": "Write.", "tools": tools},
+        {"role": "assistant", "content": "", "tool_calls": [call(given)]},
+        {"role": "tool", "content": "done"},
+    ]
+    example = Example(prompt, [""], {"to": ["a@b.example", {"n": 3}], "right": True}, calls=[call(given)])
+    part: Any = TypeAdapter(AnyFilter).validate_python({"kind": "pii"})
+    after = part.rule()(example)
+    masked = {"to": "[EMAIL]", "card": "[CARD]", "n": 3}
+    assert json.loads(after.calls[0]["function"]["arguments"]) == masked
+    assert json.loads(after.prompt[1]["tool_calls"][0]["function"]["arguments"]) == masked
+    assert json.loads(after.prompt[0]["tools"])[0]["function"]["description"] == "Ask [EMAIL]"
+    assert after.reference == {"to": ["[EMAIL]", {"n": 3}], "right": True}
+    assert part.rule()(after) is after
+    only = replace(after, calls=[call(given)])
+    assert part.model_copy(update={"action": "drop"}).rule()(only) == "there is personal data in it"
+
+
+def test_rows_dropped_for_personal_data_are_kept_without_it(tmp_path: Path) -> None:
+    rows = [{"prompt": question(n), "completion": "fine"} for n in range(40)]
+    rows += [
+        {"prompt": "I am a@b.example", "completion": "c@d.example"},
+        {"prompt": "e@f.example " * 50, "completion": "x"},
+        {"asked": "g@h.example"},
+    ]
+    filters = [{"kind": "length", "prompt": [1, 40]}, {"kind": "pii", "action": "drop"}]
+    sets = [{"name": "chat", "kind": "json", "path": save(tmp_path / "chat.jsonl", rows)}]
+    work = prepare(tmp_path, sets=sets, filters=filters)
+    dropped = (work.out / "dropped.jsonl").read_text()
+    assert dropped.count("[EMAIL]") == 53 and "@" not in dropped
+    assert "@" not in (work.out / "report" / "dropped.json").read_text()

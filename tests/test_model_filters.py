@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,19 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from tasks.artifact import InputError, Row, read_jsonl
-from tasks.data.judging import Classifier, held_out_auc
+from tasks.data.judging import Classifier, _comparison, held_out_auc
 from tasks.data.mixture import AnyFilter
 from tasks.data.preview import table
 from tasks.data.rows import Example
 from tasks.data.scoring_engine import Scorer
+from tasks.data.splits import SPLITS
 from tasks.models.chat import encode_completion
 from tasks.models.loading import load_causal_lm, load_tokenizer
 from tasks.models.templates import prepare_tokenizer
 from tests.test_ai_endpoint import completion, serving
 from tests.test_mixture import NOUNS, prepare, question, save, sft
 from tests.tiny_models import tiny_model, tiny_tokenizer
+from tests.tiny_tokenizers import family_tokenizer
 
 
 def model_folder(folder: Path) -> Path:
@@ -196,3 +200,41 @@ def test_a_filters_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     filters = [{"kind": "perplexity", "model": str(tmp_path / "none")}]
     with pytest.raises(InputError, match="does not exist; check the perplexity filter's model"):
         prepare(tmp_path, sets=[{"name": "chat", "kind": "json", "path": path}], filters=filters)
+
+
+def calling(zone: str) -> Example:
+    function = {"name": "find", "arguments": json.dumps({"zone": zone})}
+    call = {"type": "function", "id": "call00000", "function": function}
+    return replace(asked("Where is the bread?", ""), calls=[call])
+
+
+def test_an_answer_that_is_a_call_is_scored_and_judged_by_its_call(tmp_path: Path) -> None:
+    family_tokenizer("qwen").save_pretrained(model_folder(tmp_path))
+    scorer = Scorer(tmp_path)
+    examples = [calling("b"), calling("the very last of all"), asked("Where is the bread?", "It is here.")]
+    alone = scorer.losses(examples, True, lambda count: None)
+    assert np.isfinite(alone).all() and len(set(alone.round(6))) == 3
+    assert '"zone": "b"' in scorer.tokenizer.decode(scorer._row(calling("b"), True)[0])
+    first, second = (_comparison(calling(zone)) for zone in "bc")
+    assert first.completions[0].text == 'find {"zone": "b"}' and first.id != second.id
+
+
+def test_answers_that_call_different_things_are_no_duplicates_and_calls_are_not_contaminated(tmp_path: Path) -> None:
+    secret = "one two three four five six seven eight nine"
+    zones = [f"{noun} {secret}" if n < 3 else f"{noun} {n * 17}" for n, noun in enumerate(NOUNS)]
+    rows = [
+        {"prompt": question(n), "completion": [{"role": "assistant", "tool_calls": calling(zone).calls}]}
+        for n in range(20) for zone in (zones[n], zones[n], " ".join(NOUNS[n % 7 : n % 7 + 9]))
+    ]  # fmt: skip
+    exam = save(tmp_path / "exam.jsonl", [{"prompt": secret}])
+    sets = [
+        {"name": "calls", "kind": "json", "path": save(tmp_path / "rows.jsonl", rows), "use": "sft"},
+        {"name": "chat", "kind": "json", "path": chat(tmp_path / "chat.jsonl", 40)[0]},
+        {"name": "exam", "kind": "json", "path": exam, "use": "evaluation"},
+    ]
+    filters = [{"kind": "contamination", "words": 8}, {"kind": "duplicates", "threshold": 1}]
+    work = prepare(
+        tmp_path, sets=sets, filters=filters, shares={"sft": 1, **dict.fromkeys(SPLITS[1:], 0)}, near_duplicates=1
+    )
+    dropped = [row for row in read_jsonl(work.out / "dropped.jsonl") if row["set"] == "calls"]
+    assert Counter(row["filter"] for row in dropped) == {"contamination": 6, "duplicates": 17}

@@ -26,14 +26,15 @@ class Protected:
             elif words:
                 self._short.add(" ".join(words))
 
-    def share(self, texts: Sequence[str]) -> float:
-        """The share of the runs of words in the texts that are protected; 1 when one of them is a short text whole."""
+    def share(self, texts: Sequence[str], whole: Sequence[str] | None = None) -> float:
+        """The share of the runs of words in the texts that are protected; 1 when a text of `whole` (none: of `texts`)
+        is a short text whole."""
+        if any(" ".join(normalise(text).split()) in self._short for text in (texts if whole is None else whole)):
+            return 1.0
         runs = found = 0
         for text in texts:
             words = normalise(text).split()
             if len(words) < self._words:
-                if " ".join(words) in self._short:
-                    return 1.0
                 continue
             hashed = self._hashed(words)
             runs += len(hashed)
@@ -42,3 +43,28 @@ class Protected:
 
     def _hashed(self, words: Sequence[str]) -> list[int]:
         return [hash(tuple(words[place : place + self._words])) for place in range(len(words) - self._words + 1)]
+
+
+class Phrases:
+    """Texts of at least four words, found anywhere in others, word by word."""
+
+    def __init__(self) -> None:
+        self._lengths: dict[int, set[int]] = {}
+        """By the hash of a text's first four words: how many words the texts have that begin so."""
+        self._whole: set[int] = set()
+
+    def add(self, text: str) -> None:
+        """A text to look for."""
+        words = normalise(text).split()
+        if len(words) >= 4:
+            self._lengths.setdefault(hash(tuple(words[:4])), set()).add(len(words))
+            self._whole.add(hash(tuple(words)))
+
+    def within(self, text: str) -> bool:
+        """Whether the text holds one of them."""
+        words = normalise(text).split()
+        return any(
+            place + length <= len(words) and hash(tuple(words[place : place + length])) in self._whole
+            for place in range(len(words) - 3)
+            for length in self._lengths.get(hash(tuple(words[place : place + 4])), ())
+        )

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from tasks.artifact import Message
 from tasks.data.rows import Example
 from tasks.recipe import Part
 
@@ -195,18 +196,35 @@ class PiiFilter(FilterPart):
     """What is looked for."""
 
     def rule(self) -> Rule:
-        from tasks.data.pii import redact
-
         def check(example: Example) -> Example | str:
-            prompt = [{**turn, "content": redact(turn["content"], self.find)} for turn in example.prompt]
-            completions = [redact(text, self.find) for text in example.completions]
-            if prompt == example.prompt and completions == example.completions:
+            masked = self.masked(example)
+            if masked == example:
                 return example
-            if self.action == "drop":
-                return "there is personal data in it"
-            return replace(example, prompt=prompt, completions=completions)  # type: ignore[arg-type]
+            return "there is personal data in it" if self.action == "drop" else masked
 
         return check
+
+    def masked(self, example: Example) -> Example:
+        """The conversation without what was found in its turns, tools, calls and reference."""
+        from tasks.data.pii import redact, redact_calls, redact_values
+
+        return replace(
+            example,
+            prompt=[self._masked_turn(turn) for turn in example.prompt],
+            completions=[redact(text, self.find) for text in example.completions],
+            calls=redact_calls(example.calls, self.find),
+            reference=redact_values(example.reference, self.find),
+        )
+
+    def _masked_turn(self, turn: Message) -> Message:
+        from tasks.data.pii import redact, redact_calls, redact_json
+
+        masked: Message = {**turn, "content": redact(turn["content"], self.find)}
+        if "tools" in turn:
+            masked["tools"] = redact_json(turn["tools"], self.find)
+        if "tool_calls" in turn:
+            masked["tool_calls"] = redact_calls(turn["tool_calls"], self.find)
+        return masked
 
 
 class DuplicateFilter(FilterPart):

@@ -6,31 +6,41 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.artifact import InputError
+from tasks.data.decontamination import Phrases
 from tasks.data.duplicates import find_root, join
-from tasks.data.intake import NEAR, Intake
+from tasks.data.intake import NEAR, Asked, Intake
 from tasks.data.splits import SPLITS, assign, normalise, prompt_id
 from tasks.data.spool import Kept, plain
 
 if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData
 
+NEAR_SHOT = "is a near-duplicate of a few-shot example"
+NEAR_HELD = "is a near-duplicate of a prompt that is not for SFT"
+HOLDS = "holds an evaluation prompt"
+
 
 def share_out(recipe: "MixtureData", intake: Intake) -> tuple[np.ndarray, np.ndarray]:
     """The split of each row that is kept (its place in `SPLITS`, -1 for none), and its group.
 
     Near-duplicates are one group; so are conversations that go on from one another. A group with a row of an
-    evaluation set is held out, and its rows of other sets are dropped from `intake.keep`. Raises `InputError` when a
+    evaluation set is held out, and its rows of other sets are dropped from `intake.keep`. A group with a few-shot
+    example, which other rows show with its answer, is for SFT, and its rows of evaluation sets are dropped. So is plain
+    text that is a near-duplicate of a prompt outside SFT or holds an evaluation prompt. Raises `InputError` when a
     split stays empty.
     """
     spool, keep = intake.spool, intake.keep
-    groups = intake.contents.groups(recipe.near_duplicates, lambda index: spool.read(index).content, keep)
+    among = keep.copy()
+    among[intake.shots] = True
+    groups = intake.contents.groups(recipe.near_duplicates, lambda index: spool.read(index).content, among)
     _join_conversations(groups, intake)
     use = np.array([each.use for each in recipe.sets])[intake.sets()]
     plain_text = np.array([each.kind == "text" for each in recipe.sets])[intake.sets()]
     splits = np.full(len(spool), -1)
     splits[plain_text] = SPLITS.index("sft")
     held = set(groups[keep & (use == "evaluation")].tolist())
-    forced = set(groups[keep & (use == "sft") & ~plain_text].tolist())
+    shown = set(groups[intake.shots].tolist())
+    forced = shown | set(groups[keep & (use == "sft") & ~plain_text].tolist())
     free: list[int] = []
     ids: list[str] = []
     mute: list[bool] = []
@@ -38,9 +48,9 @@ def share_out(recipe: "MixtureData", intake: Intake) -> tuple[np.ndarray, np.nda
         group = int(groups[index])
         if group in held:
             splits[index] = SPLITS.index("evaluation")
-            if use[index] != "evaluation":
+            if use[index] != "evaluation" or group in shown:
                 keep[index] = False
-                _drop(recipe, intake, kept)
+                _drop(recipe, intake, kept, NEAR if use[index] != "evaluation" else NEAR_SHOT)
         elif group in forced:
             splits[index] = SPLITS.index("sft")
         else:
@@ -49,6 +59,7 @@ def share_out(recipe: "MixtureData", intake: Intake) -> tuple[np.ndarray, np.nda
             mute.append(not any(example.completions for example in kept.examples))
     assigned = assign(ids, [int(groups[i]) for i in free], recipe.shares, recipe.split_seed, no_sft=mute)
     splits[free] = [SPLITS.index(split) for split in assigned]
+    _keep_out_of_text(recipe, intake, splits, groups, plain_text)
     splits[~keep] = -1
     _check_filled(recipe, splits)
     return splits, groups
@@ -67,9 +78,29 @@ def shared_prompts(intake: Intake, groups: np.ndarray) -> set[str]:
     return shared
 
 
-def _drop(recipe: "MixtureData", intake: Intake, kept: Kept) -> None:
+def _keep_out_of_text(
+    recipe: "MixtureData", intake: Intake, splits: np.ndarray, groups: np.ndarray, plain_text: np.ndarray
+) -> None:
+    """Drop plain text that says what a row outside SFT says, or that holds an evaluation prompt."""
+    texts = intake.keep & plain_text
+    if not texts.any():
+        return
+    away = {*groups[intake.keep & (splits != SPLITS.index("sft"))].tolist()}
+    evaluated, phrases = Asked(), Phrases()
+    for _, kept in intake.spool.rows(intake.keep & (splits == SPLITS.index("evaluation"))):
+        evaluated.add(kept.asked, kept.examples[0])
+    for text in evaluated.texts():
+        phrases.add(text)
+    for index, kept in intake.spool.rows(texts):
+        near = int(groups[index]) in away
+        if near or phrases.within(kept.content):
+            intake.keep[index] = False
+            _drop(recipe, intake, kept, NEAR_HELD if near else HOLDS)
+
+
+def _drop(recipe: "MixtureData", intake: Intake, kept: Kept, reason: str) -> None:
     for example in kept.examples:
-        intake.drops.add(recipe.sets[kept.set].name, kept.line, "ledger", NEAR, plain(example))
+        intake.drops.add(recipe.sets[kept.set].name, kept.line, "ledger", reason, plain(example))
 
 
 def _join_conversations(groups: np.ndarray, intake: Intake) -> None:

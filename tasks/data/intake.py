@@ -1,25 +1,29 @@
 """Rows of all sets on their way in: told in phrasings, through the filters, onto disk."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from tasks.artifact import InputError, Row, Work
 from tasks.data.decontamination import Protected
 from tasks.data.duplicates import Signatures
-from tasks.data.filters import ContaminationFilter, DuplicateFilter, FilterPart, Rule
+from tasks.data.filters import ContaminationFilter, DuplicateFilter, FilterPart, PiiFilter, Rule
 from tasks.data.phrasings import Told, tell
+from tasks.data.pii import redact
 from tasks.data.rows import Example, read_examples
 from tasks.data.scored import ModelFilter, quantiles, score
+from tasks.data.splits import normalise
 from tasks.data.spool import Drops, Kept, Spool, plain
+from tasks.data.tools import text_of
 
 if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData
 
+Said = TypeVar("Said", Example, str)
 WHOLE = 1 << 30
 """Longer than any text: texts are compared whole."""
 NEAR = "is a near-duplicate of an evaluation prompt"
@@ -40,7 +44,10 @@ class Intake:
         self.names = _filter_names(recipe.filters)
         self.scores: list[Row] = []
         self.keep = np.zeros(0, bool)
+        self.shots: list[int] = []
+        """Rows in `spool` that are shown as few-shot examples; they are not in `keep`."""
         self.held = Protected(WHOLE)
+        self.asked = Asked()
 
     def run(self) -> None:
         """Read every set, the evaluation sets first, and apply the filters.
@@ -49,10 +56,16 @@ class Intake:
         """
         rules, protected = self._rules(), self._protected()
         order = sorted(range(len(self.recipe.sets)), key=lambda i: self.recipe.sets[i].use != "evaluation")
+        protecting = False
         for done, number in enumerate(order):
+            if not protecting and self.recipe.sets[number].use != "evaluation":
+                protecting = True
+                for guard in (self.held, *(guard for _, guard in protected.values())):
+                    guard.add(self.asked.texts())
             self._read(number, rules, protected, done)
         self.spool.finish()
         self.keep = np.ones(len(self.spool), bool)
+        self.keep[self.shots] = False
         for name, part in self.names.items():
             if isinstance(part, DuplicateFilter):
                 self.work.progress(len(order), len(order) + 3, "looking for duplicates")
@@ -79,7 +92,8 @@ class Intake:
                 found[name] = (part, Protected(part.words))
                 for file in part.against:
                     for example in read_examples(Path(file).expanduser(), "drop")[0]:
-                        found[name][1].add(turn["content"] for turn in example.prompt if turn["role"] == "user")
+                        asked = [turn["content"] for turn in example.prompt if turn["role"] == "user"]
+                        found[name][1].add(filter(says_enough, asked))
         return found
 
     def _read(
@@ -90,33 +104,48 @@ class Intake:
         part, total = self.recipe.sets[number], len(self.recipe.sets) + 3
         exempt = part.use == "evaluation"
         reasons: Counter[str] = Counter()
-        begun = len(self.spool)
+        begun = len(self.spool) - len(self.shots)
         with closing(part.lines()) as lines:  # type: ignore[arg-type]
-            for told in tell(part, lines, self.work.seed):
+            for told in tell(part, lines, self.work.seed, self._known):
                 self.read[part.name] += 1
                 if self.read[part.name] % 1000 == 0:
                     self.work.progress(done, total, f"{part.name}: {self.read[part.name]} rows")
                 if told.problem:
                     reasons[f"{told.problem} {told.detail}".strip()] += 1
-                    self.drops.add(part.name, told.line, "form", told.problem, told.excerpt)
+                    self.drops.add(part.name, told.line, "form", told.problem, self._masked(part.name, told.excerpt))
+                    if told.shot:
+                        self.shots.append(len(self.spool))
+                        self._put(Kept(number, told.line, told.content, []))
                     continue
                 examples = told.examples if exempt else self._passed(part.name, told, rules, protected)
                 if not examples:
                     continue
                 if exempt:
-                    self.held.add(text for text in told.said if _long(text))
-                    for _, guard in protected.values():
-                        guard.add(_asked(told))
-                self.spool.add(Kept(number, told.line, told.content, examples))
-                self.contents.add(told.content)
+                    self.asked.add(told.asked, told.examples[0])
+                self._put(Kept(number, told.line, told.content, examples, told.asked))
         if not self.read[part.name]:
             raise InputError(f"The set '{part.name}' is empty; check its path in the recipe.")
-        if len(self.spool) == begun and sum(reasons.values()) == self.read[part.name]:
+        if len(self.spool) - len(self.shots) == begun and sum(reasons.values()) == self.read[part.name]:
             reason, count = reasons.most_common(1)[0]
             raise InputError(
                 f"The set '{part.name}' has no usable row: {count} of {self.read[part.name]} {reason}; "
                 "check its format, or give it templates."
             )
+
+    def _masked(self, name: str, dropped: Said) -> Said:
+        """A dropped conversation or row of a set without the personal data that its filters look for."""
+        for part in self.names.values():
+            if isinstance(part, PiiFilter) and (not part.sets or name in part.sets):
+                dropped = redact(dropped, part.find) if isinstance(dropped, str) else part.masked(dropped)
+        return dropped
+
+    def _put(self, kept: Kept) -> None:
+        self.spool.add(kept)
+        self.contents.add(kept.content)
+
+    def _known(self, said: list[str]) -> bool:
+        """Whether one of a row's texts is an evaluation prompt."""
+        return self.held.share(list(filter(says_enough, said))) > 0
 
     def _passed(
         self, name: str, told: Told, rules: Mapping[str, tuple[Any, Rule]],
@@ -131,7 +160,7 @@ class Intake:
                 self.seen[filter_] += 1
                 after = rule(here)
                 if isinstance(after, str):
-                    self.drops.add(name, told.line, filter_, after, plain(here))
+                    self.drops.add(name, told.line, filter_, after, plain(self._masked(name, here)))
                     here = after
                     break
                 self.changed[filter_] += after is not here
@@ -142,13 +171,14 @@ class Intake:
                 if part.sets and name not in part.sets:
                     continue
                 self.seen[filter_] += 1
-                if guard.share(_texts(here) + (told.said if here.kind else [])) > part.share:
+                whole = [told.content, *(turn["content"] for turn in here.prompt if turn["role"] == "user")]
+                if guard.share(_texts(here) + (told.said if here.kind else []), whole) > part.share:
                     reason = f"shares {part.words} words in a row with an evaluation set"
                     self.drops.add(name, told.line, filter_, reason, plain(here))
                     break
             else:
                 passed.append(here)
-        if passed and len(self.held) and self.held.share([text for text in told.said if _long(text)]):
+        if passed and self._known(told.said):
             for example in passed:
                 self.drops.add(name, told.line, "ledger", NEAR, plain(example))
             return []
@@ -238,7 +268,7 @@ def _filter_names(filters: Sequence[Any]) -> dict[str, Any]:
 
 
 def _texts(example: Example) -> list[str]:
-    return [*(turn["content"] for turn in example.prompt), *example.completions]
+    return [*map(text_of, example.prompt), *example.answers]
 
 
 def _content(kept: Kept) -> str:
@@ -247,17 +277,38 @@ def _content(kept: Kept) -> str:
 
 def _conversation_text(kept: Kept) -> str:
     """What a row says with its answer; of a row in phrasings, its columns hold both."""
+    if not kept.examples:
+        return kept.content
     first = kept.examples[0]
-    return kept.content if first.kind or not first.prompt else "\n".join([kept.content, *first.completions])
+    return kept.content if first.kind or not first.prompt else "\n".join([kept.content, *first.answers])
 
 
-def _asked(told: Told) -> list[str]:
-    """What of an evaluation row must not be trained on: the columns that it is told from, or what its user says."""
-    if told.examples[0].kind:
-        return told.said
-    return [turn["content"] for turn in told.examples[0].prompt if turn["role"] == "user"]
-
-
-def _long(text: str) -> bool:
-    """Whether a text says enough to be known by: a label does not."""
+def says_enough(text: str) -> bool:
+    """Whether a text is long enough to be known by: a label is not."""
     return len(text.split()) > 3
+
+
+class Asked:
+    """What evaluation rows ask: users' turns, and texts of columns that are one row's own.
+
+    A text that several different rows have, such as an instruction, says nothing of any of them.
+    """
+
+    def __init__(self) -> None:
+        self._turns: set[str] = set()
+        self._columns: dict[str, int | None] = {}
+
+    def add(self, asked: Sequence[str], example: Example) -> None:
+        """The next evaluation row's texts, and how it is told; the same row again changes nothing."""
+        texts = list(map(normalise, filter(says_enough, asked)))
+        if not example.kind:
+            self._turns.update(texts)
+            return
+        row = hash(tuple(texts))
+        for text in texts:
+            self._columns[text] = row if self._columns.get(text, row) == row else None
+
+    def texts(self) -> Iterator[str]:
+        """What must not be trained on."""
+        yield from self._turns
+        yield from (text for text, row in self._columns.items() if row is not None)

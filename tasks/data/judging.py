@@ -19,6 +19,7 @@ from tasks.artifact import InputError, Work
 from tasks.data.model_filters import JudgeFilter
 from tasks.data.rows import Example
 from tasks.data.splits import normalise
+from tasks.data.tools import text_of
 from tasks.recipe import stable_hash
 
 BUCKETS = 1 << 16
@@ -49,8 +50,8 @@ def ratings(part: JudgeFilter, examples: Sequence[Example], work: Work) -> np.nd
 
 
 def _comparison(example: Example) -> Comparison:
-    prompt = tuple({"role": turn["role"], "content": turn["content"]} for turn in example.prompt)
-    text = example.completions[0]
+    prompt = tuple({"role": turn["role"], "content": text_of(turn)} for turn in example.prompt)
+    text = example.answers[0]
     return Comparison(stable_hash([list(prompt), text])[:16], prompt, (Completion("answer", text),), ("answer",))
 
 
@@ -107,8 +108,8 @@ def _features(examples: Sequence[Example]) -> csr_matrix:
     columns: list[int] = []
     starts = [0]
     for example in examples:
-        asked = {f"p {word}" for turn in example.prompt for word in normalise(turn["content"]).split()}
-        words = normalise(example.completions[0]).split()
+        asked = {f"p {word}" for turn in example.prompt for word in normalise(text_of(turn)).split()}
+        words = normalise(example.answers[0]).split()
         said = {f"c {word}" for word in words} | {f"length {len(words).bit_length()}"}
         columns += sorted({zlib.crc32(word.encode()) % BUCKETS for word in asked | said})
         starts.append(len(columns))

@@ -53,6 +53,7 @@ def write_files(recipe: "MixtureData", intake: Intake, splits: np.ndarray, group
     stages = [_drawn_for(recipe, intake, sizes, stage, work.seed) for stage in (None, *recipe.stages)]
     rows: Counter[str] = Counter()
     ledger: dict[str, Row] = {}
+    named: dict[int, str] = {}  # groups by their first prompt here: a group may begin with plain text
     position: Counter[int] = Counter()
     with ExitStack() as opened:
         names = [*(f"{split}.jsonl" for split in SPLITS), *(stage.file for stage in stages[1:])]
@@ -81,8 +82,7 @@ def write_files(recipe: "MixtureData", intake: Intake, splits: np.ndarray, group
                     files[f"{split}.jsonl"].write(_line(row))
                     rows[f"{split}.jsonl"] += 1
                 if known:
-                    first = kept if groups[index] == index else intake.spool.read(int(groups[index]))
-                    group = prompt_id(first.examples[0].prompt)
+                    group = named.setdefault(int(groups[index]), known)
                     ledger.setdefault(known, {"id": known, "split": split, "group": group})
     write_jsonl(work.out / "ledger.jsonl", ledger.values())
     _report(work, rows, ledger, stages)

@@ -4,9 +4,9 @@ Which phrasings a row is told in is drawn by the seed, the set and the row's num
 read before.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from random import Random
@@ -18,6 +18,7 @@ from tasks.artifact import InputError, Message, Row
 from tasks.data.flan import FlanTable
 from tasks.data.promptsource import PromptsourceFile
 from tasks.data.rows import BadRow, Example, PassedOver, check_characters, checked, read_row
+from tasks.data.splits import normalise
 from tasks.data.templates import ChatTemplate, Kind, converse
 from tasks.recipe import Part
 
@@ -214,8 +215,13 @@ class Told:
     """What the row says apart from its phrasing: its columns' texts, or its user's turns. Near-duplicates and
     contamination are found by it."""
     examples: list[Example]
+    asked: list[str] = field(default_factory=list)
+    """What of it must not be trained on where it is evaluated on: its columns' texts but for answers and options, or
+    its user's turns."""
     problem: str = ""
     """Why there are no examples."""
+    shot: bool = False
+    """Whether it is kept to be shown in other rows, and used as nothing else."""
     detail: str = ""
     """What is particular about this row's problem."""
     excerpt: str = ""
@@ -227,19 +233,36 @@ class Told:
         return "\n".join(self.said)
 
 
-def tell(part: PhrasedSet, lines: Iterator[tuple[int, Row | str]], seed: int) -> Iterator[Told]:
-    """Every row of a set as conversations, or with the reason why not; in the order of the rows."""
+def tell(
+    part: PhrasedSet,
+    lines: Iterator[tuple[int, Row | str]],
+    seed: int,
+    known: Callable[[list[str]], bool] | None = None,
+) -> Iterator[Told]:
+    """Every row of a set as conversations, or with the reason why not; in the order of the rows.
+
+    Few-shot examples come first. A row of which `known` says that its texts are evaluated on is never one of them.
+    """
     phrasings = part.phrasings()
     rows = islice(lines, part.max_rows)
     pool: list[Row] = []
     if part.fewshot:
         first = list(islice(rows, 20 * part.fewshot.pool))
         usable = [number for number, row in first if isinstance(row, dict)]
-        kept = set(Random(f"{seed}/{part.name}/pool").sample(usable, min(len(usable) // 2, part.fewshot.pool)))
-        pool = [_prepared(part, row) for number, row in first if number in kept and isinstance(row, dict)]
+        drawn = set(Random(f"{seed}/{part.name}/pool").sample(usable, min(len(usable) // 2, part.fewshot.pool)))
+        kept: set[int] = set()
+        for number, row in first:
+            if number not in drawn or not isinstance(row, dict):
+                continue
+            with suppress(BadRow):  # told like any other row, it is dropped with its reason
+                check_characters(row)
+                row = _prepared(part, row)
+                said = list(_texts(row)) if phrasings else _turns_of(read_row(row))
+                if known is None or not known(said):
+                    kept.add(number)
+                    pool.append(row)
+                    yield Told(number, said, [], problem="is kept as a few-shot example", shot=True)
         rows = chain((pair for pair in first if pair[0] not in kept), rows)
-        for number in sorted(kept):
-            yield Told(number, [], [], "is kept as a few-shot example")
     for number, row in rows:
         try:
             if isinstance(row, str):
@@ -249,7 +272,8 @@ def tell(part: PhrasedSet, lines: Iterator[tuple[int, Row | str]], seed: int) ->
             yield _told(part, phrasings, row, number, pool, seed)
         except (BadRow, InputError) as bad:
             excerpt = str(row)[:200].encode("utf-8", "replace").decode()
-            yield Told(number, [], [], str(bad.args[0]), " ".join(map(str, bad.args[1:])), excerpt)
+            detail = " ".join(map(str, bad.args[1:]))
+            yield Told(number, [], [], problem=str(bad.args[0]), detail=detail, excerpt=excerpt)
 
 
 def _told(part: PhrasedSet, phrasings: Sequence[Phrasing], row: Row, number: int, pool: list[Row], seed: int) -> Told:
@@ -258,20 +282,59 @@ def _told(part: PhrasedSet, phrasings: Sequence[Phrasing], row: Row, number: int
     rng = Random(f"{seed}/{part.name}/{number}")
     if not phrasings:
         example = read_row(row)
+        asked = [turn["content"] for turn in example.prompt if turn["role"] == "user"]
+        said = _turns_of(example)
         if part.fewshot and pool and rng.random() < part.fewshot.share:
             example = _with_shots(example, part.fewshot, pool, rng, None)
-        return Told(number, [turn["content"] for turn in example.prompt if turn["role"] != "system"], [example])
+        return Told(number, said, [example], asked)
     examples: list[Example] = []
+    bare: list[Example] = []
     for phrasing in _drawn(phrasings, part.variants, rng):
         with suppress(PassedOver):
             example = _said(phrasing, row, rng)
+            bare.append(example)
             shown = part.fewshot and pool and rng.random() < part.fewshot.share
             examples.append(_with_shots(example, part.fewshot, pool, rng, phrasing) if shown else example)  # type: ignore[arg-type]
         if len(examples) == part.templates_per_row:
             break
     if not examples:
         raise PassedOver("is passed over by its templates")
-    return Told(number, list(_texts(row)), examples)
+    options = (part.flan.options,) if part.flan else ()
+    return Told(number, list(_texts(row)), examples, _asked(row, bare, options))
+
+
+def _turns_of(example: Example) -> list[str]:
+    return [turn["content"] for turn in example.prompt if turn["role"] != "system"]
+
+
+def _asked(row: Row, examples: Sequence[Example], options: Sequence[str]) -> list[str]:
+    """The texts of a row but for those that its examples use as answers or options.
+
+    A text is an answer where it is the completion, or stands in it and not in the prompt; a column of several texts
+    holds options where one of them is an answer. Inverted phrasings count only where there are no others.
+    """
+    told = [example for example in examples if example.kind != "inverted"] or examples
+    prompts = [_padded("\n".join(turn["content"] for turn in example.prompt)) for example in told]
+    completions = [_padded(text) for example in told for text in example.completions]
+
+    def answers(text: str, among_options: bool) -> bool:
+        words = _padded(text)
+        if among_options or not any(words in prompt for prompt in prompts):
+            return any(words in completion for completion in completions)
+        return words in completions
+
+    asked: list[str] = []
+    for name, value in row.items():
+        texts = list(_texts(value))
+        several = not isinstance(value, str)
+        if name not in options and not any(answers(text, several) for text in texts):
+            asked += texts
+    return asked
+
+
+def _padded(text: str) -> str:
+    """A normalised text between spaces, so that whole words are found in it."""
+    return f" {normalise(text)} "
 
 
 def _drawn(phrasings: Sequence[Phrasing], variants: Variants, rng: Random) -> Iterator[Phrasing]:

@@ -1,8 +1,12 @@
 """Personal data in texts, by patterns and check sums: what looks like it and cannot be it is left alone."""
 
 import ipaddress
+import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from tasks.artifact import Row
 
 _PATTERNS: dict[str, re.Pattern[str]] = {
     "email": re.compile(r"(?<![\w.+-])[A-Za-z0-9_][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])"),
@@ -27,6 +31,36 @@ def redact(text: str, find: Iterable[str]) -> str:
         if name in wanted and _worth_looking(name, text):
             text = pattern.sub(lambda match, name=name: _masked(name, match.group()), text)
     return text
+
+
+def redact_values(value: Any, find: Iterable[str]) -> Any:
+    """A value as JSON has them with every text in it redacted, at any depth, and whole numbers that are found."""
+    if isinstance(value, str):
+        return redact(value, find)
+    if isinstance(value, int) and not isinstance(value, bool):
+        masked = redact(str(value), find)
+        return value if masked == str(value) else masked
+    if isinstance(value, Mapping):
+        return {redact(str(key), find): redact_values(each, find) for key, each in value.items()}
+    return [redact_values(each, find) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def redact_json(text: str, find: Iterable[str]) -> str:
+    """JSON text with its values redacted, so that it stays JSON; the same text where nothing is found."""
+    try:
+        before = json.loads(text)
+    except (ValueError, RecursionError):
+        return redact(text, find)
+    after = redact_values(before, find)
+    return text if after == before else json.dumps(after, ensure_ascii=False)
+
+
+def redact_calls(calls: Sequence[Row], find: Iterable[str]) -> list[Row]:
+    """Tool calls (`Message.tool_calls`) with the values of their arguments redacted."""
+    return [
+        {**call, "function": {**call["function"], "arguments": redact_json(call["function"]["arguments"], find)}}
+        for call in calls
+    ]
 
 
 def _worth_looking(name: str, text: str) -> bool:

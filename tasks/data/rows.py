@@ -17,7 +17,7 @@ from typing import Any, Literal
 from tasks.artifact import InputError, Message, Row, iterate_jsonl
 from tasks.data.preference_formats import SPEAKERS, TURN
 from tasks.data.templates import ChatTemplate, choose, converse
-from tasks.data.tools import NEXT, kind_of, numbered, tool_message, with_tools
+from tasks.data.tools import NEXT, kind_of, numbered, tool_message, with_calls, with_tools
 
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
@@ -41,6 +41,11 @@ class Example:
     """The phrasing that it was told in."""
     kind: str = ""
     """Of which kind that phrasing is."""
+
+    @property
+    def answers(self) -> list[str]:
+        """The demonstrated answers with the tools that they call, as texts."""
+        return [with_calls(text, self.calls) for text in self.completions]
 
 
 class BadRow(Exception):

@@ -43,7 +43,8 @@ class Scorer:
     def _row(self, example: Example, alone: bool) -> tuple[list[int], int]:
         """Ids, and from where on the loss counts."""
         try:
-            before, answer = encode_completion(self.tokenizer, example.prompt or _NOTHING, example.completions[0])
+            prompt, text = example.prompt or _NOTHING, example.completions[0]
+            before, answer = encode_completion(self.tokenizer, prompt, text, calls=example.calls)
         except InputError:
             return [], 0
         start = self.tokenizer.bos_token_id

@@ -3,7 +3,7 @@
 import json
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class Kept:
     content: str
     """What the row says apart from its phrasing."""
     examples: list[Example]
+    asked: list[str] = field(default_factory=list)
+    """What of it must not be trained on where it is evaluated on."""
 
 
 class Spool:
@@ -47,7 +49,10 @@ class Spool:
             [e.prompt, e.completions, e.reference, e.form, e.kind, e.calls] for e in kept.examples
         ]  # fmt: skip
         line = json.dumps(
-            [kept.set, kept.line, kept.content, examples], ensure_ascii=False, separators=(",", ":"), default=str
+            [kept.set, kept.line, kept.content, examples, kept.asked],
+            ensure_ascii=False,
+            separators=(",", ":"),
+            default=str,
         )
         self._file.write(line.encode() + b"\n")
 
@@ -69,10 +74,11 @@ class Spool:
                     yield index, self._decoded(index, line)
 
     def _decoded(self, index: int, line: bytes) -> Kept:
-        number, place, content, told = json.loads(line)
+        number, place, content, told, asked = json.loads(line)
         out = self.without.get(index, ())
         kept = [each for at, each in enumerate(told) if at not in out]
-        return Kept(number, place, content, [Example(p, c, r, form=f, kind=k, calls=t) for p, c, r, f, k, t in kept])
+        examples = [Example(p, c, r, form=f, kind=k, calls=t) for p, c, r, f, k, t in kept]
+        return Kept(number, place, content, examples, asked)
 
 
 class Drops:

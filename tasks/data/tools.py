@@ -71,6 +71,17 @@ def kind_of(message: Message) -> str:
     return "call" if "tool_calls" in message else message["role"]
 
 
+def with_calls(text: str, calls: Sequence[Row]) -> str:
+    """What a turn says and the tools that it calls, each with its arguments, as one text."""
+    called = [f"{call[_FUNCTION]['name']} {call[_FUNCTION]['arguments']}" for call in calls]
+    return "\n".join([text, *called] if text else called)
+
+
+def text_of(message: Message) -> str:
+    """A turn with its calls as one text."""
+    return with_calls(message["content"], message.get("tool_calls", []))
+
+
 def _calls(called: Any) -> list[Row]:
     calls = []
     for each in called if isinstance(called, list) else [called]:

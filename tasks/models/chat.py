@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifact import InputError, Message
+from tasks.artifact import InputError, Message, Row
 from tasks.models.rendering import PROBE, REWRITTEN, UNENDED, render, why_unmarked
 
 if TYPE_CHECKING:
@@ -44,27 +44,36 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Messa
 
 
 def encode_completion(
-    tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], completion: str, finished: bool = True
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Sequence[Message],
+    completion: str,
+    finished: bool = True,
+    calls: Sequence[Row] = (),
 ) -> tuple[list[int], list[int]]:
-    """Ids of a prompt and of one completion of it; only a finished completion ends with EOS.
+    """Ids of a prompt and of one completion of it, with the tools it calls; only a finished one ends with EOS.
 
     Under a reward model's template that does not end turns with EOS, a finished completion ends as it closes a turn.
     Raises `InputError` where the template rewrites the prompt once it is answered.
     """
     if why_unmarked(tokenizer):
-        return _encode_unmarked(tokenizer, prompt, completion, finished)
+        return _encode_unmarked(tokenizer, prompt, _answer(completion, calls), finished)
     prompt_ids = encode_prompt(tokenizer, prompt)
-    whole = encode_conversation(tokenizer, [*prompt, {"role": "assistant", "content": completion}]).input_ids
+    whole = encode_conversation(tokenizer, [*prompt, _answer(completion, calls)]).input_ids
     if whole[: len(prompt_ids)] != prompt_ids:
         raise InputError(REWRITTEN)
     answer = whole[len(prompt_ids) :]
     return prompt_ids, answer if finished else answer[:-1]
 
 
+def _answer(completion: str, calls: Sequence[Row]) -> Message:
+    answer: Message = {"role": "assistant", "content": completion}
+    return {**answer, "tool_calls": list(calls)} if calls else answer
+
+
 def _encode_unmarked(
-    tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], completion: str, finished: bool
+    tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], answered: Message, finished: bool
 ) -> tuple[list[int], list[int]]:
-    before, text = _turn(tokenizer, prompt, completion)
+    before, text = _turn(tokenizer, prompt, answered)
     closing = closing_of(tokenizer)
     if not text.endswith(closing):
         raise InputError(REWRITTEN)
@@ -73,10 +82,10 @@ def _encode_unmarked(
     return _tokenise(tokenizer, before, [])[0], [*answer, *ending]
 
 
-def _turn(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], completion: str) -> tuple[str, str]:
+def _turn(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], answer: Message) -> tuple[str, str]:
     """The rendered prompt, and what an answer adds to it."""
     before, _ = render(tokenizer, prompt, True)
-    whole, _ = render(tokenizer, [*prompt, {"role": "assistant", "content": completion}], False)
+    whole, _ = render(tokenizer, [*prompt, answer], False)
     if not whole.startswith(before):
         raise InputError(REWRITTEN)
     return before, whole[len(before) :]
@@ -90,7 +99,7 @@ def closing_of(tokenizer: "PreTrainedTokenizerBase") -> str:
     cached = getattr(tokenizer, "_closing", None)
     if cached is None or cached[0] != tokenizer.chat_template:
         answer = "[[answer]]"
-        _, text = _turn(tokenizer, PROBE[:1], answer)
+        _, text = _turn(tokenizer, PROBE[:1], _answer(answer, ()))
         cached = (tokenizer.chat_template, text.rpartition(answer)[2])
         tokenizer._closing = cached  # type: ignore[attr-defined]
     if not cached[1].strip():
