@@ -154,7 +154,7 @@ def _check(name: str, value: Any, given: Sequence[Any]) -> None:
     if name == "format" and _WIDE.search(text):
         raise SecurityError("a text is padded too far")
     if name in _PADDING:
-        sizes = [each if isinstance(each, int) else len(each) for each in given if isinstance(each, (int, str))]
+        sizes = [len(each) if isinstance(each, str) else each for each in given if isinstance(each, (int, str))]
         if any(size * (1 + text.count("\n") + text.count("\t")) > LONGEST for size in sizes):
             raise SecurityError("a text is padded too far")
     if name == "replace" and len(given) > 1:
