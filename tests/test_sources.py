@@ -240,3 +240,49 @@ def test_promptsource_files_reach_no_python(tmp_path: Path) -> None:
     path.write_text("templates:\n  a: !Template\n    name: n\n    jinja: '{{ a '\n")
     with pytest.raises(InputError, match="the template 'n' is not valid Jinja"):
         read_promptsource(path)
+
+
+def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    write_gzip(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20] + bytes(255 - byte for byte in whole[20:60]) + whole[60:])
+    with pytest.raises(InputError, match=r"cannot be read \(.*\); check the file\.$"):
+        told(path=str(path))
+
+
+def test_lines_and_elements_without_an_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_LINE", 10_000)
+    monkeypatch.setattr(sources, "_CHUNK", 1000)
+    path = tmp_path / "rows.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.write('{"prompt": "a", "completion": "b"}\n' + "x" * 100_000)
+    with pytest.raises(InputError, match="a line of more than 10000 characters, its line 2"):
+        told(path=str(path))
+    table = tmp_path / "rows.csv"
+    table.write_text("a," * 50_000)
+    with pytest.raises(InputError, match="a line of more than 10000 characters, its line 1"):
+        told(kind="csv", path=str(table))
+    array = tmp_path / "rows.json"
+    array.write_text('[{"prompt": "a", "completion": "b"}, {"prompt": oops' + ", {}" * 50_000 + "]")
+    with pytest.raises(InputError, match="is not JSON after its row 1, for 10000 characters"):
+        told(path=str(array))
+
+
+def test_a_header_that_is_too_large_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("a" * ((1 << 24) + 1) + ",b\n1,2\n")
+    with pytest.raises(InputError, match="is not a table of separated values"):
+        told(kind="csv", path=str(path))
+
+
+def test_hidden_files_beside_a_data_set_are_no_part_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / ".copies" / "set"
+    folder.parent.mkdir()
+    copy_hub(folder)
+    part: Any = TypeAdapter(AnySet).validate_python({"name": "set", "kind": "hub", "path": str(folder)})
+    before = part.source_files()
+    for name in (".git/index", ".cache/huggingface/a.metadata", "data/.lock"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    assert before and part.source_files() == before

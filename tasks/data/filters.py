@@ -244,7 +244,8 @@ class ContaminationFilter(FilterPart):
     kind: Literal["contamination"]
     """By what the evaluation sets hold."""
     words: int = Field(default=13, ge=3)
-    """So many words in a row count as shared. Shorter evaluation prompts count where a turn says just that."""
+    """So many words in a row count as shared. Shorter evaluation prompts, of four words at least, count where a user's
+    turn says just that."""
     share: float = Field(default=0.0, ge=0, lt=1)
     """A row is dropped when more than this share of its runs is shared; 0: a single one is enough."""
     against: tuple[str, ...] = ()

@@ -57,7 +57,8 @@ class FewShot(Part):
     shots: tuple[int, int] = (1, 3)
     """The fewest and the most examples."""
     pool: int = Field(default=32, ge=1)
-    """Rows kept as examples; they are used as nothing else, so that no evaluation prompt is shown in another one."""
+    """Rows kept as examples; they are used as nothing else, and rows much like them are for fine-tuning, so that no
+    evaluation prompt is shown in another one."""
     form: Literal["text", "turns"] = "text"
     """Examples as text above the prompt, or as turns before it."""
     separator: str = "\n\n"

@@ -19,7 +19,8 @@ from jinja2 import StrictUndefined, Template, TemplateError
 
 from tasks.artifact import InputError, Message
 from tasks.data.rows import BadRow, PassedOver
-from tasks.data.templates import Kind, Sandbox
+from tasks.data.sandbox import TEMPLATE_FAULTS, Sandbox, filled, reason_of
+from tasks.data.templates import Kind
 from tasks.recipe import Part
 
 SEPARATOR = "|||"
@@ -98,10 +99,10 @@ class JinjaPhrasing:
     def _rendered(self, jinja: str, row: Mapping[str, Any], rng: Random) -> str:
         token = _rng.set(rng)
         try:
-            return _compiled(jinja).render(**row)
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise InputError(f"The template '{self.title}' cannot be filled ({reason}); mend it or the row.") from error
+            return filled(_compiled(jinja), row)
+        except TEMPLATE_FAULTS as error:
+            message = f"The template '{self.title}' cannot be filled ({reason_of(error)}); mend it or the row."
+            raise InputError(message) from error
         finally:
             _rng.reset(token)
 
@@ -179,5 +180,6 @@ def _phrasing(entry: Any, path: Path) -> JinjaPhrasing:
 def _check_syntax(text: str, title: str, path: Path) -> None:
     try:
         _compiled(text)
-    except TemplateError as error:
-        raise InputError(f"{path}: the template '{title}' is not valid Jinja ({error}); mend it.") from error
+    except (TemplateError, RecursionError, MemoryError) as error:
+        reason = reason_of(error)
+        raise InputError(f"{path}: the template '{title}' is not valid Jinja ({reason}); mend it.") from error

@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from tasks.artifact import InputError, Row
 from tasks.data.phrasings import PhrasedSet
 
 _CHUNK = 1 << 20
+_LINE = 1 << 26
+"""Characters of the longest line, and of the longest object of an array."""
 _BETWEEN = re.compile(r"[\s,]*")
 Line = tuple[int, Row | str]
 """The number of a row, counted from 1, and the row, or why it is none."""
@@ -39,7 +42,7 @@ class JsonSet(PhrasedSet):
         """The rows. Raises `InputError` when the file is missing or no JSON at all."""
         path = Path(self.path).expanduser()
         with _opened(path) as file:
-            yield from _array(file, path) if path.name.removesuffix(".gz").endswith(".json") else _lines(file)
+            yield from _array(file, path) if path.name.removesuffix(".gz").endswith(".json") else _lines(file, path)
 
 
 class CsvSet(PhrasedSet):
@@ -69,11 +72,12 @@ class CsvSet(PhrasedSet):
         delimiter = self.delimiter or ("\t" if path.name.removesuffix(".gz").endswith(".tsv") else ",")
         with _opened(path) as file:
             quotes = delimiter != "\t" if self.quotes is None else self.quotes
-            read = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE)
-            names = list(self.header) or next(read, [])
+            quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+            rows = _rows_of(csv.reader(_text_lines(file, path), delimiter=delimiter, quoting=quoting), path)
+            names = list(self.header) or next(rows, [])
             if len(set(names)) < len(names) or not any(names):
                 raise InputError(f"{path} does not begin with the names of its columns; name them with header = [...].")
-            for number, values in enumerate(_rows_of(read, path), 1):
+            for number, values in enumerate(rows, 1):
                 if len(values) != len(names):
                     yield number, f"has another number of values than there are columns ({len(names)})"
                 else:
@@ -129,9 +133,12 @@ class HubSet(PhrasedSet):
     """Branch, tag or commit on the hub; give a commit to read the same rows tomorrow."""
 
     def source_files(self) -> list[Path]:
-        """The files of a folder; none for the hub, whose id and revision say what it is."""
+        """The files of a folder but for hidden ones, as version control and downloads leave them; none for the hub,
+        whose id and revision say what it is."""
         folder = Path(self.path).expanduser()
-        return sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+        found = sorted(folder.rglob("*")) if folder.is_dir() else []
+        hidden = [any(part.startswith(".") for part in file.relative_to(folder).parts) for file in found]
+        return [file for file, out in zip(found, hidden, strict=True) if not out and file.is_file()]
 
     def lines(self) -> Iterator[Line]:
         """The rows; labels stay numbers. Raises `InputError` when the data set or its split is not there."""
@@ -230,7 +237,7 @@ def _opened(path: Path) -> Iterator[IO[str]]:
             yield file  # type: ignore[misc]
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; check the path in the recipe.") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({_first(error)}); check the file.") from error
 
 
@@ -256,8 +263,18 @@ def _unescaped(value: str) -> str:
     return value.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def _lines(file: IO[str]) -> Iterator[Line]:
-    for number, line in enumerate(file, 1):
+def _text_lines(file: IO[str], path: Path) -> Iterator[str]:
+    """The lines, each with its end. Raises `InputError` at one that does not end in time."""
+    number = 0
+    while line := file.readline(_LINE + 1):
+        number += 1
+        if len(line) > _LINE:
+            raise InputError(f"{path} has a line of more than {_LINE} characters, its line {number}; check the file.")
+        yield line
+
+
+def _lines(file: IO[str], path: Path) -> Iterator[Line]:
+    for number, line in enumerate(_text_lines(file, path), 1):
         if not line.strip():
             continue
         try:
@@ -273,7 +290,7 @@ def _array(file: IO[str], path: Path) -> Iterator[Line]:
     text = file.read(_CHUNK).lstrip()
     if text[:1] == "{":
         file.seek(0)
-        yield from _lines(file)
+        yield from _lines(file, path)
         return
     if text[:1] != "[":
         raise InputError(f"{path} is not a JSON array of objects; mend it, or name a file of JSON lines .jsonl.")
@@ -286,6 +303,8 @@ def _array(file: IO[str], path: Path) -> Iterator[Line]:
             row, end = decode(text, place)
         except (ValueError, RecursionError):
             row, end = None, len(text)
+        if row is None and len(text) - place > _LINE:
+            raise InputError(f"{path} is not JSON after its row {number}, for {_LINE} characters; mend it.")
         if end == len(text):  # unfinished, or a number that may go on
             more = file.read(max(_CHUNK, len(text) - place))
             if not more:

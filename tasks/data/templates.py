@@ -1,6 +1,6 @@
 """Structured rows through natural-language templates into chat conversations.
 
-Templates are Jinja2, rendered in its sandbox: a template that came with a data set cannot reach Python.
+Templates are Jinja2, rendered in a sandbox: a template that came with a data set cannot reach Python.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,34 +8,14 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from jinja2 import StrictUndefined, Template, TemplateError
-from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field
 
 from tasks.artifact import InputError, Message
+from tasks.data.sandbox import TEMPLATE_FAULTS, Sandbox, filled, reason_of
 from tasks.recipe import Part
 
 Kind = Literal["direct", "inverted", "cot"]
 """What a phrasing makes of a task: as it is, another way round (from the answer to the question), or with reasons."""
-_LONGEST = 1_000_000
-
-
-class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja that reaches no Python and makes no huge values."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Products and powers; only small ones. Raises jinja2's `SecurityError`."""
-        if operator == "**" and not (abs(left) < 1_000_000 and abs(right) < 32):
-            raise SecurityError("a power is too large")
-        for times, text in ((left, right), (right, left)):
-            if isinstance(times, int) and hasattr(text, "__len__") and times * len(text) > _LONGEST:
-                raise SecurityError("a repeated text is too long")
-        return super().call_binop(context, operator, left, right)
-
-
 _sandbox = Sandbox(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
@@ -56,16 +36,18 @@ class ChatTemplate(Part):
 def _compiled(template: str) -> Template:
     try:
         return _sandbox.from_string(template)
-    except TemplateError as error:
-        raise InputError(f"The template '{template[:80]}' is not valid Jinja ({error}); mend it.") from error
+    except (TemplateError, RecursionError, MemoryError) as error:
+        raise InputError(f"The template '{template[:80]}' is not valid Jinja ({reason_of(error)}); mend it.") from error
 
 
 def render(template: str, row: Mapping[str, Any]) -> str:
     """One Jinja2 template filled from a row's columns. Raises `InputError` naming the column that is missing."""
+    compiled = _compiled(template)
     try:
-        return _compiled(template).render(**row).strip()
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"The template '{template[:80]}' cannot be filled ({error}); mend it or the row.") from error
+        return filled(compiled, row).strip()
+    except TEMPLATE_FAULTS as error:
+        reason = reason_of(error)
+        raise InputError(f"The template '{template[:80]}' cannot be filled ({reason}); mend it or the row.") from error
 
 
 def converse(template: ChatTemplate, row: Mapping[str, Any]) -> tuple[list[Message], list[Message]]:
