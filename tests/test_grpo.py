@@ -41,7 +41,7 @@ def test_starts_at_the_reference_and_leaves_it(tokenizer, tmp_path, adapter):
 @pytest.mark.parametrize("above", [FullRecipe(), LoraRecipe()], ids=["full", "lora"])
 @pytest.mark.parametrize("below", [PromptTuningRecipe(), PrefixTuningRecipe()], ids=lambda below: below.kind)
 def test_a_soft_prompt_below_is_part_of_the_reference(tokenizer, tmp_path, kind, above, below):
-    prompted = attach(llama(), below).merge_and_unload()
+    prompted = attach(llama(), below).merge_and_unload()  # type: ignore[operator]
     here = work(tmp_path)
     grpo = trainer(tokenizer, here, model=prompted, kind=kind, adapter=above, updates=2, learning_rate=1e-2)
     history = fit(grpo, here).history
