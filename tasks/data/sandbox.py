@@ -1,7 +1,7 @@
 """Jinja for templates that are not trusted: they reach no Python, and make no huge values."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any
@@ -71,7 +71,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             _check_product(left, right)
         if operator == "%" and isinstance(left, str):
             _check("format", left, ())
-        if operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
+        if operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
             _spend(len(left) + len(right))
         return super().call_binop(context, operator, left, right)
 
@@ -127,7 +127,7 @@ def _check_product(left: Any, right: Any) -> None:
     if isinstance(left, int) and isinstance(right, int) and left.bit_length() + right.bit_length() > 10_000:
         raise SecurityError("a product is too large")
     for times, text in ((left, right), (right, left)):
-        if isinstance(times, int) and hasattr(text, "__len__") and times * len(text) > LONGEST:
+        if isinstance(times, int) and isinstance(text, Sized) and times * len(text) > LONGEST:
             raise SecurityError("a repeated text is too long")
 
 
