@@ -266,7 +266,7 @@ from tests.tiny_models import work_in
 here, accumulation, rank = Path(sys.argv[1]), int(sys.argv[2]), os.environ.get("RANK", "alone")
 inputs = {name: here / name for name in ("base", "sft", "preferences", "data")}
 small = {"batch_size": 4, "accumulation": accumulation, "epochs": 2}
-train_sft(SftRecipe(**small), {"base": inputs["base"], "data": inputs["data"]}, work_in(here / rank / "sft"))
+train_sft(SftRecipe(batches="rows", **small), inputs, work_in(here / rank / "sft"))
 train_reward(RewardRecipe(**small), inputs, work_in(here / rank / "reward"))
 train_direct(DpoRecipe(**small), inputs, work_in(here / rank / "direct"))
 """
