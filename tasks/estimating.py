@@ -5,7 +5,6 @@ hours are by a probe of a few steps of the model's width, one and three layers d
 """
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 from pydantic import Field
 
 from tasks.artifact import Row, read_jsonl
+from tasks.probing import Probe, probe
 from tasks.recipe import Part
+from tasks.training.direct import DIRECT
 
-DIRECT = ("dpo", "ipo", "kto", "orpo", "simpo")
 FORWARD = 1 / 3
 """What a forward pass costs of a step with gradients."""
 
@@ -87,70 +87,6 @@ def _model_of(base: Any, seed: int) -> tuple[Any, Any]:
         return tokenizer, model.config
     folder, _ = find_model(base.model, base.revision, "base.model")
     return prepare_tokenizer(load_tokenizer(folder), base.chat_template), AutoConfig.from_pretrained(folder)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What this machine takes, in seconds."""
-
-    token: float
-    """One token of a training step."""
-    decoded: float
-    """One step of decoding, whatever the rows."""
-
-
-def probe(config: Any, layers: Sequence[int] = (1, 3)) -> Probe:
-    """Time a training step of 512 tokens and a decoding step of 32 rows of shallow models as wide as this one, with as
-    many threads as stages have."""
-    import copy
-    import os
-
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from tasks.models.loading import device
-
-    torch.set_num_threads(int(os.environ.get("RLHF_THREADS", "1")))
-    found: dict[str, list[float]] = {"train": [], "decode": []}
-    length = min(128, getattr(config, "max_position_embeddings", 128))
-    ids = torch.zeros(max(1, 512 // length), length, dtype=torch.long, device=device())
-    for depth in layers:
-        shallow = copy.deepcopy(config)
-        shallow.num_hidden_layers = depth
-        if getattr(shallow, "layer_types", None):
-            shallow.layer_types = shallow.layer_types[:depth]
-        model: Any = AutoModelForCausalLM.from_config(shallow, dtype=torch.float32).to(device())
-
-        def train(model: Any = model) -> None:
-            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-            model.zero_grad()
-
-        def decode(model: Any = model) -> None:
-            with torch.inference_mode():
-                model(input_ids=ids.new_zeros(32, 1), use_cache=True)
-
-        for name, step in (("train", train), ("decode", decode)):
-            found[name].append(_fastest(step))
-    total = {name: _deeper(times, layers, config.num_hidden_layers) for name, times in found.items()}
-    return Probe(token=total["train"] / ids.numel(), decoded=total["decode"])
-
-
-def _fastest(step: Any, repeats: int = 4) -> float:
-    import torch
-
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return min(times)
-
-
-def _deeper(times: Sequence[float], layers: Sequence[int], depth: int) -> float:
-    each = max(times[1] - times[0], 0.0) / (layers[1] - layers[0])
-    return max(times[0] + each * (depth - layers[0]), 1e-9)
 
 
 def estimate(recipe: Any, prices: Prices, data: Path) -> dict[str, Any]:

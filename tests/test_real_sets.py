@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from tasks.artifact import Row
 from tasks.data.flan import fields, read_flan
 from tasks.data.mixture import AnySet
-from tasks.data.phrasings import Told, tell
 from tasks.data.promptsource import read_promptsource
+from tasks.data.telling import Told, tell
 from tests.test_mixture import prepare, sft
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"

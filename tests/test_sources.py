@@ -12,11 +12,11 @@ import pytest
 from pydantic import TypeAdapter
 
 from tasks.artifact import InputError, Row, read_jsonl
-from tasks.data import sources
+from tasks.data import reading
 from tasks.data.flan import kinds_of, read_flan
 from tasks.data.mixture import AnySet
-from tasks.data.phrasings import Told, tell
 from tasks.data.promptsource import read_promptsource
+from tasks.data.telling import Told, tell
 from tests.test_mixture import prepare, question, sft
 
 ROWS: list[Row] = [{"prompt": f'Say "{n}",\nplease; é', "completion": f"It is {n}."} for n in range(40)]
@@ -94,7 +94,7 @@ def copy_hub(path: Path) -> None:
 def test_every_kind_of_source_gives_the_same_rows(
     tmp_path: Path, name: str, kind: str, write: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_CHUNK", 97)  # a row lies across several reads
+    monkeypatch.setattr(reading, "_CHUNK", 97)  # a row lies across several reads
     write(tmp_path / name)
     found = told(kind=kind, path=str(tmp_path / name))
     assert prompts(found) == [row["prompt"] for row in ROWS]
@@ -252,8 +252,8 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:
 
 
 def test_lines_and_elements_without_an_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_LINE", 10_000)
-    monkeypatch.setattr(sources, "_CHUNK", 1000)
+    monkeypatch.setattr(reading, "_LINE", 10_000)
+    monkeypatch.setattr(reading, "_CHUNK", 1000)
     path = tmp_path / "rows.jsonl.gz"
     with gzip.open(path, "wt") as file:
         file.write('{"prompt": "a", "completion": "b"}\n' + "x" * 100_000)

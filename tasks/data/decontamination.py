@@ -1,8 +1,9 @@
 """Runs of words that training rows share with evaluation sets (Brown et al. 2020, "Language Models are Few-Shot
 Learners", appendix C)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from tasks.data.rows import Example
 from tasks.data.splits import normalise
 
 
@@ -68,3 +69,34 @@ class Phrases:
             for place in range(len(words) - 3)
             for length in self._lengths.get(hash(tuple(words[place : place + 4])), ())
         )
+
+
+def says_enough(text: str) -> bool:
+    """Whether a text is long enough to be known by: a label is not."""
+    return len(text.split()) > 3
+
+
+class Asked:
+    """What evaluation rows ask: users' turns, and texts of columns that are one row's own.
+
+    A text that several different rows have, such as an instruction, says nothing of any of them.
+    """
+
+    def __init__(self) -> None:
+        self._turns: set[str] = set()
+        self._columns: dict[str, int | None] = {}
+
+    def add(self, asked: Sequence[str], example: Example) -> None:
+        """The next evaluation row's texts, and how it is told; the same row again changes nothing."""
+        texts = list(map(normalise, filter(says_enough, asked)))
+        if not example.kind:
+            self._turns.update(texts)
+            return
+        row = hash(tuple(texts))
+        for text in texts:
+            self._columns[text] = row if self._columns.get(text, row) == row else None
+
+    def texts(self) -> Iterator[str]:
+        """What must not be trained on."""
+        yield from self._turns
+        yield from (text for text, row in self._columns.items() if row is not None)

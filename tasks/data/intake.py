@@ -1,7 +1,7 @@
 """Rows of all sets on their way in: told in phrasings, through the filters, onto disk."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from tasks.artifact import InputError, Row, Work
-from tasks.data.decontamination import Protected
+from tasks.data.decontamination import Asked, Protected, says_enough
 from tasks.data.duplicates import Signatures
 from tasks.data.filters import ContaminationFilter, DuplicateFilter, FilterPart, PiiFilter, Rule
-from tasks.data.phrasings import Told, tell
 from tasks.data.pii import redact
 from tasks.data.rows import Example, read_examples
 from tasks.data.scored import ModelFilter, quantiles, score
-from tasks.data.splits import normalise
 from tasks.data.spool import Drops, Kept, Spool, plain
+from tasks.data.telling import Told, tell
 from tasks.data.tools import text_of
 
 if TYPE_CHECKING:
@@ -281,34 +280,3 @@ def _conversation_text(kept: Kept) -> str:
         return kept.content
     first = kept.examples[0]
     return kept.content if first.kind or not first.prompt else "\n".join([kept.content, *first.answers])
-
-
-def says_enough(text: str) -> bool:
-    """Whether a text is long enough to be known by: a label is not."""
-    return len(text.split()) > 3
-
-
-class Asked:
-    """What evaluation rows ask: users' turns, and texts of columns that are one row's own.
-
-    A text that several different rows have, such as an instruction, says nothing of any of them.
-    """
-
-    def __init__(self) -> None:
-        self._turns: set[str] = set()
-        self._columns: dict[str, int | None] = {}
-
-    def add(self, asked: Sequence[str], example: Example) -> None:
-        """The next evaluation row's texts, and how it is told; the same row again changes nothing."""
-        texts = list(map(normalise, filter(says_enough, asked)))
-        if not example.kind:
-            self._turns.update(texts)
-            return
-        row = hash(tuple(texts))
-        for text in texts:
-            self._columns[text] = row if self._columns.get(text, row) == row else None
-
-    def texts(self) -> Iterator[str]:
-        """What must not be trained on."""
-        yield from self._turns
-        yield from (text for text, row in self._columns.items() if row is not None)

@@ -1,29 +1,28 @@
 """Where the rows of an instruction set come from: files of the usual kinds and the hub, read row by row.
 
-Only as much of a file is in memory as its format needs: lines, a row group, a record of an array.
+Only as much of a file is in memory as its format needs: lines, a row group, a record of an array (reading.py).
 """
 
 import csv
-import gzip
-import json
-import re
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.artifact import InputError, Row
+from tasks.artifact import InputError
 from tasks.data.phrasings import PhrasedSet
-
-_CHUNK = 1 << 20
-_LINE = 1 << 26
-"""Characters of the longest line, and of the longest object of an array."""
-_BETWEEN = re.compile(r"[\s,]*")
-Line = tuple[int, Row | str]
-"""The number of a row, counted from 1, and the row, or why it is none."""
+from tasks.data.reading import (
+    Line,
+    first_line,
+    json_array,
+    json_lines,
+    opened,
+    read_text,
+    table_rows,
+    text_lines,
+    unescaped,
+)
 
 
 class JsonSet(PhrasedSet):
@@ -41,8 +40,9 @@ class JsonSet(PhrasedSet):
     def lines(self) -> Iterator[Line]:
         """The rows. Raises `InputError` when the file is missing or no JSON at all."""
         path = Path(self.path).expanduser()
-        with _opened(path) as file:
-            yield from _array(file, path) if path.name.removesuffix(".gz").endswith(".json") else _lines(file, path)
+        with opened(path) as file:
+            read = json_array if path.name.removesuffix(".gz").endswith(".json") else json_lines
+            yield from read(file, path)
 
 
 class CsvSet(PhrasedSet):
@@ -70,10 +70,10 @@ class CsvSet(PhrasedSet):
         path = Path(self.path).expanduser()
         csv.field_size_limit(1 << 24)
         delimiter = self.delimiter or ("\t" if path.name.removesuffix(".gz").endswith(".tsv") else ",")
-        with _opened(path) as file:
+        with opened(path) as file:
             quotes = delimiter != "\t" if self.quotes is None else self.quotes
             quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-            rows = _rows_of(csv.reader(_text_lines(file, path), delimiter=delimiter, quoting=quoting), path)
+            rows = table_rows(csv.reader(text_lines(file, path), delimiter=delimiter, quoting=quoting), path)
             names = list(self.header) or next(rows, [])
             if len(set(names)) < len(names) or not any(names):
                 raise InputError(f"{path} does not begin with the names of its columns; name them with header = [...].")
@@ -81,7 +81,7 @@ class CsvSet(PhrasedSet):
                 if len(values) != len(names):
                     yield number, f"has another number of values than there are columns ({len(names)})"
                 else:
-                    values = [_unescaped(value) for value in values] if self.escapes else values
+                    values = [unescaped(value) for value in values] if self.escapes else values
                     yield number, dict(zip(names, values, strict=True))
 
 
@@ -115,7 +115,7 @@ class ParquetSet(PhrasedSet):
                             number += 1
                             yield number, row
             except (OSError, arrow.ArrowException) as error:
-                raise InputError(f"{path} cannot be read as Parquet ({_first(error)}); check the file.") from error
+                raise InputError(f"{path} cannot be read as Parquet ({first_line(error)}); check the file.") from error
 
 
 class HubSet(PhrasedSet):
@@ -165,7 +165,7 @@ class HubSet(PhrasedSet):
                 yield number, dict(row)
         except Exception as error:  # whatever the library, a server or a file of theirs raises
             raise InputError(
-                f"The data set '{self.path}' cannot be read ({_first(error)}); check its name, config, split "
+                f"The data set '{self.path}' cannot be read ({first_line(error)}); check its name, config, split "
                 f"('{self.split}') and the network, or give a folder."
             ) from error
 
@@ -197,8 +197,8 @@ class TextSet(PhrasedSet):
     def lines(self) -> Iterator[Line]:
         """Rows `{"text"}`, one for each piece of a document."""
         number, rest = 0, ""
-        with _opened(Path(self.path).expanduser()) as file:
-            while block := _read(file, Path(self.path)):
+        with opened(Path(self.path).expanduser()) as file:
+            while block := read_text(file, Path(self.path)):
                 *whole, rest = (rest + block).split(self.separator)
                 while len(rest) > 4 * self.characters and self.separator[0] not in rest[-len(self.separator) :]:
                     piece, rest = _cut(rest, self.characters)
@@ -226,96 +226,3 @@ def _cut(text: str, limit: int) -> tuple[str, str]:
     end = max(text.rfind(" ", 0, limit + 1), text.rfind("\n", 0, limit + 1))
     end = end if end > limit // 2 else limit
     return text[:end], text[end:].lstrip()
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[str]]:
-    """A text file, decompressed; a byte that is no UTF-8 becomes half a character, which rows are checked for."""
-    try:
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            yield file  # type: ignore[misc]
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; check the path in the recipe.") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({_first(error)}); check the file.") from error
-
-
-def _read(file: IO[str], path: Path) -> str:
-    text = file.read(_CHUNK)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{path} is not UTF-8 text; convert it first.") from error
-    return text
-
-
-def _rows_of(read: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
-    try:
-        for values in read:
-            if values:
-                yield values
-    except csv.Error as error:
-        raise InputError(f"{path} is not a table of separated values ({error}); check its delimiter.") from error
-
-
-def _unescaped(value: str) -> str:
-    return value.replace("\\n", "\n").replace("\\t", "\t")
-
-
-def _text_lines(file: IO[str], path: Path) -> Iterator[str]:
-    """The lines, each with its end. Raises `InputError` at one that does not end in time."""
-    number = 0
-    while line := file.readline(_LINE + 1):
-        number += 1
-        if len(line) > _LINE:
-            raise InputError(f"{path} has a line of more than {_LINE} characters, its line {number}; check the file.")
-        yield line
-
-
-def _lines(file: IO[str], path: Path) -> Iterator[Line]:
-    for number, line in enumerate(_text_lines(file, path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = "is not JSON"
-        yield number, row if isinstance(row, (dict, str)) else "is not a JSON object"
-
-
-def _array(file: IO[str], path: Path) -> Iterator[Line]:
-    """The objects of one JSON array, decoded one after another; a file of lines under this name is read as lines."""
-    decode = json.JSONDecoder().raw_decode
-    text = file.read(_CHUNK).lstrip()
-    if text[:1] == "{":
-        file.seek(0)
-        yield from _lines(file, path)
-        return
-    if text[:1] != "[":
-        raise InputError(f"{path} is not a JSON array of objects; mend it, or name a file of JSON lines .jsonl.")
-    place, number = 1, 0
-    while True:
-        place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]
-        if text[place : place + 1] == "]":
-            return
-        try:
-            row, end = decode(text, place)
-        except (ValueError, RecursionError):
-            row, end = None, len(text)
-        if row is None and len(text) - place > _LINE:
-            raise InputError(f"{path} is not JSON after its row {number}, for {_LINE} characters; mend it.")
-        if end == len(text):  # unfinished, or a number that may go on
-            more = file.read(max(_CHUNK, len(text) - place))
-            if not more:
-                raise InputError(f"{path} is not whole JSON after its row {number}; mend it or fetch it again.")
-            text, place = text[place:] + more, 0
-            continue
-        number += 1
-        place = end
-        yield number, row if isinstance(row, dict) else "is not a JSON object"
-
-
-def _first(error: BaseException) -> str:
-    """The first line of a message, short."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160].rstrip(".")

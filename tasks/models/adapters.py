@@ -187,13 +187,16 @@ def attach(
     import torch
     from peft import get_peft_model
 
+    from tasks.models.prompts import prompted
+    from tasks.models.targets import adapter_config
+
     whole = list(heads) if task == "SEQ_CLS" else []
     if isinstance(recipe, PromptRecipe):
-        return _prompted(model, recipe, task, whole, seed)
+        return prompted(model, recipe, task, whole, seed)
     if isinstance(recipe, QloraRecipe) and not is_quantised(model):
         quantise(model, whole, **recipe.quantisation)
     torch.manual_seed(seed)  # the A matrices are random
-    config = _config(model, recipe, task, [*recipe.modules_to_save, *whole])
+    config = adapter_config(model, recipe, task, [*recipe.modules_to_save, *whole])
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
@@ -204,69 +207,6 @@ def attach(
         ) from error
     _check_tied(adapted)
     return adapted
-
-
-def _config(model: Any, recipe: Any, task: Task, whole: list[str]) -> Any:
-    from peft import IA3Config, LoraConfig, LoraRuntimeConfig
-    from torch.cuda import is_available
-
-    from tasks.models.targets import attention_layers, linear_layers, scaled_layers
-
-    targets: Any = list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets
-    ends: list[str] = []
-    if targets == "attention":
-        targets = attention_layers(model)
-    elif isinstance(recipe, Ia3Recipe) and targets == "auto":
-        made, ends = scaled_layers(model)
-        targets = [*made, *ends]
-    elif isinstance(recipe, Ia3Recipe) and targets == "all-linear":
-        targets = [name for name in linear_layers(model) if name.rpartition(".")[2] not in whole]
-    elif isinstance(targets, str) and targets != "all-linear":
-        targets = [name for name in linear_layers(model) if re.fullmatch(targets, name)]
-    if isinstance(recipe, Ia3Recipe):
-        ends = ends or list(recipe.feed_forward)
-        return IA3Config(
-            task_type=task, target_modules=targets, feedforward_modules=ends, modules_to_save=whole or None
-        )
-    return LoraConfig(
-        task_type=task,
-        r=recipe.rank,
-        lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank, a float is fine
-        lora_dropout=recipe.dropout,
-        target_modules=targets,
-        rank_pattern=dict(recipe.ranks),
-        alpha_pattern=dict(recipe.alphas),
-        use_rslora=recipe.rank_stabilised,
-        use_dora=isinstance(recipe, DoraRecipe),
-        bias=recipe.bias,
-        modules_to_save=whole or None,
-        runtime_config=LoraRuntimeConfig(ephemeral_gpu_offload=is_available() and isinstance(recipe, DoraRecipe)),
-    )
-
-
-def _prompted(model: Any, recipe: PromptRecipe, task: Task, whole: list[str], seed: int) -> "PeftModel":
-    import torch
-    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
-
-    from tasks.models.prompts import SoftPrompted, prefix_shape, start_from_text
-
-    width = model.get_input_embeddings().weight.shape[1]
-    shared: dict[str, Any] = {
-        "task_type": task, "num_virtual_tokens": recipe.virtual_tokens, "modules_to_save": whole or None,
-        "token_dim": width, "num_transformer_submodules": 1,
-    }  # fmt: skip
-    if isinstance(recipe, PTuningRecipe):
-        config: Any = PromptEncoderConfig(**shared, encoder_hidden_size=recipe.width or width)
-    elif isinstance(recipe, PrefixTuningRecipe):
-        shared |= prefix_shape(model)
-        config = PrefixTuningConfig(**shared)
-    else:
-        config = PromptTuningConfig(**shared)
-    torch.manual_seed(seed)
-    policy = SoftPrompted(model, config)
-    with policy.disable_adapter():
-        start_from_text(policy.soft, model, torch.Generator().manual_seed(seed))
-    return policy
 
 
 def _layers(model: Any) -> str:

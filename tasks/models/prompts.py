@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from tasks.artifact import InputError, PipelineError
+from tasks.models.adapters import PrefixTuningRecipe, PromptRecipe, PTuningRecipe, Task
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -201,3 +202,24 @@ def load_trained(model: PeftModel, file: Path) -> None:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(saved[name])
+
+
+def prompted(model: Any, recipe: PromptRecipe, task: Task, whole: list[str], seed: int) -> SoftPrompted:
+    """The model with a fresh soft prompt to train, and the modules of a reward model (`whole`) that are new."""
+    width = model.get_input_embeddings().weight.shape[1]
+    shared: dict[str, Any] = {
+        "task_type": task, "num_virtual_tokens": recipe.virtual_tokens, "modules_to_save": whole or None,
+        "token_dim": width, "num_transformer_submodules": 1,
+    }  # fmt: skip
+    if isinstance(recipe, PTuningRecipe):
+        config: Any = PromptEncoderConfig(**shared, encoder_hidden_size=recipe.width or width)
+    elif isinstance(recipe, PrefixTuningRecipe):
+        shared |= prefix_shape(model)
+        config = PrefixTuningConfig(**shared)
+    else:
+        config = PromptTuningConfig(**shared)
+    torch.manual_seed(seed)
+    policy = SoftPrompted(model, config)
+    with policy.disable_adapter():
+        start_from_text(policy.soft, model, torch.Generator().manual_seed(seed))
+    return policy

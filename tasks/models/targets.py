@@ -1,12 +1,14 @@
-"""Which layers of a model an adapter is put on, whatever its layout calls them."""
+"""Which layers of a model an adapter is put on, whatever its layout calls them, and the adapter in PEFT's words."""
 
 import re
 from typing import Any
 
 import torch
+from peft import IA3Config, LoraConfig, LoraRuntimeConfig
 from transformers.pytorch_utils import Conv1D
 
 from tasks.artifact import InputError
+from tasks.models.adapters import DoraRecipe, Ia3Recipe, Task
 
 KEYS_OR_VALUES = re.compile(r"(k|v|key|value|qkv|query_key_value|c_attn|Wqkv|in_proj)(_proj)?", re.IGNORECASE)
 """Layers that make keys or values, alone or together with queries."""
@@ -51,3 +53,39 @@ def _sizes(layer: Any) -> tuple[int, int]:
     if isinstance(layer, Conv1D):
         return layer.weight.shape[0], layer.weight.shape[1]
     return layer.in_features, layer.out_features
+
+
+def adapter_config(model: Any, recipe: Any, task: Task, whole: list[str]) -> Any:
+    """PEFT's configuration for an `AdapterRecipe` on weights; `whole`: modules that are trained whole."""
+    targets: Any = list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets
+    ends: list[str] = []
+    if targets == "attention":
+        targets = attention_layers(model)
+    elif isinstance(recipe, Ia3Recipe) and targets == "auto":
+        made, ends = scaled_layers(model)
+        targets = [*made, *ends]
+    elif isinstance(recipe, Ia3Recipe) and targets == "all-linear":
+        targets = [name for name in linear_layers(model) if name.rpartition(".")[2] not in whole]
+    elif isinstance(targets, str) and targets != "all-linear":
+        targets = [name for name in linear_layers(model) if re.fullmatch(targets, name)]
+    if isinstance(recipe, Ia3Recipe):
+        ends = ends or list(recipe.feed_forward)
+        return IA3Config(
+            task_type=task, target_modules=targets, feedforward_modules=ends, modules_to_save=whole or None
+        )
+    return LoraConfig(
+        task_type=task,
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank, a float is fine
+        lora_dropout=recipe.dropout,
+        target_modules=targets,
+        rank_pattern=dict(recipe.ranks),
+        alpha_pattern=dict(recipe.alphas),
+        use_rslora=recipe.rank_stabilised,
+        use_dora=isinstance(recipe, DoraRecipe),
+        bias=recipe.bias,
+        modules_to_save=whole or None,
+        runtime_config=LoraRuntimeConfig(
+            ephemeral_gpu_offload=torch.cuda.is_available() and isinstance(recipe, DoraRecipe)
+        ),
+    )

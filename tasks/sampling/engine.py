@@ -7,8 +7,6 @@ some of what it draws is scored again by that model: `engine_logprob_gap` is the
 of the same tokens. Other weights, or a kernel that is wrong for a model, show there.
 """
 
-import copy
-import json
 import os
 import shutil
 import weakref
@@ -19,6 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from tasks.artifact import InputError, PipelineError, Work
 from tasks.sampling.vllm_client import Sampling, VllmClient
 from tasks.sampling.vllm_server import OwnServer, RunningServer, require_vllm
+from tasks.sampling.vllm_weights import (
+    arguments_for,
+    computing_dtype,
+    is_plain_lora,
+    merged,
+    room_for,
+    shape,
+    write_base,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,10 +40,6 @@ SUSPICIOUS = {"float32": 0.005, "bfloat16": 0.05}
 """Nats per token beyond which the person at the terminal is told of the gap; by the type vLLM computes in."""
 WRONG = 10
 """Times the above, and it is not the same model."""
-SAVED = ("_name_or_path", "architectures", "dtype", "transformers_version")
-"""What loading and saving write into a configuration."""
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM makes room for in an adapter."""
 
 
 class Engine:
@@ -153,16 +156,16 @@ class Engine:
         """The server, with this model's weights as they are now, for sequences of so many tokens."""
         from peft import PeftModel
 
-        adapter = model if isinstance(model, PeftModel) and _is_plain_lora(model) else None
-        base = cast("PreTrainedModel", adapter.get_base_model() if adapter else _merged(model))
+        adapter = model if isinstance(model, PeftModel) and is_plain_lora(model) else None
+        base = cast("PreTrainedModel", adapter.get_base_model() if adapter else merged(model))
         training = any(parameter.requires_grad for parameter in model.parameters())
-        fits = (_dtype(base), _shape(base), _rank(adapter) if adapter else 0, rows)
+        fits = (computing_dtype(base), shape(base), room_for(adapter) if adapter else 0, rows)
         server = self._server
         if server is None or fits != self._fits or tokens > self._longest:
             server = self._start(base, tokenizer, tokens, fits, training)
         elif adapter is None and (training or self._served is None or self._served() is not model):
             folder = self._next("model")
-            _write(base, folder)
+            write_base(base, folder)
             server.load_weights(folder)
             self._forget("model")
         if adapter is not None:
@@ -188,12 +191,12 @@ class Engine:
                 'lower max_new_tokens, or set engine = "local".'
             )
         folder = self._next("model")
-        _write(model, folder)
+        write_base(model, folder)
         tokenizer.save_pretrained(folder)
         if url := os.environ.get("RLHF_VLLM_URL"):
             self._server = RunningServer(url, folder, tokens, self._waiting("waiting for the vLLM server"))
         else:
-            arguments, log = _arguments(fits, tokens, training), self._folder / "vllm.log"
+            arguments, log = arguments_for(fits, tokens, training), self._folder / "vllm.log"
             self._server = OwnServer(folder, arguments, log, self._waiting("vLLM starts"))
         self._fits, self._longest = fits, tokens
         return self._server
@@ -244,74 +247,3 @@ def _logprobs(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> l
         logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
     chosen = ids[0, len(prompt) :].unsqueeze(-1)
     return torch.log_softmax(logits, -1).gather(-1, chosen).squeeze(-1).tolist()
-
-
-def _arguments(fits: tuple[Any, ...], tokens: int, training: bool) -> list[str]:
-    """How vLLM serves a model: with its own defaults and not what a generation_config.json asks for.
-
-    It takes nine tenths of the memory that a GPU has left, or four where the model is trained on the same one.
-    """
-    import torch
-
-    dtype, _, rank, rows = fits
-    arguments = ["--generation-config", "vllm", "--dtype", dtype, "--max-model-len", str(tokens)]
-    arguments += ["--max-num-seqs", str(rows), "--logprobs-mode", "raw_logprobs", "--disable-uvicorn-access-log"]
-    if rank:
-        arguments += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(rank)]
-    if not torch.cuda.is_available():
-        # vLLM 0.32 ends with an error where a seeded request's prompt is computed in parts on a CPU
-        return [*arguments, "--no-enable-chunked-prefill", "--enforce-eager", "--kv-cache-memory-bytes", str(2**30)]
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info()
-    return [*arguments, "--gpu-memory-utilization", f"{(0.4 if training else 0.9) * free / total:.3f}"]
-
-
-def _dtype(model: "PreTrainedModel") -> str:
-    """bfloat16 on a GPU, where vLLM is fast with it, or where another's server decides; else what the weights are."""
-    import torch
-
-    elsewhere = torch.cuda.is_available() or os.environ.get("RLHF_VLLM_URL")
-    return "bfloat16" if elsewhere else str(next(model.parameters()).dtype).removeprefix("torch.")
-
-
-def _shape(model: "PreTrainedModel") -> str:
-    """What two models must share for one server to take the weights of either."""
-    told = {name: value for name, value in model.config.to_dict().items() if name not in SAVED}
-    return type(model).__name__ + json.dumps(told, sort_keys=True, default=str)
-
-
-def _is_plain_lora(model: "PeftModel") -> bool:
-    """Whether vLLM serves the adapter as it is: no other kind, no biases, and nothing trained whole beside it."""
-    return all(
-        config.peft_type == "LORA"
-        and not (config.use_dora or config.modules_to_save or config.rank_pattern or config.alpha_pattern)
-        and config.bias == "none"
-        for config in cast("list[Any]", list(model.peft_config.values()))
-    )
-
-
-def _merged(model: "CausalLM") -> "PreTrainedModel":
-    """A model without adapters: itself, or a copy into whose weights they are merged."""
-    from peft import PeftModel
-
-    if not isinstance(model, PeftModel):
-        return model
-    merging: Any = copy.deepcopy(model)
-    return merging.merge_and_unload()
-
-
-def _rank(adapter: "PeftModel") -> int:
-    """Room for the adapter. Raises `InputError` where vLLM has none."""
-    rank = max(config.r for config in adapter.peft_config.values())  # type: ignore[union-attr]  # ours are all LoRA
-    fitting = [each for each in RANKS if each >= rank]
-    if not fitting:
-        raise InputError(f"vLLM takes adapters of rank {RANKS[-1]} at most, not {rank}; lower adapter.rank.")
-    return fitting[0]
-
-
-def _write(model: "PreTrainedModel", folder: Path) -> None:
-    """The weights that an adapter, if there is one, lies upon."""
-    own = {
-        name.replace(".base_layer.", "."): weight for name, weight in model.state_dict().items() if ".lora_" not in name
-    }
-    model.save_pretrained(folder, state_dict=own)

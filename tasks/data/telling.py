@@ -1,0 +1,241 @@
+"""How the rows of an instruction set become conversations: as they are, or told in one of several phrasings.
+
+Which phrasings a row is told in is drawn by the seed, the set and the row's number, so it does not depend on what was
+read before.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from random import Random
+from typing import Any
+
+from tasks.artifact import InputError, Message, Row
+from tasks.data.phrasings import FewShot, PhrasedSet, Phrasing, Variants
+from tasks.data.rows import BadRow, Example, PassedOver, check_characters, checked, read_row
+from tasks.data.splits import normalise
+
+
+@dataclass
+class Told:
+    """A row of a set with what was made of it."""
+
+    line: int
+    said: list[str]
+    """What the row says apart from its phrasing: its columns' texts, or its user's turns. Near-duplicates and
+    contamination are found by it."""
+    examples: list[Example]
+    asked: list[str] = field(default_factory=list)
+    """What of it must not be trained on where it is evaluated on: its columns' texts but for answers and options, or
+    its user's turns."""
+    problem: str = ""
+    """Why there are no examples."""
+    shot: bool = False
+    """Whether it is kept to be shown in other rows, and used as nothing else."""
+    detail: str = ""
+    """What is particular about this row's problem."""
+    excerpt: str = ""
+    """What the row looked like, where it is dropped."""
+
+    @property
+    def content(self) -> str:
+        """All that it says, as one text."""
+        return "\n".join(self.said)
+
+
+def tell(
+    part: PhrasedSet,
+    lines: Iterator[tuple[int, Row | str]],
+    seed: int,
+    known: Callable[[list[str]], bool] | None = None,
+) -> Iterator[Told]:
+    """Every row of a set as conversations, or with the reason why not; in the order of the rows.
+
+    Few-shot examples come first. A row of which `known` says that its texts are evaluated on is never one of them.
+    """
+    phrasings = part.phrasings()
+    rows = islice(lines, part.max_rows)
+    pool: list[Row] = []
+    if part.fewshot:
+        first = list(islice(rows, 20 * part.fewshot.pool))
+        usable = [number for number, row in first if isinstance(row, dict)]
+        drawn = set(Random(f"{seed}/{part.name}/pool").sample(usable, min(len(usable) // 2, part.fewshot.pool)))
+        kept: set[int] = set()
+        for number, row in first:
+            if number not in drawn or not isinstance(row, dict):
+                continue
+            with suppress(BadRow):  # told like any other row, it is dropped with its reason
+                check_characters(row)
+                row = _prepared(part, row)
+                said = list(_texts(row)) if phrasings else _turns_of(read_row(row))
+                if known is None or not known(said):
+                    kept.add(number)
+                    pool.append(row)
+                    yield Told(number, said, [], problem="is kept as a few-shot example", shot=True)
+        rows = chain((pair for pair in first if pair[0] not in kept), rows)
+    for number, row in rows:
+        try:
+            if isinstance(row, str):
+                raise BadRow(row)
+            check_characters(row)
+            row = _prepared(part, row)
+            yield _told(part, phrasings, row, number, pool, seed)
+        except (BadRow, InputError) as bad:
+            excerpt = str(row)[:200].encode("utf-8", "replace").decode()
+            detail = " ".join(map(str, bad.args[1:]))
+            yield Told(number, [], [], problem=str(bad.args[0]), detail=detail, excerpt=excerpt)
+
+
+def _told(part: PhrasedSet, phrasings: Sequence[Phrasing], row: Row, number: int, pool: list[Row], seed: int) -> Told:
+    if "text" in row and part.kind == "text":  # type: ignore[attr-defined]
+        return Told(number, [row["text"]], [Example([], [row["text"]], form="text")])
+    rng = Random(f"{seed}/{part.name}/{number}")
+    if not phrasings:
+        example = read_row(row)
+        asked = [turn["content"] for turn in example.prompt if turn["role"] == "user"]
+        said = _turns_of(example)
+        if part.fewshot and pool and rng.random() < part.fewshot.share:
+            example = _with_shots(example, part.fewshot, pool, rng, None)
+        return Told(number, said, [example], asked)
+    examples: list[Example] = []
+    bare: list[Example] = []
+    for phrasing in _drawn(phrasings, part.variants, rng):
+        with suppress(PassedOver):
+            example = _said(phrasing, row, rng)
+            bare.append(example)
+            shown = part.fewshot and pool and rng.random() < part.fewshot.share
+            examples.append(_with_shots(example, part.fewshot, pool, rng, phrasing) if shown else example)  # type: ignore[arg-type]
+        if len(examples) == part.templates_per_row:
+            break
+    if not examples:
+        raise PassedOver("is passed over by its templates")
+    options = (part.flan.options,) if part.flan else ()
+    return Told(number, list(_texts(row)), examples, _asked(row, bare, options))
+
+
+def _turns_of(example: Example) -> list[str]:
+    return [turn["content"] for turn in example.prompt if turn["role"] != "system"]
+
+
+def _asked(row: Row, examples: Sequence[Example], options: Sequence[str]) -> list[str]:
+    """The texts of a row but for those that its examples use as answers or options.
+
+    A text is an answer where it is the completion, or stands in it and not in the prompt; a column of several texts
+    holds options where one of them is an answer. Inverted phrasings count only where there are no others.
+    """
+    told = [example for example in examples if example.kind != "inverted"] or examples
+    prompts = [_padded("\n".join(turn["content"] for turn in example.prompt)) for example in told]
+    completions = [_padded(text) for example in told for text in example.completions]
+
+    def answers(text: str, among_options: bool) -> bool:
+        words = _padded(text)
+        if among_options or not any(words in prompt for prompt in prompts):
+            return any(words in completion for completion in completions)
+        return words in completions
+
+    asked: list[str] = []
+    for name, value in row.items():
+        texts = list(_texts(value))
+        several = not isinstance(value, str)
+        if name not in options and not any(answers(text, several) for text in texts):
+            asked += texts
+    return asked
+
+
+def _padded(text: str) -> str:
+    """A normalised text between spaces, so that whole words are found in it."""
+    return f" {normalise(text)} "
+
+
+def _drawn(phrasings: Sequence[Phrasing], variants: Variants, rng: Random) -> Iterator[Phrasing]:
+    """The phrasings in a drawn order: each draw first draws a kind by its weight, then a phrasing of it."""
+    left = list(phrasings)
+    while left:
+        kinds = sorted({phrasing.kind for phrasing in left})
+        kind = rng.choices(kinds, [getattr(variants, kind) for kind in kinds])[0] if len(kinds) > 1 else kinds[0]
+        drawn = rng.choice([phrasing for phrasing in left if phrasing.kind == kind])
+        left.remove(drawn)
+        yield drawn
+
+
+def _said(phrasing: Phrasing, row: Row, rng: Random) -> Example:
+    try:
+        prompt, completion = phrasing.say(row, rng)
+    except InputError as error:
+        raise BadRow("does not fit a template", f"({error})") from error
+    if completion is not None and not completion.strip():
+        raise BadRow("has an empty completion")
+    reference = row.get("reference", {name: value for name, value in row.items() if _plain(value)})
+    reference = reference if isinstance(reference, dict) else {"value": reference}
+    completions = [] if completion is None else [completion]
+    return Example(checked(prompt), completions, reference, form=phrasing.name, kind=phrasing.kind)
+
+
+def _with_shots(example: Example, shots: FewShot, pool: list[Row], rng: Random, phrasing: Phrasing | None) -> Example:
+    """The example after solved ones in the same phrasing; those of the pool that do not fit it are passed over."""
+    wanted = rng.randint(*shots.shots)
+    solved: list[tuple[str, str]] = []
+    for row in rng.sample(pool, len(pool)):
+        try:
+            shown = read_row(row) if phrasing is None else _said(phrasing, row, rng)
+        except BadRow:
+            continue
+        if shown.completions and len(shown.prompt) == 1 + (shown.prompt[0]["role"] == "system"):
+            solved.append((shown.prompt[-1]["content"], shown.completions[0]))
+        if len(solved) == wanted:
+            break
+    if not solved:
+        return example
+    before = [turn for turn in example.prompt if turn["role"] == "system"]
+    turns = example.prompt[len(before) :]
+    shown_turns: list[Message] = []
+    if shots.form == "turns":
+        for question, answer in solved:
+            shown_turns.append({"role": "user", "content": question})
+            shown_turns.append({"role": "assistant", "content": answer})
+    else:
+        texts = [f"{question}{shots.answer}{answer}" for question, answer in solved]
+        first: Message = {**turns[0], "content": shots.separator.join([*texts, turns[0]["content"]])}
+        turns = [first, *turns[1:]]
+    return replace(example, prompt=[*before, *shown_turns, *turns], form=f"{example.form} {len(solved)}-shot")
+
+
+def _prepared(part: PhrasedSet, row: Row) -> Row:
+    if part.rename:
+        missing = [old for old in part.rename if old not in row]
+        if missing:
+            raise BadRow(f"has no column '{missing[0]}'")
+        row = {part.rename.get(name, name): value for name, value in row.items()}
+    return _filled(row, part.fill) if part.fill else row
+
+
+def _filled(value: Any, fill: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        for key, text in fill.items():
+            value = value.replace("{{" + key + "}}", text)
+        return value
+    if isinstance(value, list):
+        return [_filled(each, fill) for each in value]
+    return {key: _filled(each, fill) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a row, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _texts(each)
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _texts(each)
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value can stand in a reference, which is kept as JSON."""
+    if isinstance(value, (list, tuple)):
+        return all(_plain(each) for each in value)
+    if isinstance(value, Mapping):
+        return all(_plain(each) for each in value.values())
+    return value is None or (isinstance(value, (str, int, float)) and value == value)
