@@ -1,6 +1,7 @@
 """Stages run in processes of their own: a crash there loses one stage, and one start of the libraries serves them all.
 
-Each slot is one process with one torch thread; what it reports comes back over a queue.
+Each slot is one process with one torch thread and, where there are GPUs, one of them; what it reports comes back over a
+queue.
 """
 
 import json
@@ -53,7 +54,7 @@ class Workers:
         self._free: queue.Queue[ProcessPoolExecutor | None] = queue.Queue()
         self._count, self._started, self._closing = count, 0, False
         self._warming = threading.Lock()
-        self._pools: set[ProcessPoolExecutor] = set()
+        self._gpus, self._pools = gpus(), dict[ProcessPoolExecutor, str | None]()
         self._listeners: dict[str, Listener] = {}
         self._listener = threading.Thread(target=self._listen, name="stage-reports", daemon=True)
         self._listener.start()
@@ -101,7 +102,7 @@ class Workers:
             return pool.submit(_run, order.stage.function, order.part, inputs, out, scratch, order.seed, key).result()
         except BrokenProcessPool as error:
             if pool:
-                self._pools.discard(pool)
+                self._pools.pop(pool, None)
             pool = None
             if self._closing:
                 raise PipelineError(f"Stage {order.name} was interrupted; run again to go on.") from error
@@ -116,8 +117,10 @@ class Workers:
     def _start(self) -> ProcessPoolExecutor:
         if self._closing:
             raise PipelineError("The run is ending; run again to go on.")
-        pool = ProcessPoolExecutor(1, self._context, initializer=_initialise, initargs=(self._queue, self._log))
-        self._pools.add(pool)
+        taken = list(self._pools.values())
+        gpu = min(self._gpus, key=taken.count, default=None)
+        pool = ProcessPoolExecutor(1, self._context, initializer=_initialise, initargs=(self._queue, self._log, gpu))
+        self._pools[pool] = gpu
         return pool
 
     def _listen(self) -> None:
@@ -146,15 +149,29 @@ def start_early(home: Path) -> None:
 
 
 def workers_of(home: Path) -> Workers:
-    """The workers of a run: those started early, else new ones; `RLHF_WORKERS`, by default one per core, at most 3."""
+    """The workers of a run: those started early, else new ones.
+
+    `RLHF_WORKERS` of them; by default one per GPU, and without a GPU one per core, at most 3.
+    """
     if _early:
         return _early.pop()
-    return Workers(count_from("RLHF_WORKERS", min(os.cpu_count() or 1, 3)), home / "logs" / "stages.log")
+    count = len(gpus()) or min(os.cpu_count() or 1, 3)
+    return Workers(count_from("RLHF_WORKERS", count), home / "logs" / "stages.log")
 
 
-def _initialise(events: Any, log: Path) -> None:
+def gpus() -> list[str]:
+    """The GPUs that workers share out, as CUDA names them: those of `CUDA_VISIBLE_DEVICES`, else all that are there."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+    return [name for each in named.split(",") if (name := each.strip()) and name != "-1"]
+
+
+def _initialise(events: Any, log: Path, gpu: str | None) -> None:
     global _events
     _events = events
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # several in one process would be torch's DataParallel
     printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(printed, 1)
     os.dup2(printed, 2)

@@ -56,3 +56,9 @@ def refuse(recipe: Sum, inputs: Mapping[str, Path], work: Work) -> None:
     """Fails as a stage does for bad input."""
     (work.out / "half.txt").write_text("half")
     raise InputError("The data is empty; give a file with rows.")
+
+
+def see(recipe: Sum, inputs: Mapping[str, Path], work: Work) -> None:
+    """Logs the number of the GPU this process was given, and waits so that others run beside it."""
+    time.sleep(1)
+    work.log({"gpu": float(os.environ["CUDA_VISIBLE_DEVICES"])})

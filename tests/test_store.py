@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from tasks.lineage import Record
 from tasks.recipe import Part
 from tasks.store import Order, Stage, Store, read_manifest
 from tasks.worker import WorkerDied, Workers
-from tests.stages_for_store import Counted, Sum, add, count, refuse
+from tests.stages_for_store import Counted, Sum, add, count, refuse, see
 
-ADD, COUNT, REFUSE = Stage("add", add), Stage("count", count), Stage("refuse", refuse)
+ADD, COUNT, REFUSE, SEE = Stage("add", add), Stage("count", count), Stage("refuse", refuse), Stage("see", see)
 
 
 class Quiet:
@@ -108,6 +109,13 @@ def test_a_killed_build_is_resumed_and_never_served(bench: Bench, workers: Worke
     history = bench.store.record.client.get_metric_history(finished.run_id, "step")
     assert sorted(point.step for point in history) == [0, 1, 2, 3, 4, 5], "one run holds the curve of both attempts"
     assert not (bench.store.home / "building" / key).exists()
+
+
+def test_each_worker_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 6")
+    with Workers(2, tmp_path / "stages.log") as both, ThreadPoolExecutor() as threads:
+        runs = [threads.submit(both.run, Order(SEE, Sum(add=i), {}, 0), tmp_path, tmp_path, Quiet()) for i in range(2)]
+        assert sorted(run.result()["gpu"] for run in runs) == [4, 6]
 
 
 def test_a_failed_stage_leaves_nothing_and_says_why(bench: Bench) -> None:
