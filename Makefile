@@ -15,7 +15,7 @@ demo: services
 	$(BIN)/rlhf run $(RECIPE)
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 slow: install
 	$(BIN)/pytest -m slow
