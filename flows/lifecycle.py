@@ -36,6 +36,7 @@ from tasks.merging import merge_policy
 from tasks.models.pretrain import build_base
 from tasks.registry import Registry
 from tasks.sampling.completions import sample_completions
+from tasks.sampling.vllm_server import require_vllm
 from tasks.store import Order, Stage, Store
 from tasks.training.direct import DIRECT, train_direct
 from tasks.training.grpo import train_groups
@@ -203,6 +204,8 @@ def rlhf(recipe: LifecycleRecipe) -> dict[str, Any]:
     """
     started = time.monotonic()
     count_from("RLHF_THREADS", 1)
+    if recipe.on_vllm():
+        require_vllm()  # before hours of work, not after
     home = services.home()
     os.environ["RLHF_HOME"] = str(home)  # so that stages, in their own processes, keep people's passwords there too
     with workers_of(home) as workers:

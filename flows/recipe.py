@@ -152,18 +152,23 @@ class LifecycleRecipe(Part):
 
     def _check_engines(self, prompted: list[PolicyRecipe]) -> None:
         """prompted: policies whose own adapter is a soft prompt; they are decoded by the evaluation alone."""
-        names = [f"policy.{policy_name(policy)}" for policy in prompted]
-        asked: dict[str, str] = {"evaluate": self.evaluate.engine}
         if isinstance(self.sft.adapter, PromptRecipe):
-            names = ["sft"]
-            asked |= {f"policy.{policy_name(each)}": getattr(each, "engine", "local") for each in self.policy}
-            asked["sample"] = self.sample.engine
-        for name, engine in asked.items():
-            if names and engine == "vllm":
+            names, asked = ["sft"], self.on_vllm()
+        else:
+            names = [f"policy.{policy_name(policy)}" for policy in prompted]
+            asked = [name for name in self.on_vllm() if name == "evaluate"]
+        for name in asked:
+            if names:
                 raise ValueError(
                     f"'{names[0]}.adapter' is a soft prompt, which vLLM does not serve; set {name}.engine = "
                     f'"local", or take kind = "lora"'
                 )
+
+    def on_vllm(self) -> list[str]:
+        """The parts that draw completions by vLLM."""
+        parts = {"sample": self.sample, "evaluate": self.evaluate}
+        parts |= {f"policy.{policy_name(policy)}": policy for policy in self.policy}
+        return [name for name, part in parts.items() if getattr(part, "engine", "local") == "vllm"]
 
 
 def policy_name(policy: PolicyRecipe) -> str:

@@ -251,8 +251,10 @@ def test_a_champion_whose_files_are_lost_is_not_passed_over(
     assert "champion" in error and "neither here nor in MLflow" in error
 
 
-def test_a_worker_count_that_is_none_is_one_sentence(services: dict[str, str]) -> None:
+def test_what_the_machine_lacks_is_one_sentence_before_anything_runs(services: dict[str, str]) -> None:
     assert "RLHF_WORKERS=0" in rlhf("run", TINY, RLHF_WORKERS="0").error
+    error = rlhf("run", TINY, "--set", "policy.ppo.engine=vllm", RLHF_VLLM="/nowhere/vllm").error
+    assert "/nowhere/vllm is no program here" in error and "RLHF_VLLM" in error
 
 
 @pytest.mark.slow
