@@ -20,7 +20,7 @@ from tasks.sampling.folded import folded
 from tasks.sampling.local import CausalLM, decode, output_layer
 
 MEAN, LONGEST = 25, 64
-SHORT, LONG = (8, 16), (48, 64)
+SHORT, LONG, LONGER = (8, 16), (48, 64), (192, 256)
 """Tokens of a prompt, from and to; questions to the demo's shop have about 12."""
 REPEATS = {"1M": 5, "15M": 3}
 BATCHES = {"1M": (16, 64, 256), "15M": (16, 64)}
@@ -45,7 +45,7 @@ def main() -> None:
             rows.append({"model": size, "batch": batch, **peers.measure(prompts, batch, REPEATS[size])})
         if size != "1M":
             continue
-        for lengths in (SHORT, LONG):
+        for lengths in (SHORT, LONG, LONGER):
             figures = peers.measure(_prompts(16, lengths), 64, REPEATS[size], n=4)
             shared.append({"model": size, "prompt_tokens": f"{lengths[0]}-{lengths[1]}", **figures})
         peers = Peers(_with_adapter(model), tokenizer)

@@ -200,6 +200,10 @@ def _import_libraries() -> None:
     import transformers  # noqa: F401
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if torch.cuda.is_available():  # in every stage alike: transformers' Trainer switches it on where it trains
+        from transformers.utils.import_utils import enable_tf32
+
+        enable_tf32(True)
 
 
 def _run(
