@@ -8,6 +8,9 @@ import pytest
 
 from tasks.artifact import InputError, Work, read_jsonl, write_jsonl
 from tasks.labels.preferences import BarRecipe, PreferencesRecipe, build_preferences
+from tasks.training.engine_pairs import group_preferences
+from tasks.training.reward_report import held_out
+from tests.tiny_models import tiny_tokenizer
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -87,6 +90,20 @@ def test_pairs_below_the_least_weight_are_left_out(tmp_path: Path) -> None:
     work = work_in(tmp_path / "work")
     build_preferences(PreferencesRecipe(aggregation="majority", min_weight=0.6), inputs, work)
     assert work.metrics["pairs_train"] == 2
+
+
+def test_an_older_round_counts_for_less_and_no_less_agreed_on(tmp_path: Path) -> None:
+    inputs = round_of(tmp_path / "new", {"new": [(1, 2, 3)], "new-v": [(1, 2, 3)]})
+    for number in (1, 2):
+        older = round_of(tmp_path / str(number), {f"old{number}": [(1, 2, 3)]})
+        inputs |= {f"{name}.{number}": folder for name, folder in older.items()}
+    work = work_in(tmp_path / "work")
+    build_preferences(PreferencesRecipe(aggregation="majority", decay=0.5), inputs, work)
+    rows = read_jsonl(work.out / "train.jsonl")
+    found = {(row["prompt_id"], row["weight"], row["agreement"]) for row in rows}
+    assert found == {("new", 1.0, 1.0), ("2/old2", 0.5, 1.0), ("1/old1", 0.25, 1.0)}
+    [pair, *_] = held_out(group_preferences([rows[-1]], tiny_tokenizer()), [[1.0, 0.0]])
+    assert pair.agreement == rows[-1]["agreement"]
 
 
 @pytest.mark.parametrize("aggregation", ["majority", "reliability"])

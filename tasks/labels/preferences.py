@@ -61,7 +61,8 @@ class PreferencesRecipe(Part):
 
 def build_preferences(recipe: PreferencesRecipe, inputs: Mapping[str, Path], work: Work) -> None:
     """Write `train.jsonl` and `validation.jsonl`: rows with prompt, chosen, rejected, weight and the judgements behind;
-    `chosen_finished` and `rejected_finished` say whether a completion ended by itself or was cut. Where completions
+    `chosen_finished` and `rejected_finished` say whether a completion ended by itself or was cut, `agreement` is the
+    weight before `decay`. Where completions
     were rated, `rated_train.jsonl` and `rated_validation.jsonl` hold the like for each `criterion`.
 
     Raises `InputError` when a split gets no pair.
@@ -120,6 +121,7 @@ def _judged(recipe: PreferencesRecipe, inputs: Mapping[str, Path], work: Work) -
             if aged.weight < recipe.min_weight:
                 continue
             split, row = pool.split[aged.record], _row(aged, by_id[aged.record], pool.finished)
+            row["agreement"] = preference.weight
             if criterion:
                 row |= {"id": stable_hash([row["id"], criterion])[:16], "criterion": criterion}
                 split = f"rated_{split}"

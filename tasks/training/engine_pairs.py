@@ -29,6 +29,8 @@ class Group:
     """(chosen, rejected, weight, margin); the first two are places in `sequences`."""
     heads: list[int] = field(default_factory=list)
     """What each pair is about: the place of its criterion among a reward model's; 0 is the ranking."""
+    agreement: list[float] = field(default_factory=list)
+    """How far people agree on each pair: its weight, before older rounds came to count for less."""
     draws: list[float] = field(default_factory=lambda: [1.0])
     """How often each member of an ensemble sees the prompt."""
     reference: list[float] = field(default_factory=list)
@@ -56,6 +58,7 @@ def group_preferences(
             key = json.dumps(row["prompt"], sort_keys=True)
             texts = [(_text(row[side]), bool(row.get(f"{side}_finished", True))) for side in ("chosen", "rejected")]
             weight, margin = float(row.get("weight", 1.0)), float(row.get("margin") or 0.0)
+            agreement = float(row.get("agreement", weight))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise InputError(f"Preference {number} lacks or garbles {error}; mend or remove that row.") from error
         if texts[0] == texts[1] or not weight > 0:
@@ -70,6 +73,7 @@ def group_preferences(
                 seen[text] = len(seen)
         group.pairs.append((seen[texts[0]], seen[texts[1]], weight, margin))
         group.heads.append(criteria.index(row.get("criterion")))
+        group.agreement.append(agreement)
     return list(groups.values())
 
 

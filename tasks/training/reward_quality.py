@@ -13,7 +13,7 @@ BINS = 10
 MATCHED = 0.1
 """Completions of a pair are of one length when they differ by no more than this share of the longer."""
 AGREEMENT = {"hardly": (0.0, 1 / 3), "mostly": (1 / 3, 2 / 3), "clearly": (2 / 3, 1.0)}
-"""How far people prefer the chosen completion: bands of the pair's weight, the upper end included."""
+"""How far people prefer the chosen completion: bands of the pair's weight before any decay, the upper end included."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class HeldOut:
     """Which prompt it is of: pairs of one prompt are not independent."""
     apart: float
     """r_chosen - r_rejected."""
-    weight: float
-    """In (0, 1]: how far people agree on it."""
+    agreement: float
+    """In (0, 1]: how far people prefer the chosen one."""
     stratum: str
     chosen_length: int
     """Tokens."""
@@ -80,7 +80,7 @@ def _parts(pairs: Sequence[HeldOut]) -> Iterator[tuple[str, str, list[HeldOut]]]
     strata = sorted({pair.stratum for pair in pairs})
     kinds = [("stratum", name, [p for p in pairs if p.stratum == name]) for name in strata if len(strata) > 1]
     kinds += [
-        ("agreement", name, [p for p in pairs if low < p.weight <= high]) for name, (low, high) in AGREEMENT.items()
+        ("agreement", name, [p for p in pairs if low < p.agreement <= high]) for name, (low, high) in AGREEMENT.items()
     ]
     unlike = [pair for pair in pairs if not pair.matched]
     kinds += [

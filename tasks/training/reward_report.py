@@ -113,12 +113,12 @@ def held_out(groups: Sequence[Group], rewards: Sequence[Sequence[float]], head: 
         HeldOut(
             number,
             own[winner] - own[loser],
-            weight,
+            agreement,
             group.stratum,
             *(len(group.sequences[place]) - group.prompt_length for place in (winner, loser)),
         )
         for number, (group, own) in enumerate(zip(groups, rewards, strict=True))
-        for (winner, loser, weight, _), about in zip(group.pairs, group.heads, strict=True)
+        for (winner, loser, *_), about, agreement in zip(group.pairs, group.heads, group.agreement, strict=True)
         if about == head
     ]
 
