@@ -154,9 +154,12 @@ class HubSet(PhrasedSet):
                 if isinstance(rows, dict):
                     rows = rows[self.split]
             else:
+                where = str(folder) if folder.is_dir() else self.path
+                # plain files in a folder are the one configuration there is, whatever the hub calls it
+                known = not folder.is_dir() or self.config in datasets.get_dataset_config_names(where)
                 rows = datasets.load_dataset(
-                    str(folder) if folder.is_dir() else self.path,
-                    self.config,
+                    where,
+                    self.config if known else None,
                     split=self.split,
                     revision=self.revision,
                     streaming=True,
