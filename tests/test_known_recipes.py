@@ -21,7 +21,7 @@ from tasks.recipe import load_recipe, resolve
 from tasks.sampling.local import generate
 from tasks.training.direct import train_direct
 from tasks.training.sft import train_sft
-from tests.lifecycle_runs import ROOT
+from tests.lifecycle_runs import ROOT, rlhf
 from tests.test_data import NUMBERS, save
 from tests.test_packing import KINDS
 from tests.tiny_models import work_in
@@ -107,7 +107,9 @@ def trivia(folder: Path, form: str) -> str:
 
 @pytest.mark.parametrize("form", ["splits", "rows", "json"])
 def test_trivia_is_read_as_the_hub_has_it(tmp_path: Path, form: str) -> None:
-    recipe = load_recipe(LifecycleRecipe, RECIPES / "triviaqa.toml", [trivia(tmp_path, form), "data.near_duplicates=1"])
+    recipe: Any = load_recipe(
+        LifecycleRecipe, RECIPES / "triviaqa.toml", [trivia(tmp_path, form), "data.near_duplicates=1"]
+    )
     work = work_in(tmp_path / "data")
     prepare_data(recipe.data, {}, work)
     [question, answer] = read_jsonl(work.out / "sft.jsonl")[0]["messages"]
@@ -139,6 +141,28 @@ def test_trivia_is_learnt_by_gpt2_and_llama3_with_every_adapter(
     loaded = load_causal_lm([merged.out])
     [[said]] = generate(loaded, load_tokenizer(merged.out), [[5, 6, 7]], max_new_tokens=4, greedy=True, seed=0)
     assert said.token_ids
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("services")
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize(("kind", "recipe_of"), [("gpt2", "gpt2"), ("llama", "llama3")])
+def test_the_whole_lifecycle_on_trivia(tmp_path: Path, kind: str, recipe_of: str, adapter: str) -> None:
+    if adapter == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed (make qlora runs this)")
+    told = [
+        f"base.model={json.dumps(model(tmp_path / 'model', kind, kind))}", trivia(tmp_path, "splits"),
+        "data.near_duplicates=1", *SHORT, *SMALL, "sft.epochs=2", "reward.epochs=1", "reward.bar.accuracy=0",
+        "policy.grpo.updates=2", "policy.grpo.prompts=4", "policy.grpo.completions_per_prompt=2",
+        f"label.round=trivia-{recipe_of}-{adapter}", "sample.completions_per_prompt=2", "evaluate.best_of=0",
+    ]  # fmt: skip
+    path = RECIPES / "triviaqa" / f"{recipe_of}-{adapter}.toml"
+    sets = [f"--set={each}" for each in told]
+    planned = rlhf("plan", path, *sets).document
+    assert "grpo" in json.dumps(planned)
+    document = rlhf("run", path, *sets).document
+    assert [each["name"] for each in document["candidates"]] == ["grpo"]
+    assert document["sft"]["checks"].keys() == {"exact", "contains"}
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("triviaqa/*.toml")), ids=lambda path: path.stem)

@@ -51,7 +51,7 @@ def quantise(
     while found:  # the list lets go of each layer as it is replaced
         name, layer = found.pop()
         own = torch.bfloat16 if layer.weight.is_cuda else layer.weight.dtype
-        weight = layer.weight.detach()
+        weight: Any = layer.weight.data
         weight = weight.T if type(layer) is Conv1D else weight
         small = four_bit.Linear4bit(
             weight.shape[1], weight.shape[0], layer.bias is not None,
