@@ -162,6 +162,9 @@ def build_round(
     ]
     merged = dict(zip(names, build.side_by_side(merges), strict=True))
     candidates = {f"candidate.{name}": artifact for name, artifact in merged.items()}
+    # What they were made of: adapters on the same weights can be decoded together.
+    candidates |= {f"policy.{name}": policy for name, policy in zip(names, policies, strict=True)}
+    candidates |= {"start": start} if start else {}
 
     def evaluation(against: Artifact | None) -> Order:
         other = rivals.other_data(against, data)
@@ -203,6 +206,7 @@ def rlhf(recipe: LifecycleRecipe) -> dict[str, Any]:
     Raises `PipelineError` with one sentence when a stage fails; what was finished is kept and reused.
     """
     started = time.monotonic()
+    recipe.require_installed()
     count_from("RLHF_THREADS", 1)
     if recipe.on_vllm():
         require_vllm()  # before hours of work, not after

@@ -19,6 +19,7 @@ from tasks.recipe import Part
 from tasks.sampling.completions import SampleRecipe
 from tasks.training.direct import DIRECT, AnyDirect
 from tasks.training.grpo import GrpoRecipe, RlooRecipe
+from tasks.training.hyperparameters import require_installed
 from tasks.training.ppo import PpoRecipe
 from tasks.training.rejection import RejectionRecipe
 from tasks.training.reward import RewardRecipe
@@ -122,6 +123,11 @@ class LifecycleRecipe(Part):
                         f"a reward of '{policy_name(policy)}' asks for '{without[0]}', which 'reward.criteria' lacks"
                     )
         return self
+
+    def require_installed(self) -> None:
+        """Raise `InputError` where what a part trains with is not installed here; a run can be planned without it."""
+        for part in (*self.sft.in_turn(), self.reward, *self.policy):
+            require_installed(part)
 
     def _check_prompts(self) -> None:
         """A model has one soft prompt at most, and nothing asks of it what it cannot do."""

@@ -99,10 +99,15 @@ class RecipeError(PipelineError, ValueError):
 M = TypeVar("M", bound=BaseModel)
 
 
+TAGS = ("kind", "source", "method")
+"""What says which of several parts a table is."""
+
+
 def load_recipe(model: type[M], path: Path, overrides: Sequence[str] = ()) -> M:
     """The recipe in a TOML file, with `key.sub=value` overrides. Raises `RecipeError`, one sentence for all faults.
 
-    `extends = "other.toml"` (beside the file) starts from another recipe: tables are merged, everything else replaced.
+    `extends = "other.toml"` (beside the file) starts from another recipe: tables are merged, but one of another kind,
+    source or method replaces the other recipe's, as everything else does.
     """
     values = _read(path)
     for override in overrides:
@@ -129,6 +134,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    if any(tag in above and below.get(tag, above[tag]) != above[tag] for tag in TAGS):
+        return dict(above)
     both = {
         name for name in below.keys() & above.keys() if isinstance(below[name], dict) and isinstance(above[name], dict)
     }

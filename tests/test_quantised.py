@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 
+from flows.recipe import LifecycleRecipe
 from tasks.artifact import InputError, read_jsonl
 from tasks.merging import MergeRecipe, merge_policy
 from tasks.models.adapters import FullRecipe, LoraRecipe, QloraRecipe, attach, save
@@ -26,7 +26,7 @@ from tests.tiny_rewards import reward_base
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (make qlora runs these)"
 )
-QLORA = QloraRecipe.model_construct(rank=4)  # unchecked: without bitsandbytes these tests are skipped
+QLORA = QloraRecipe(rank=4)
 IDS = torch.tensor([[1, 9, 33, 40]])
 SMALL = {"updates": 3, "max_new_tokens": 5, "learning_rate": 5e-3, "adapter": QLORA}
 
@@ -129,7 +129,7 @@ def test_every_optimiser_takes_it(chain: dict[str, Path], tmp_path: Path) -> Non
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
 def test_other_formats_and_optimisers_learn(chain: dict[str, Path], tmp_path: Path, optimizer: Any) -> None:
     """With tensors large enough to be held in 8 bits; on a CPU what is paged is not."""
-    coarse = QloraRecipe.model_construct(rank=128, weights="fp4", double_quantisation=False, compute="bf16")
+    coarse = QloraRecipe(rank=128, weights="fp4", double_quantisation=False, compute="bf16")
     inputs, work = {"base": chain["base"], "data": demonstrations(tmp_path / "rows")}, work_in(tmp_path / "sft2")
     train_sft(SftRecipe(adapter=coarse, epochs=20, batch_size=8, optimizer=optimizer), inputs, work)
     assert work.metrics["last_loss"] < 0.9 * work.metrics["first_loss"]
@@ -168,11 +168,38 @@ def test_a_plain_adapter_has_no_such_figure(chain: dict[str, Path], tmp_path: Pa
     assert "kl_from_quantised" not in work.metrics
 
 
-def test_what_cannot_be_quantised_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@needs_bitsandbytes
+def test_gpt2s_layers_are_quantised_too(tmp_path: Path) -> None:
+    chain = [tiny_base(tmp_path / "gpt2", "gpt2")]
+    whole, model = load_causal_lm(chain), load_causal_lm(chain)
+    policy: Any = attach(model, QLORA)
+    layers = [each for each in policy.modules() if type(each).__name__ == "Linear4bit" and "lora" not in str(each)]
+    assert is_quantised(policy) and len(layers) >= 8
+    with torch.no_grad():
+        apart = (policy(input_ids=IDS).logits - whole(input_ids=IDS).logits).abs()
+    assert 0 < float(apart.mean()) < 0.5 * float(whole(input_ids=IDS).logits.std())
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    save(policy, tmp_path / "policy")
+    used = load_causal_lm([*chain, tmp_path / "policy"])
+    with torch.no_grad():
+        near = (policy(input_ids=IDS).logits - used(input_ids=IDS).logits).abs().mean()
+        far = (used(input_ids=IDS).logits - whole(input_ids=IDS).logits).abs().mean()
+    assert float(near) < 0.7 * float(far), "the adapter says the same on the full weights"
+
+
+def test_what_is_missing_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing_linear = torch.nn.Sequential(torch.nn.Embedding(4, 4))
+    nothing_linear.get_output_embeddings = lambda: None  # type: ignore[assignment]
     with pytest.raises(InputError, match="no linear layers to keep in 4 bits"):
-        quantise(load_causal_lm([tiny_base(tmp_path / "gpt2", "gpt2")]))
+        quantise(nothing_linear)  # type: ignore[arg-type]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValidationError, match="needs bitsandbytes; run `pip install"):
-        SftRecipe.model_validate({"adapter": {"kind": "qlora"}})
-    with pytest.raises(ValidationError, match="'adamw_8bit' needs bitsandbytes"):
-        SftRecipe.model_validate({"optimizer": "adamw_8bit"})
+    policy = {"policy": [{"method": "dpo"}], "name": "a"}
+    for part, match in (({"adapter": {"kind": "qlora"}}, "'qlora' needs"), ({"optimizer": "adamw_8bit"}, "bit' needs")):
+        recipe = LifecycleRecipe.model_validate({"sft": part, **policy})  # can be read and planned
+        with pytest.raises(InputError, match=f"{match} bitsandbytes; run `pip install"):
+            recipe.require_installed()
+    with pytest.raises(InputError, match="needs bitsandbytes"):
+        quantise(load_causal_lm([tiny_base(tmp_path / "base")]))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData
 
 NEAR_SHOT = "is a near-duplicate of a few-shot example"
+NEAR_IDENTITY = "asks who the model is, which it learns"
 NEAR_HELD = "is a near-duplicate of a prompt that is not for SFT"
 HOLDS = "holds an evaluation prompt"
 
@@ -25,9 +26,9 @@ def share_out(recipe: "MixtureData", intake: Intake) -> tuple[np.ndarray, np.nda
 
     Near-duplicates are one group; so are conversations that go on from one another. A group with a row of an
     evaluation set is held out, and its rows of other sets are dropped from `intake.keep`. A group with a few-shot
-    example, which other rows show with its answer, is for SFT, and its rows of evaluation sets are dropped. So is plain
-    text that is a near-duplicate of a prompt outside SFT or holds an evaluation prompt. Raises `InputError` when a
-    split stays empty.
+    example, which other rows show with its answer, is for SFT, and its rows of evaluation sets are dropped; likewise
+    one with a row of an identity set. Plain text is dropped that is a near-duplicate of a prompt outside SFT, or holds
+    an evaluation prompt. Raises `InputError` when a split stays empty.
     """
     spool, keep = intake.spool, intake.keep
     among = keep.copy()
@@ -38,7 +39,9 @@ def share_out(recipe: "MixtureData", intake: Intake) -> tuple[np.ndarray, np.nda
     plain_text = np.array([each.kind == "text" for each in recipe.sets])[intake.sets()]
     splits = np.full(len(spool), -1)
     splits[plain_text] = SPLITS.index("sft")
-    held = set(groups[keep & (use == "evaluation")].tolist())
+    told = np.array([each.kind == "identity" for each in recipe.sets])[intake.sets()]
+    said = set(groups[keep & told].tolist())
+    held = set(groups[keep & (use == "evaluation")].tolist()) - said
     shown = set(groups[intake.shots].tolist())
     forced = shown | set(groups[keep & (use == "sft") & ~plain_text].tolist())
     free: list[int] = []
@@ -46,7 +49,10 @@ def share_out(recipe: "MixtureData", intake: Intake) -> tuple[np.ndarray, np.nda
     mute: list[bool] = []
     for index, kept in spool.rows(keep & ~plain_text):
         group = int(groups[index])
-        if group in held:
+        if group in said and use[index] == "evaluation":
+            keep[index] = False
+            _drop(recipe, intake, kept, NEAR_IDENTITY)
+        elif group in held:
             splits[index] = SPLITS.index("evaluation")
             if use[index] != "evaluation" or group in shown:
                 keep[index] = False

@@ -101,7 +101,8 @@ class Intake:
     ) -> None:  # fmt: skip
         """One set through its phrasings and the rules on single rows, into the spool."""
         part, total = self.recipe.sets[number], len(self.recipe.sets) + 3
-        exempt = part.use == "evaluation"
+        evaluated = part.use == "evaluation"
+        exempt = evaluated or part.kind == "identity"
         reasons: Counter[str] = Counter()
         begun = len(self.spool) - len(self.shots)
         with closing(part.lines()) as lines:  # type: ignore[arg-type]
@@ -119,7 +120,7 @@ class Intake:
                 examples = told.examples if exempt else self._passed(part.name, told, rules, protected)
                 if not examples:
                     continue
-                if exempt:
+                if evaluated:
                     self.asked.add(told.asked, told.examples[0])
                 self._put(Kept(number, told.line, told.content, examples, told.asked))
         if not self.read[part.name]:
@@ -206,7 +207,11 @@ class Intake:
     def _looked_at(self, part: FilterPart) -> np.ndarray:
         """The rows of the sets that a filter is for."""
         sets = enumerate(self.recipe.sets)
-        looked = [i for i, each in sets if each.use != "evaluation" and each.name in (part.sets or [each.name])]
+        looked = [
+            i
+            for i, each in sets
+            if each.use != "evaluation" and each.kind != "identity" and each.name in (part.sets or [each.name])
+        ]
         return np.isin(self.sets(), looked)
 
     def _without_low_scores(self, name: str, part: ModelFilter) -> None:

@@ -20,6 +20,7 @@ from tasks.data.filters import (
     PiiFilter,
 )
 from tasks.data.held_out import share_out
+from tasks.data.identity import IdentitySet
 from tasks.data.intake import Intake
 from tasks.data.mixing import Mix
 from tasks.data.mixture_files import write_files
@@ -28,7 +29,7 @@ from tasks.data.sources import CsvSet, HubSet, JsonSet, ParquetSet, TextSet
 from tasks.data.splits import Splitting
 from tasks.recipe import Part
 
-AnySet = Annotated[JsonSet | CsvSet | ParquetSet | HubSet | TextSet, Field(discriminator="kind")]
+AnySet = Annotated[JsonSet | CsvSet | ParquetSet | HubSet | TextSet | IdentitySet, Field(discriminator="kind")]
 AnyFilter = Annotated[
     LengthFilter
     | CharacterFilter
@@ -85,6 +86,8 @@ class MixtureData(Splitting):
         for each in self.filters:
             if unknown := sorted({*each.sets} - names):
                 raise ValueError(f"the filter '{each.kind}' names the set '{unknown[0]}', which is not there")
+            if idle := [part.name for part in self.sets if part.kind == "identity" and part.name in each.sets]:
+                raise ValueError(f"the filter '{each.kind}' names '{idle[0]}', whose rows pass every filter; remove it")
         for each in self.stages:
             if unknown := sorted({*each.sets, *each.boost} - names):
                 raise ValueError(f"the stage '{each.name}' names the set '{unknown[0]}', which is not there")

@@ -68,6 +68,14 @@ def text_lines(file: IO[str], path: Path) -> Iterator[str]:
         yield line
 
 
+def json_rows(path: Path) -> Iterator[Line]:
+    """The rows of a file of JSON, lines or (`.json`) an array, perhaps compressed. Raises `InputError` when it is
+    missing or no JSON at all."""
+    with opened(path) as file:
+        read = json_array if path.name.removesuffix(".gz").endswith(".json") else json_lines
+        yield from read(file, path)
+
+
 def json_lines(file: IO[str], path: Path) -> Iterator[Line]:
     for number, line in enumerate(text_lines(file, path), 1):
         if not line.strip():

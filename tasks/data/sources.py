@@ -15,8 +15,7 @@ from tasks.data.phrasings import PhrasedSet
 from tasks.data.reading import (
     Line,
     first_line,
-    json_array,
-    json_lines,
+    json_rows,
     opened,
     read_text,
     table_rows,
@@ -39,10 +38,7 @@ class JsonSet(PhrasedSet):
 
     def lines(self) -> Iterator[Line]:
         """The rows. Raises `InputError` when the file is missing or no JSON at all."""
-        path = Path(self.path).expanduser()
-        with opened(path) as file:
-            read = json_array if path.name.removesuffix(".gz").endswith(".json") else json_lines
-            yield from read(file, path)
+        return json_rows(Path(self.path).expanduser())
 
 
 class CsvSet(PhrasedSet):
@@ -154,9 +150,12 @@ class HubSet(PhrasedSet):
                 if isinstance(rows, dict):
                     rows = rows[self.split]
             else:
+                where = str(folder) if folder.is_dir() else self.path
+                # plain files in a folder are the one configuration there is, whatever the hub calls it
+                known = not folder.is_dir() or self.config in datasets.get_dataset_config_names(where)
                 rows = datasets.load_dataset(
-                    str(folder) if folder.is_dir() else self.path,
-                    self.config,
+                    where,
+                    self.config if known else None,
                     split=self.split,
                     revision=self.revision,
                     streaming=True,

@@ -207,17 +207,18 @@ def _prepared(part: PhrasedSet, row: Row) -> Row:
         if missing:
             raise BadRow(f"has no column '{missing[0]}'")
         row = {part.rename.get(name, name): value for name, value in row.items()}
-    return _filled(row, part.fill) if part.fill else row
+    return with_filled(row, part.fill) if part.fill else row
 
 
-def _filled(value: Any, fill: Mapping[str, str]) -> Any:
+def with_filled(value: Any, fill: Mapping[str, str]) -> Any:
+    """A row with `{{key}}` replaced in its texts, at any depth."""
     if isinstance(value, str):
         for key, text in fill.items():
             value = value.replace("{{" + key + "}}", text)
         return value
     if isinstance(value, list):
-        return [_filled(each, fill) for each in value]
-    return {key: _filled(each, fill) for key, each in value.items()} if isinstance(value, dict) else value
+        return [with_filled(each, fill) for each in value]
+    return {key: with_filled(each, fill) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -11,11 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tasks.artifact import InputError, PipelineError, Row, Work, read_jsonl, write_jsonl
 from tasks.evaluation.divergence import kl_per_completion
 from tasks.evaluation.evaluate import EvaluateRecipe, check_name
+from tasks.evaluation.grouping import Group
 from tasks.models.chat import encode_prompt
-from tasks.models.loading import load_causal_lm, load_tokenizer
+from tasks.models.loading import load_causal_lm, load_tokenizer, open_adapter, twin
 from tasks.recipe import resolve
 from tasks.sampling.engine import Engine
-from tasks.sampling.local import Completion
+from tasks.sampling.local import CausalLM, Completion
+from tasks.sampling.together import generate_together
 from tasks.training.reward_scoring import RewardScorer
 
 
@@ -29,8 +31,10 @@ class Bench:
         prompts: list[Row],
         engine: Engine,
         work: Work,
+        models: int,
     ) -> None:
         self.recipe, self.inputs, self.prompts, self.engine, self.work = recipe, inputs, prompts, engine, work
+        self.done, self.total = 0, 2 * models * len(prompts)
         self.tokenizer = load_tokenizer(inputs["base"])
         self._reference: PreTrainedModel | None = None
         self._scorer: RewardScorer | None = None
@@ -47,37 +51,67 @@ class Bench:
             self._scorer = RewardScorer(self.inputs["base"], self.inputs["reward"])
         return self._scorer
 
-    def sample(self, name: str, chain: Sequence[Path], place: int, models: int) -> list[Row]:
-        """The scored rows of one model: from scratch where they are whole, else sampled now."""
-        kept = self.work.scratch / f"samples-{hashlib.sha256(name.encode()).hexdigest()[:16]}.jsonl"
-        if kept.exists():
-            return read_jsonl(kept)
-        total = 2 * len(self.prompts)
-
-        def progress(done: int, note: str) -> None:
-            self.work.progress(place * total + done, models * total, f"{name}: {note}")
-
-        rows = self._complete(name, chain, progress)
-        progress(len(self.prompts), "judging")
-        self._judge(rows)
-        write_jsonl(kept.with_suffix(".part"), rows)
-        kept.with_suffix(".part").replace(kept)
-        progress(total, "judged")
+    def sample(self, group: Group) -> dict[str, list[Row]]:
+        """The scored rows of a group's models: from scratch where they are whole, else sampled now."""
+        kept = {name: self.work.scratch / f"samples-{_short_hash(name)}.jsonl" for name in group.chains}
+        rows = {name: read_jsonl(path) for name, path in kept.items() if path.exists()}
+        missing = [name for name in group.chains if name not in rows]
+        drawn = self._draw(group, missing) if missing else {}
+        for name, groups in drawn.items():
+            self._tell(len(self.prompts), f"{name}: judging")
+            rows[name] = self._judged(name, group.chains[name], groups)
+            write_jsonl(kept[name].with_suffix(".part"), rows[name])
+            kept[name].with_suffix(".part").replace(kept[name])
+            self.done += 2 * len(self.prompts)
+            self._tell(0, f"{name}: judged")
+        self.done += 2 * len(self.prompts) * (len(group.chains) - len(missing))
         return rows
 
-    def _complete(self, name: str, chain: Sequence[Path], progress: Callable[[int, str], None]) -> list[Row]:
-        model = self.reference if name == "sft" else load_causal_lm(chain)
+    def _tell(self, done: int, note: str) -> None:
+        self.work.progress(self.done + done, self.total, note)
+
+    def _draw(self, group: Group, names: list[str]) -> dict[str, list[list[Completion]]]:
+        """Completions by model and prompt."""
+        if group.weights:
+            return self._draw_together(group, names)
+        (name,) = names
+        model = self.reference if name == "sft" else load_causal_lm(group.chains[name])
         _check_weights(name, model)
-        tokenizer = self.tokenizer if name == "sft" else load_tokenizer(chain[-1])
+        tokenizer = self._tokenizer_of(name, group.chains[name])
         count = self.recipe.samples_per_prompt
-        groups = self._generate(model, tokenizer, count, name, lambda done, _: progress(done, "sampling"))
+        return {
+            name: self._generate(model, tokenizer, count, name, lambda done, _: self._tell(done, f"{name}: sampling"))
+        }
+
+    def _draw_together(self, group: Group, names: list[str]) -> dict[str, list[list[Completion]]]:
+        on_start = "start" in self.inputs
+        model = load_causal_lm(group.weights) if on_start else self.reference
+        adapters: dict[str, Any] = {}
+        for name in names:
+            folder = group.adapters[name]
+            adapters[name] = open_adapter(twin(model), folder) if folder else None
+            _check_weights(name, adapters[name] or model)
+        recipe, several = self.recipe, ", ".join(names)
+        ids = [encode_prompt(self.tokenizer, row["prompt"]) for row in self.prompts]
+        return generate_together(
+            model, adapters, self.tokenizer, ids, seeds={name: _seed(self.work.seed, name) for name in names},
+            n=recipe.samples_per_prompt, max_new_tokens=recipe.max_new_tokens, temperature=recipe.temperature,
+            batch_size=recipe.batch_size, progress=lambda done, _: self._tell(done, f"{several}: sampling"),
+        )  # fmt: skip
+
+    def _tokenizer_of(self, name: str, chain: Sequence[Path]) -> PreTrainedTokenizerBase:
+        return self.tokenizer if name == "sft" else load_tokenizer(chain[-1])
+
+    def _judged(self, name: str, chain: Sequence[Path], groups: list[list[Completion]]) -> list[Row]:
+        """One model's rows, with what reward model, judge and checks say of every completion."""
+        tokenizer = self._tokenizer_of(name, chain)
         divergences: list[list[float]] | list[list[None]]
         if _same_tokens(tokenizer, self.tokenizer):
             ids = [encode_prompt(tokenizer, row["prompt"]) for row in self.prompts]
             divergences = kl_per_completion(self.reference, ids, groups)
         else:
             divergences = [[None] * len(group) for group in groups]
-        return [
+        rows: list[Row] = [
             {
                 "id": row["id"],
                 "model": name,
@@ -90,6 +124,8 @@ class Bench:
             }
             for row, group, kls in zip(self.prompts, groups, divergences, strict=True)
         ]
+        self._judge(rows)
+        return rows
 
     def best_of(self) -> list[Row]:
         """What reward and judge say of more completions of the SFT model, for the best-of-n curve."""
@@ -155,7 +191,7 @@ def _ask(dotted: str, row: Row, text: str) -> Any:
         ) from error
 
 
-def _check_weights(name: str, model: PreTrainedModel) -> None:
+def _check_weights(name: str, model: CausalLM) -> None:
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
         raise PipelineError(
             f"The weights of '{name}' are not all numbers: its training diverged; lower its learning rate."
@@ -169,6 +205,10 @@ def _same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -
 def _seed(seed: int, name: str) -> int:
     """Models are sampled independently of each other, and a model alike whatever stands beside it."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4])
+
+
+def _short_hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _short(value: float | None) -> float | None:

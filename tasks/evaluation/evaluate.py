@@ -3,8 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.artifact import InputError, Row, Work, read_jsonl, write_jsonl
 from tasks.recipe import Dotted, Part
@@ -32,6 +33,9 @@ class EvaluateRecipe(Part):
     """Resamplings of the prompts behind each 95 % interval."""
     batch_size: int = Field(default=128, ge=1)
     """Rows decoded at once."""
+    candidates: Literal["auto", "together", "apart"] = "auto"
+    """How the local engine decodes candidates that are LoRA adapters on the same weights: all in one batch, on weights
+    that are loaded once, or each merged and by itself. auto: together where one alone would not fill half a batch."""
 
     @field_validator("checks")
     @classmethod
@@ -43,6 +47,12 @@ class EvaluateRecipe(Part):
             )
         return checks
 
+    @model_validator(mode="after")
+    def _batches_are_ours(self) -> Self:
+        if self.candidates == "together" and self.engine != "local":
+            raise ValueError('candidates = "together" needs engine = "local"; leave one of them out')
+        return self
+
 
 def check_name(dotted: str) -> str:
     """What a check is called in figures: the name of its function."""
@@ -52,11 +62,13 @@ def check_name(dotted: str) -> str:
 def evaluate_models(recipe: EvaluateRecipe, inputs: Mapping[str, Path], work: Work) -> None:
     """Sample every model on the evaluation prompts, judge, check and compare: `evaluation.json`, `samples.jsonl`.
 
-    `inputs`: base, sft, data, reward, any number of `candidate.NAME` and perhaps champion, all merged models, and
+    `inputs`: base, sft, data, reward, any number of `candidate.NAME` and perhaps champion, all merged models; beside a
+    candidate perhaps `policy.NAME`, the adapter it was made of, on `start` or else on base and sft; and
     `champion_data` where the champion was made with other data: prompts it learnt from do not count against it. What
     was sampled before a build was killed is kept in scratch. Raises `InputError` without evaluation prompts.
     """
     from tasks.evaluation.bench import Bench
+    from tasks.evaluation.grouping import in_groups
     from tasks.evaluation.measure import compare
     from tasks.evaluation.report import report
 
@@ -66,14 +78,17 @@ def evaluate_models(recipe: EvaluateRecipe, inputs: Mapping[str, Path], work: Wo
     chains = _chains(inputs)
     samples: dict[str, list[Row]] = {}
     with Engine(recipe.engine, work) as engine:
-        bench = Bench(recipe, inputs, prompts, engine, work)
-        for place, (name, chain) in enumerate(chains.items()):
-            samples[name] = bench.sample(name, chain, place, len(chains))
+        bench = Bench(recipe, inputs, prompts, engine, work, len(chains))
+        groups, why = in_groups(recipe, inputs, chains, len(prompts))
+        for group in groups:
+            samples |= bench.sample(group)
+        samples = {name: samples[name] for name in chains}
         best_of = bench.best_of() if recipe.judge and recipe.best_of else []
     judge = "reward_model" if recipe.judge is None else "utility"
     names = [check_name(check) for check in recipe.checks]
     fair = _unseen(inputs, prompts) if "champion_data" in inputs else None
     evaluation = compare(samples, judge, names, recipe.bootstrap_samples, work.seed, fair, best_of)
+    work.text("decoding", f"{why}\n")
     write_jsonl(work.out / "samples.jsonl", [row for rows in samples.values() for row in rows])
     text = json.dumps(evaluation, indent=1, sort_keys=True, allow_nan=False)
     (work.out / "evaluation.json").write_text(text + "\n", encoding="utf-8")

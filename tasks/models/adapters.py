@@ -1,13 +1,12 @@
 """What is trained of a model: every weight, or an adapter on or in front of weights that stay as they are."""
 
-import importlib.util
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from tasks.artifact import InputError
 from tasks.models.quantised import MARK, is_quantised, quantise, settings_of
@@ -95,15 +94,6 @@ class QloraRecipe(LowRank):
     def quantisation(self) -> dict[str, Any]:
         """What `quantise` is told."""
         return {"weights": self.weights, "double_quantisation": self.double_quantisation, "compute": self.compute}
-
-    @model_validator(mode="after")
-    def _installed(self) -> Self:
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise ValueError(
-                "kind 'qlora' needs bitsandbytes; run `pip install -c constraints.txt -e '.[qlora]'` in the project's "
-                "folder, or take kind 'lora'"
-            )
-        return self
 
 
 class Ia3Recipe(Part):

@@ -5,6 +5,7 @@ weights wherever it is loaded. What that changes is measured when a policy is me
 """
 
 import importlib
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,41 +27,54 @@ def quantise(
     double_quantisation: bool = True,
     compute: str = "auto",
 ) -> None:
-    """Replace the linear layers of a model on its device by 4-bit ones, in turn. The output layer stays, and modules
-    named in `keep` with what is in them.
+    """Replace the linear layers of a model on its device (GPT-2's `Conv1D` too) by 4-bit ones, in turn. The output
+    layer stays, and modules named in `keep` with what is in them.
 
     compute: "fp32" or "bf16"; "auto": bf16 on a GPU, on a CPU the weights' own type.
-    Raises `InputError` where there is no such layer.
+    Raises `InputError` where there is no such layer, or no bitsandbytes.
     """
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     output: Any = model.get_output_embeddings()
     found = [
         (name, layer)
         for name, layer in model.named_modules()
-        if type(layer) is torch.nn.Linear
+        if type(layer) in (torch.nn.Linear, Conv1D)
         and layer is not output
         and not any(name == kept or name.startswith(f"{kept}.") for kept in keep)
     ]
     if not found:
         raise InputError(f'{type(model).__name__} has no linear layers to keep in 4 bits; set adapter.kind = "lora".')
+    require_bitsandbytes("kind 'qlora'", "kind 'lora'")
     four_bit: Any = importlib.import_module("bitsandbytes.nn.modules")
     while found:  # the list lets go of each layer as it is replaced
         name, layer = found.pop()
         own = torch.bfloat16 if layer.weight.is_cuda else layer.weight.dtype
+        weight: Any = layer.weight.data
+        weight = weight.T if type(layer) is Conv1D else weight
         small = four_bit.Linear4bit(
-            layer.in_features, layer.out_features, layer.bias is not None,
+            weight.shape[1], weight.shape[0], layer.bias is not None,
             {"fp32": torch.float32, "bf16": torch.bfloat16}.get(compute, own), quant_type=weights,
             compress_statistics=double_quantisation, device="meta",
         )  # fmt: skip
         small.weight = four_bit.Params4bit(
-            layer.weight.detach().contiguous(), requires_grad=False,
+            weight.contiguous(), requires_grad=False,
             compress_statistics=double_quantisation, quant_type=weights, module=small,
         )  # fmt: skip
         small.bias = layer.bias
         small.support_avx512bf16_for_cpu = False  # its fast CPU kernel rounds to bf16, but in evaluation only
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, small.to(layer.weight.device))
+
+
+def require_bitsandbytes(what: str, instead: str) -> None:
+    """Raise `InputError` where the library is missing."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"{what} needs bitsandbytes; run `pip install -c constraints.txt -e '.[qlora]'` in the project's folder, "
+            f"or take {instead}."
+        )
 
 
 def is_quantised(model: Any) -> bool:

@@ -55,6 +55,15 @@ def _sizes(layer: Any) -> tuple[int, int]:
     return layer.in_features, layer.out_features
 
 
+def is_low_rank_only(config: Any) -> bool:
+    """Whether PEFT's configuration of an adapter is of plain LoRA: nothing but an update of each layer it is on."""
+    return (
+        config.peft_type == "LORA"
+        and config.bias == "none"
+        and not (config.use_dora or config.lora_bias or config.modules_to_save)
+    )
+
+
 def adapter_config(model: Any, recipe: Any, task: Task, whole: list[str]) -> Any:
     """PEFT's configuration for an `AdapterRecipe` on weights; `whole`: modules that are trained whole."""
     targets: Any = list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets

@@ -75,6 +75,11 @@ def generate(
         model, tokenizer, prompt_ids, n=n, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
         greedy=greedy, seed=seed, batch_size=batch_size, progress=progress,
     )  # fmt: skip
+    return completions_of(sampled, tokenizer, n)
+
+
+def completions_of(sampled: Decoded, tokenizer: PreTrainedTokenizerBase, n: int) -> list[list[Completion]]:
+    """What was decoded, as n completions for each prompt."""
     lengths, finished = sampled.lengths.tolist(), sampled.finished.tolist()
     ids = [row[:length] for row, length in zip(sampled.tokens.tolist(), lengths, strict=True)]
     logprobs = [row[:length] for row, length in zip(sampled.logprobs.tolist(), lengths, strict=True)]
@@ -98,12 +103,16 @@ def decode(
     batch_size: int = 64,
     features: bool = False,
     progress: Progress | None = None,
+    noise: torch.Tensor | None = None,
+    before_forward: Callable[[torch.Tensor], None] | None = None,
 ) -> Decoded:
     """Sample n continuations of each prompt of token ids, until the tokenizer's EOS or `max_new_tokens`.
 
     A row's random numbers depend on `seed` and its place among the rows only, not on `batch_size` or on which rows
     finish first. `batch_size` counts rows; a batch holds at least the n rows of one prompt. `features` also keeps what
     the output layer saw (for a value head). Dropout is off while it runs. Raises `InputError` for an empty prompt.
+    noise: the random numbers, `[rows, max_new_tokens]` in [0, 1), in place of the seed's. before_forward: told the
+    prompt of every row (int64 `[rows]`) before each forward pass.
     """
     if tokenizer.eos_token_id is None:
         raise InputError("The tokenizer has no EOS token, so completions cannot end; give it one.")
@@ -113,7 +122,7 @@ def decode(
     rows = len(prompt_ids) * n
     eos = cast(int, tokenizer.eos_token_id)
     pad = cast(int, eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
-    noise = torch.rand(rows, max_new_tokens, generator=torch.Generator().manual_seed(seed)).to(model.device)
+    noise = (uniform(seed, rows, max_new_tokens) if noise is None else noise).to(model.device)
     width = output_layer(model).weight.shape[1] if features else 0
     result = Decoded(
         tokens=torch.full((rows, max_new_tokens), pad, device=model.device),
@@ -128,13 +137,19 @@ def decode(
     try:
         done = 0
         for batch in _batches(prompt_ids, max(1, batch_size // n)):
-            _decode_batch(model, [prompt_ids[i] for i in batch], batch, n, eos, pad, noise, sampler, result)
+            some = [prompt_ids[i] for i in batch]
+            _decode_batch(model, some, batch, n, eos, pad, noise, sampler, result, before_forward)
             done += len(batch)
             if progress is not None:
                 progress(done, len(prompt_ids))
     finally:
         model.train(training)
     return result
+
+
+def uniform(seed: int, rows: int, steps: int) -> torch.Tensor:
+    """The random numbers of `decode`, `[rows, steps]`."""
+    return torch.rand(rows, steps, generator=torch.Generator().manual_seed(seed))
 
 
 def output_layer(model: CausalLM) -> torch.nn.Linear:
@@ -193,6 +208,7 @@ def _decode_batch(
     noise: torch.Tensor,
     sampler: Sampler,
     result: Decoded,
+    before_forward: Callable[[torch.Tensor], None] | None,
 ) -> None:
     """Decode one batch of prompts and write its rows (`places[i] * n + k`) into `result`."""
     device, steps = model.device, noise.shape[1]
@@ -204,6 +220,8 @@ def _decode_batch(
     padded = bool((sizes != width).any())
     mask = (torch.arange(capacity, device=device) >= (width - sizes).unsqueeze(1)).long()
     positions = (torch.arange(width, device=device) - (width - sizes).unsqueeze(1)).clamp(min=0)
+    if before_forward is not None:
+        before_forward(torch.tensor(places, device=device))
     logits, features = step(tokens, mask[:, :width] if padded else None, positions)
     copies = torch.arange(len(prompts), device=device).repeat_interleave(n)
     if n > 1:
@@ -227,6 +245,8 @@ def _decode_batch(
             chosen, rows, mask, sizes = chosen[keep], rows[keep], mask[keep], sizes[keep]
         if len(rows) == 0 or t + 1 == steps:
             return
+        if before_forward is not None:
+            before_forward(rows // n)
         seen = mask[:, : width + t + 1] if padded else None
         logits, features = step(chosen.unsqueeze(1), seen, (sizes + t).unsqueeze(1))
 

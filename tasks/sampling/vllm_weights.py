@@ -56,10 +56,10 @@ def shape(model: "PreTrainedModel") -> str:
 
 def is_plain_lora(model: "PeftModel") -> bool:
     """Whether vLLM serves the adapter as it is: no other kind, no biases, and nothing trained whole beside it."""
+    from tasks.models.targets import is_low_rank_only
+
     return all(
-        config.peft_type == "LORA"
-        and not (config.use_dora or config.modules_to_save or config.rank_pattern or config.alpha_pattern)
-        and config.bias == "none"
+        is_low_rank_only(config) and not (config.rank_pattern or config.alpha_pattern)
         for config in cast("list[Any]", list(model.peft_config.values()))
     )
 

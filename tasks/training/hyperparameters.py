@@ -1,9 +1,8 @@
 """The fields that training stages share."""
 
-import importlib.util
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from tasks.models.adapters import (
     AdapterRecipe,
@@ -14,21 +13,20 @@ from tasks.models.adapters import (
     QloraRecipe,
     changes_what_is_below,
 )
+from tasks.models.quantised import require_bitsandbytes
 from tasks.recipe import Dotted, Part
 from tasks.sampling.engine import EngineName
 from tasks.training.rewards import ModelReward, Terms
 
-
-def _installed(optimizer: str) -> str:
-    if optimizer != "adamw" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
-            f"'{optimizer}' needs bitsandbytes; run `pip install -c constraints.txt -e '.[qlora]'` in the project's "
-            "folder, or take 'adamw'"
-        )
-    return optimizer
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 
 
-Optimizer = Annotated[Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"], AfterValidator(_installed)]
+def require_installed(part: Part) -> None:
+    """Raise `InputError` where what a part trains with is not installed."""
+    if isinstance(getattr(part, "adapter", None), QloraRecipe):
+        require_bitsandbytes("kind 'qlora'", "kind 'lora'")
+    if (optimizer := getattr(part, "optimizer", "adamw")) != "adamw":
+        require_bitsandbytes(f"'{optimizer}'", "'adamw'")
 
 
 class Hyperparameters(Part):
