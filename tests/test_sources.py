@@ -104,6 +104,12 @@ def test_every_kind_of_source_gives_the_same_rows(
     assert part.source_files() and all(file.is_file() for file in part.source_files())
 
 
+def test_quotation_marks_are_plain_characters_where_the_recipe_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,completion\n"Six feet" is 72",yes\nsay "a,b\n')
+    assert prompts(told(kind="csv", path=str(path), quotes=False)) == ['"Six feet" is 72"', 'say "a']
+
+
 def test_a_table_without_a_header_or_with_ragged_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.tsv"
     path.write_text('"A" is it?\tyes\nno answer\nWhat\\nnow?\tgo\n')
@@ -115,7 +121,18 @@ def test_a_table_without_a_header_or_with_ragged_lines(tmp_path: Path) -> None:
 BROKEN = [
     ("a.json", "[1, {}", "is not whole JSON after its row 1"),
     ("a.json", '"text"', "is not a JSON array of objects"),
-    ("a.csv", "a,a\n1,2\n", "does not begin with the names of its columns"),
+    (
+        "a.csv",
+        "a,a\n1,2\n",
+        "does not begin with the names of its columns: 'a' is there twice; mend that line, or name",
+    ),
+    ("a.csv", ",\n1,2\n", "does not begin with the names of its columns"),
+    (
+        "a.csv",
+        'a,b\n"x\ny",2\n3,"4\n5,6\n7,8\n',
+        r"a\.csv: the record that begins in line 4 .*never closed",
+    ),
+    ("a.csv", 'a,b\n1,"2\n3,"4"\n', "in line 2 .* goes on after its closing .* set quotes = false"),
     ("a.parquet", "no", "cannot be read as Parquet"),
     ("a.jsonl.gz", "no", "cannot be read"),
 ]
@@ -272,7 +289,7 @@ def test_lines_and_elements_without_an_end_are_refused(tmp_path: Path, monkeypat
 def test_a_header_that_is_too_large_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a" * ((1 << 24) + 1) + ",b\n1,2\n")
-    with pytest.raises(InputError, match="is not a table of separated values"):
+    with pytest.raises(InputError, match="the record that begins in line 1 is garbled .field larger than field limit"):
         told(kind="csv", path=str(path))
 
 
