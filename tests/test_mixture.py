@@ -204,6 +204,8 @@ ONE = {"name": "a", "kind": "json", "path": "x"}
         ({"sets": [{**ONE, "cot": {"rationale": "y"}}]}, "'cot' without templates"),
         ({"sets": [ONE], "filters": [{"kind": "length", "sets": ["b"]}]}, "names the set 'b'"),
         ({"sets": [ONE], "filters": [{"kind": "characters", "forbidden": ["("]}]}, "not a regular"),
+        ({"sets": [ONE | {"templates": [{"prompt": "{{ a"}]}]}, r"The template '\{\{ a' is not valid Jinja"),
+        ({"sets": [ONE | {"templates": [{"prompt": "a", "completion": "{% if b %}"}]}]}, "is not valid Jinja"),
         ({"sets": [ONE], "shares": {"sft": 0.4, "evaluation": 0}}, "shares.evaluation"),
     ],
 )

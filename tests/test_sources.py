@@ -199,6 +199,32 @@ def test_phrasings_are_drawn_by_the_seed_and_the_kinds_weights(tmp_path: Path) -
         told(0, path=path, templates=TEMPLATES[2:], variants={"inverted": 0})
 
 
+MISSPELT = [
+    ({"templates": [{"prompt": "{{ claim }}", "completion": "{{ answer }}"}, {"prompt": "{{ clame }}"}]},
+     "no row that fits 'template 2': tried on .*there is no column 'clame'.* the columns claim, answer, why"),
+    ({"templates": [{"prompt": "{{ claim }}", "completion": "{{ answer }}"}], "cot": {"rationale": "reason"}},
+     "no row that fits 'template 1 cot'.* has no column .reason.* the columns claim, answer, why"),
+    ({"templates": [{"prompt": "{{ claim.text }}", "completion": "{{ answer }}"}]},
+     "no row that fits 'template 1': tried on 120, .* has no attribute 'text'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "message"), MISSPELT)
+def test_a_phrasing_that_fits_no_row_is_named_with_the_columns_there_are(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        told(path=claims(tmp_path / "claims.jsonl"), **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_row_without_a_column_that_others_have_is_dropped_by_the_templates_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"q": "Why?", "a": "So."}\n{"q": "How?"}\n')
+    found = told(path=str(path), templates=[{"prompt": "{{ q }}", "completion": "{{ a }}"}])
+    assert [row.problem for row in found] == ["", "does not fit 'template 1'"] and "no column 'a'" in found[1].detail
+
+
 @pytest.mark.parametrize("form", ["text", "turns"])
 def test_few_shot_examples_are_solved_and_used_as_nothing_else(tmp_path: Path, form: str) -> None:
     path = claims(tmp_path / "claims.jsonl")
@@ -253,7 +279,7 @@ def test_promptsource_files_reach_no_python(tmp_path: Path) -> None:
         path.write_text("templates:\n  a: !Template\n    name: n\n    jinja: " + json.dumps(jinja) + "\n")
         rows = tmp_path / "rows.jsonl"
         rows.write_text('{"a": 1}\n')
-        assert told(path=str(rows), promptsource={"path": str(path)})[0].problem == "does not fit a template"
+        assert told(path=str(rows), promptsource={"path": str(path)})[0].problem == "does not fit 'promptsource n'"
     path.write_text("templates:\n  a: !Template\n    name: n\n    jinja: '{{ a '\n")
     with pytest.raises(InputError, match="the template 'n' is not valid Jinja"):
         read_promptsource(path)
@@ -289,7 +315,7 @@ def test_lines_and_elements_without_an_end_are_refused(tmp_path: Path, monkeypat
 def test_a_header_that_is_too_large_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a" * ((1 << 24) + 1) + ",b\n1,2\n")
-    with pytest.raises(InputError, match="the record that begins in line 1 is garbled .field larger than field limit"):
+    with pytest.raises(InputError, match="the record that begins in line 1 is garbled"):
         told(kind="csv", path=str(path))
 
 

@@ -187,7 +187,9 @@ class _Reasoned:
         return "cot"
 
     def say(self, row: Mapping[str, Any], rng: Random) -> Said:
-        rationale = row.get(self.cot.rationale)
+        if self.cot.rationale not in row:
+            raise BadRow(f"has no column '{self.cot.rationale}'")
+        rationale = row[self.cot.rationale]
         if not isinstance(rationale, str) or not rationale.strip():
             raise BadRow(f"has no text in the column '{self.cot.rationale}'")
         prompt, answer = self.direct.say(row, rng)
