@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from tasks.artifact import InputError, Row, read_jsonl
 from tasks.data import reading
+from tasks.data.columns import column_types, typed
 from tasks.data.flan import kinds_of, read_flan
 from tasks.data.mixture import AnySet
 from tasks.data.promptsource import read_promptsource
@@ -283,6 +284,29 @@ def test_promptsource_files_reach_no_python(tmp_path: Path) -> None:
     path.write_text("templates:\n  a: !Template\n    name: n\n    jinja: '{{ a '\n")
     with pytest.raises(InputError, match="the template 'n' is not valid Jinja"):
         read_promptsource(path)
+
+
+def test_promptsource_templates_tell_a_table_of_texts_by_what_the_texts_stand_for(tmp_path: Path) -> None:
+    table, templates = tmp_path / "rows.csv", tmp_path / "templates.yaml"
+    table.write_text("text,label,same,year,id\n" + "fine,1,TRUE,1999,007\nbad,0,false,2001,1\n12,,False,n/a,2\n" * 4)
+    jinja = "{{ text.strip() }} {{ year }} {{ id }} {{ 'same' if same else 'other' }}?|||{{ answer_choices[label] }}"
+    templates.write_text(
+        "templates:\n  a: !Template\n    name: n\n    answer_choices: 'no ||| yes'\n    jinja: "
+        + json.dumps(jinja)
+        + "\n"
+    )
+    found = told(kind="csv", path=str(table), promptsource={"path": str(templates)})
+    assert prompts(found)[:2] == ["fine 1999 007 same?", "bad 2001 1 other?"]
+    assert [row.examples[0].completions for row in found[:2]] == [["yes"], ["no"]]
+    assert found[2].problem == "does not fit 'promptsource n'", "it has no label"
+
+
+def test_what_a_column_holds_is_told_where_it_is_plain() -> None:
+    rows = [{"a": "1", "b": "-2.50", "c": "true", "d": "01", "e": "", "f": "1", "g": "3"},
+            {"a": "", "b": "7", "c": "FALSE", "d": "2", "e": "", "f": "x", "g": "0"}]  # fmt: skip
+    types = column_types(rows)
+    assert typed(rows[0], types) == {"a": 1, "b": -2.5, "c": True, "d": "01", "e": "", "f": "1", "g": 3}
+    assert typed({"a": "", "b": "n/a", "g": "1e3"}, types) == {"a": None, "b": "n/a", "g": "1e3"}
 
 
 def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:

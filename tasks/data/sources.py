@@ -4,12 +4,14 @@ Only as much of a file is in memory as its format needs: lines, a row group, a r
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from tasks.artifact import InputError
+from tasks.data.columns import Read, column_types
 from tasks.data.phrasings import PhrasedSet
 from tasks.data.reading import (
     Line,
@@ -62,6 +64,13 @@ class CsvSet(PhrasedSet):
     def source_files(self) -> list[Path]:
         """What is read."""
         return [Path(self.path).expanduser()]
+
+    def column_types(self) -> dict[str, Read]:
+        """How to read columns whose values all stand for numbers, or yes or no, by the first 1000 rows: promptsource's
+        templates were written for typed columns."""
+        first = (row for _, row in islice(self.lines(), 1000) if isinstance(row, dict))
+        types = column_types(first)
+        return {self.rename.get(name, name): read for name, read in types.items()}
 
     def lines(self) -> Iterator[Line]:
         """The rows, every value a string. Raises `InputError` when the file is missing, garbled or has no header."""
