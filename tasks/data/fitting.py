@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isfinite
 from random import Random
 from typing import Any
 
@@ -105,4 +106,4 @@ def _plain(value: Any) -> bool:
         return all(_plain(each) for each in value)
     if isinstance(value, Mapping):
         return all(_plain(each) for each in value.values())
-    return value is None or (isinstance(value, (str, int, float)) and value == value)
+    return value is None or isinstance(value, (str, int)) or (isinstance(value, float) and isfinite(value))
