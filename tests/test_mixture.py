@@ -242,7 +242,7 @@ def test_sets_that_give_nothing_are_refused_in_one_sentence(
 
 def test_few_shot_examples_count_for_no_fault_and_rows_with_different_details_for_one(tmp_path: Path) -> None:
     good = [{"q": question(n), "a": "So."} for n in range(20)]
-    sets = [{"name": "a", "kind": "json", "path": save(tmp_path / "a.jsonl", [*good, *([{"q": "x"}] * 9)])}]
+    sets: list[Any] = [{"name": "a", "kind": "json", "path": save(tmp_path / "a.jsonl", [*good, *([{"q": "x"}] * 9)])}]
     sets[0] |= {"templates": [{"prompt": "{{ q }}", "completion": "{{ a }}"}], "fewshot": {"pool": 32}}
     save(tmp_path / "b.jsonl", [{"prompt": " " * n} for n in range(5)] + [{"messages": [{"role": "x"}]}] * 4)
     with pytest.raises(InputError, match="'b' has no usable row: 5 of 9 has no prompt; check its format"):

@@ -71,7 +71,7 @@ def test_rows_shown_are_different_and_those_of_evaluation_sets_are_prompts(tmp_p
         {"name": "chat", "kind": "json", "path": alpaca(tmp_path / "chat.jsonl", 60, 100)},
         {"name": "exam", "kind": "json", "path": alpaca(tmp_path / "exam.jsonl", 9, 500), "use": "evaluation"},
     ]
-    data = prepare(tmp_path / "data", sets=sets, mix={"repeats": 50})
+    data = prepare(tmp_path / "data", sets=sets, mix={"rows": 320, "repeats": 50})
     assert sum(row["set"] == "few" for row in read_jsonl(data.out / "sft.jsonl")) > 18
     rows = sample(data.out, 6, None, 0)
     assert [row["set"] for row in rows] == ["chat"] * 6 + ["exam"] * 6 + ["few"] * 6
