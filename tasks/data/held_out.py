@@ -8,6 +8,7 @@ import numpy as np
 from tasks.artifact import InputError
 from tasks.data.decontamination import Phrases
 from tasks.data.duplicates import find_root, join
+from tasks.data.filter_report import losses
 from tasks.data.intake import NEAR, Asked, Intake
 from tasks.data.splits import SPLITS, assign, normalise, prompt_id
 from tasks.data.spool import Kept, plain
@@ -67,7 +68,7 @@ def share_out(recipe: "MixtureData", intake: Intake) -> tuple[np.ndarray, np.nda
     splits[free] = [SPLITS.index(split) for split in assigned]
     _keep_out_of_text(recipe, intake, splits, groups, plain_text)
     splits[~keep] = -1
-    _check_filled(recipe, splits)
+    _check_filled(recipe, intake, splits)
     return splits, groups
 
 
@@ -139,10 +140,15 @@ def _turns(intake: Intake) -> Iterator[tuple[int, list[str]]]:
                 yield index, turns
 
 
-def _check_filled(recipe: "MixtureData", splits: np.ndarray) -> None:
+def _check_filled(recipe: "MixtureData", intake: Intake, splits: np.ndarray) -> None:
+    if not intake.keep.any():
+        raise InputError(f"No row is left: {losses(intake)}; loosen the filters, or check the sets.")
+    for number, each in enumerate(recipe.sets):
+        if not intake.keep[intake.sets() == number].any():
+            intake.notify(f"The set '{each.name}' gives nothing: {losses(intake, each.name)}.")
     for place, split in enumerate(SPLITS):
         if getattr(recipe.shares, split) > 0 and not (splits == place).any():
             raise InputError(
-                f"The split '{split}' stays empty: after the filters there are too few different prompts; "
+                f"The split '{split}' stays empty: there are too few different prompts ({losses(intake)}); "
                 f"add rows, loosen the filters, or set data.shares.{split} = 0."
             )

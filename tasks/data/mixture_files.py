@@ -15,7 +15,7 @@ import numpy as np
 from tasks.artifact import InputError, Row, Work, write_jsonl
 from tasks.data.held_out import shared_prompts
 from tasks.data.intake import Intake
-from tasks.data.mixing import Wanted, amounts, rates
+from tasks.data.mixing import Wanted, amounts, rates, shortfalls
 from tasks.data.rows import Example
 from tasks.data.splits import SPLITS, prompt_id
 from tasks.data.spool import answer_of, plain
@@ -117,6 +117,8 @@ def _drawn_for(
     ]
     share, count = rates(mix, wanted), amounts(mix, wanted)
     times = {i: _drawn(sizes[i], count[each.name], Random(f"{seed}/{each.name}/mixture{name}")) for i, each in trained}
+    for notice in shortfalls(mix, wanted):
+        intake.notify(f"Stage '{name}': {notice}" if name else notice)
     total = sum(count.values()) or 1
     table = [
         {
