@@ -81,8 +81,8 @@ def test_rows_shown_are_different_and_those_of_evaluation_sets_are_prompts(tmp_p
     assert len(exam) == 9
     for tokenizer in (None, tiny_tokenizer()):
         document = shown(exam[0], tokenizer)
-        assert "What of" in "".join(piece["text"] for piece in document["pieces"])
-        assert not any(piece["loss"] for piece in document["pieces"])
+        said = "".join(piece["text"] for piece in document["pieces"])
+        assert "What of" in said and "It is" not in said and not any(piece["loss"] for piece in document["pieces"])
     assert document["loss_tokens"] == 0 < document["tokens"]
 
 

@@ -7,7 +7,7 @@ from tasks.data.intake import Intake
 
 
 def report(intake: Intake) -> None:
-    """Write the tables `filters`, `scores`, `dropped by set`, `dropped` and `notices`, and their figures."""
+    """Write the tables of filters, scores, dropped rows, personal data and notices, and their figures."""
     work, drops = intake.work, intake.drops
     table = filters(intake)
     work.table("filters", table)
@@ -21,6 +21,11 @@ def report(intake: Intake) -> None:
         ],
     )
     work.table("dropped", drops.first)
+    found = {(name, kind): n for name, kinds in intake.pii.items() for kind, n in sorted(kinds.items()) if n}
+    if found:
+        work.table("personal data", [{"set": name, "kind": kind, "found": n} for (name, kind), n in found.items()])
+    total = sum(intake.pii.values(), Counter())
+    work.log({f"pii/{kind}": n for kind, n in total.items()})
     if intake.notices:
         work.table("notices", [{"notice": notice} for notice in intake.notices])
     work.log({"dropped/all": sum(drops.counts.values())})

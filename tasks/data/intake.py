@@ -1,6 +1,6 @@
 """Rows of all sets on their way in: told in phrasings, through the filters, onto disk."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -40,6 +40,8 @@ class Intake:
         self.read: Counter[str] = Counter()
         self.seen: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
+        self.pii: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        """By set: personal data that a filter found, by its kind."""
         self.names = _filter_names(recipe.filters)
         self.scores: list[Row] = []
         self.keep = np.zeros(0, bool)
@@ -169,6 +171,8 @@ class Intake:
                     continue
                 self.seen[filter_] += 1
                 after = rule(here)
+                if after is not here and isinstance(part, PiiFilter):
+                    self.pii[name] += part.found(here)
                 if isinstance(after, str):
                     self.drops.add(name, told.line, filter_, after, plain(self._masked(name, here)))
                     here = after

@@ -130,7 +130,16 @@ def tables_of(data: Path) -> dict[str, list[Row]]:
     mixtures = sorted(path.stem for path in (data / "report").glob("mixture*.json"))
     return {
         name: table(data, name)
-        for name in (*mixtures, "phrasings", "filters", "scores", "ledger", "dropped by set", "notices")
+        for name in (
+            *mixtures,
+            "phrasings",
+            "filters",
+            "scores",
+            "ledger",
+            "dropped by set",
+            "personal data",
+            "notices",
+        )
     }
 
 
