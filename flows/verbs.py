@@ -46,7 +46,7 @@ def load(path: Path, overrides: list[str] | None, labels: str | None, *, here: b
     extra = [f"label.source={labels}"] if labels else []
     recipe = load_recipe(LifecycleRecipe, path, [*(overrides or []), *extra])
     if here and recipe.label.ai:
-        check_key(recipe.label.ai)
+        check_key(recipe.label.ai.judge)
     return recipe
 
 
