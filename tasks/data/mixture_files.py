@@ -18,7 +18,7 @@ from tasks.data.intake import Intake
 from tasks.data.mixing import Wanted, amounts, rates
 from tasks.data.rows import Example
 from tasks.data.splits import SPLITS, prompt_id
-from tasks.data.spool import answer_of, plain
+from tasks.data.spool import answer_of, made_of, plain
 
 if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData, MixtureStage
@@ -79,6 +79,7 @@ def write_files(recipe: "MixtureData", intake: Intake, splits: np.ndarray, group
                     position[kept.set] += 1
                 elif known not in ledger:
                     row = {"id": known, "prompt": example.prompt, "reference": example.reference, "set": name}
+                    row |= made_of(example)
                     files[f"{split}.jsonl"].write(_line(row))
                     rows[f"{split}.jsonl"] += 1
                 if known:
@@ -149,7 +150,7 @@ def _drawn(size: int, count: int, rng: Random) -> dict[int, int]:
 def _sft_row(known: str, example: Example, name: str) -> Row:
     if not example.prompt:
         return {"text": example.completions[0], "set": name}
-    about = {"id": known, "reference": example.reference, "set": name, "form": example.form}
+    about = {"id": known, "reference": example.reference, "set": name, "form": example.form, **made_of(example)}
     return {**about, "messages": [*example.prompt, answer_of(example)]}
 
 

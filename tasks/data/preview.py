@@ -62,6 +62,7 @@ def shown(row: Row, tokenizer: "PreTrainedTokenizerBase | None", turns: Literal[
     Without a tokenizer the pieces are the turns, and there are no counts.
     """
     about = {"set": row.get("set"), "form": row.get("form"), "messages": row.get("messages"), "text": row.get("text")}
+    about["made"] = row.get("made")
     if tokenizer is None:
         pieces = list(_turns(row))
         return {**about, "pieces": _listed(pieces), "tokens": None, "loss_tokens": None}
@@ -71,6 +72,14 @@ def shown(row: Row, tokenizer: "PreTrainedTokenizerBase | None", turns: Literal[
     mask = encoded.labels_mask
     pieces = [(str(tokenizer.decode(run)), loss) for run, loss in _runs(encoded.input_ids, mask)]
     return {**about, "pieces": _listed(pieces), "tokens": len(mask), "loss_tokens": sum(mask)}
+
+
+def made_by(made: Row) -> str:
+    """How a synthesis made a row, on one line."""
+    told = [step for step in made["steps"] if isinstance(step, dict)]
+    steps = [" ".join(str(step[name]) for name in ("step", "operation") if name in step) for step in told]
+    parent = next((f", from {step['parent']}" for step in reversed(told) if "parent" in step), "")
+    return f"made by {made.get('model')} (synthesis {made.get('synthesis')}): {', '.join(steps)}{parent}"
 
 
 def _runs(ids: list[int], mask: list[int]) -> Iterator[tuple[list[int], bool]]:
