@@ -65,7 +65,10 @@ def synthesise(recipe: RecipePath, set_: Set = None, as_json: Json = False) -> N
     if as_json:
         print(json.dumps(document, ensure_ascii=False))
         return
-    out.print(table_of([{name: str(value) for name, value in row.items()} for row in document["syntheses"]]))
+    rows = [{name: value for name, value in row.items() if name != "rows_file"} for row in document["syntheses"]]
+    out.print(table_of(rows))
+    for row in document["syntheses"]:
+        out.print(f"{row['name']}: {row['rows_file']}", highlight=False, soft_wrap=True)
 
 
 def prepared(recipe: "LifecycleRecipe", folder: Path, head: int | None = None) -> Path:

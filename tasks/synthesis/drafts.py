@@ -84,6 +84,8 @@ class Making:
         self, questions: Sequence[str | Messages], draws: Sequence[str], note: str, greedy: bool = False
     ) -> list[Said]:
         """What the writer says to each question, a text or a conversation (see `Writer.ask`)."""
+        if not questions:
+            return []
         self.asked += len(questions)
         asked = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in questions]
         return self.writer.ask(asked, draws, f"{self.step}: {note}", greedy)

@@ -6,14 +6,14 @@ from random import Random
 
 from tasks.data.splits import normalise
 from tasks.synthesis.drafts import Draft, Making
-from tasks.synthesis.novelty import Kept
+from tasks.synthesis.novelty import Known
 from tasks.synthesis.recipe import Evolve, Operation
 from tasks.synthesis.rules import apologises, copied_words, only_text, says_nothing, yes_or_no
 
 
 def evolve(step: Evolve, drafts: list[Draft], making: Making) -> list[Draft]:
     """The rows with what was made of their instructions, without answers, behind them."""
-    kept = Kept(draft.instruction for draft in drafts)
+    known = Known(draft.instruction for draft in drafts)
     exact = {normalise(draft.instruction) for draft in drafts}
     pool = _unlike(drafts)
     made: list[Draft] = []
@@ -24,12 +24,12 @@ def evolve(step: Evolve, drafts: list[Draft], making: Making) -> list[Draft]:
             if child is None:
                 continue
             reason = "says what another instruction says" if normalise(child.instruction) in exact else ""
-            if not reason and operations[place] == "broaden" and kept.nearest(child.instruction)[0] >= step.novelty:
+            if not reason and operations[place] == "broaden" and known.nearest(child.instruction)[0] >= step.novelty:
                 reason = "is too like another instruction"
             if reason:
                 making.drop(reason, child.instruction, made=list(child.steps))
                 continue
-            kept.add(child.instruction)
+            known.add(child.instruction)
             exact.add(normalise(child.instruction))
             made.append(child)
             pool[place] = child

@@ -28,7 +28,7 @@ class Vocabulary:
         return "".join(chr(known.setdefault(word, len(known)) % 0x110000) for word in normalise(text).split())
 
 
-class Kept:
+class Known:
     """Texts that new ones are held against."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:

@@ -24,7 +24,7 @@ COPIED = (
 )
 """Words of the writer's task that its text must not hold, unless what it was made from holds them."""
 
-_ITEM = re.compile(r"^\s*(?:[*_#>]*\s*)(?:(?:task|instruction)\s*)?(\d{1,4})\s*[.):\-]\s*(.*)$", re.IGNORECASE)
+_ITEM = re.compile(r"^\s*(?:[*_#>]*\s*)(?:(?:task|instruction)\s*)?(\d{1,4})\s*[.):\-][*_]*\s*(.*)$", re.IGNORECASE)
 _BULLET = re.compile(r"^\s*[-*•]\s+(.*)$")
 _FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
 _PART = re.compile(
@@ -36,7 +36,7 @@ _NOTHING = {"", "none", "n a", "no input", "not needed", "none needed", "empty",
 _PREFACE = re.compile(
     r"^(?:(?:sure|certainly|of course|okay|ok)\b[^\n]{0,60}?[,.!:]\s+)?"
     r"(?:here(?: is|'s|’s)\b[^\n:]{0,80}:|[#*]*\s*(?:the )?(?:new|rewritten|evolved|revised|improved|final)"
-    r"(?: \w+)?(?: (?:instruction|prompt|answer|version|task))?\s*[#*]*\s*:)\s*",
+    r" (?:instruction|prompt|question|answer|version|task)\s*[#*]*\s*:[*_]*)\s*",
     re.IGNORECASE,
 )
 _NO_TEXT = re.compile(r"[^\w]|_")
@@ -97,8 +97,9 @@ def instances_in(text: str, whole: bool, label_first: bool) -> list[tuple[str, s
     """
     parts: list[tuple[bool, str]] = []
     marks = list(_PART.finditer(text))
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        content = text[mark.end() : following.start() if following else len(text)]
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    for mark, end in zip(marks, ends, strict=False):  # without a mark there is no end either
+        content = text[mark.end() : end]
         content = _HEADING.sub("", content.rstrip()).strip()
         is_input = mark[1].lower() == "input"
         parts.append((is_input, "" if is_input and normalise(content) in _NOTHING else content))

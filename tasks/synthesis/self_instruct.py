@@ -9,7 +9,7 @@ from tasks.artifact import InputError, Message, Row
 from tasks.data.rows import BadRow, check_characters, read_row
 from tasks.data.sources import JsonSet
 from tasks.synthesis.drafts import Draft, Making
-from tasks.synthesis.novelty import Kept
+from tasks.synthesis.novelty import Known
 from tasks.synthesis.recipe import SelfInstruct
 from tasks.synthesis.rules import instance_faults, instances_in, instruction_fault, listed, yes_or_no
 
@@ -81,7 +81,7 @@ def _seed(row: Row, number: int) -> Task:
 
 def _new_instructions(step: SelfInstruct, seeds: list[Task], making: Making) -> list[Task]:
     """Instructions that are new, in the order in which they were asked for."""
-    known = Kept(seed.instruction for seed in seeds)
+    known = Known(seed.instruction for seed in seeds)
     found: list[Task] = []
     barren = number = 0
     while len(found) < step.instructions and barren < step.patience:
