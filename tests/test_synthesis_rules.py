@@ -68,7 +68,7 @@ def test_rouge_l_of_many_texts_is_the_definition() -> None:
     ("text", "items"),
     [
         ("9. Name a tree.\n10. Name a bird.", ["Name a tree.", "Name a bird."]),
-        ("Sure! Here are tasks:\n\n1) Name a tree.\n\n2) Name a bird.\n\nHope it helps!", ["Name a tree.", "Name a bird."]),
+        ("Sure! Some tasks:\n\n1) Name a tree.\n\n2) Name a bird.\n\nBe well!", ["Name a tree.", "Name a bird."]),
         ("Task 9: Name a tree\n  of the north.\nTask 10: Name a bird.", ["Name a tree of the north.", "Name a bird."]),
         ("1. **Name a tree.**\n2. \"Name a bird.\"", ["Name a tree.", "Name a bird."]),
         ("- Name a tree.\n- Name a bird.", ["Name a tree.", "Name a bird."]),

@@ -27,6 +27,9 @@ def share_out(recipe: "MixtureData", intake: Intake) -> tuple[np.ndarray, np.nda
     Near-duplicates are one group; so are conversations that go on from one another, and what a synthesis made from one
     instruction. A group with a row of an evaluation set is held out, and its rows of other sets are dropped from
     `intake.keep`. A group with a few-shot example, which other rows show with its answer, is for SFT, and its rows of
+    Near-duplicates are one group; so are conversations that go on from one another, and what a synthesis made from one
+    instruction. A group with a row of an evaluation set is held out, and its rows of other sets are dropped from
+    `intake.keep`. A group with a few-shot example, which other rows show with its answer, is for SFT, and its rows of
     evaluation sets are dropped; likewise one with a row of an identity set. Plain text is dropped that is a
     near-duplicate of a prompt outside SFT, or holds an evaluation prompt. Raises `InputError` when a split stays empty.
     """
