@@ -528,12 +528,12 @@ def questions(folder: Path, count: int = 70) -> Row:
 
 
 def test_a_local_model_answers_the_same_again_also_when_it_was_interrupted(tmp_path: Path) -> None:
-    writer = local(tmp_path / "model", temperature=1.0, max_new_tokens=300)  # a random model seldom ends
+    writer = local(tmp_path / "model", temperature=1.0, max_new_tokens=100)  # a random model seldom ends
     rows, steps = questions(tmp_path), [{"kind": "answer"}]
     first = made(tmp_path / "a", writer, steps, rows=rows)
     texts = [row["messages"][1]["content"] for row in rows_of(first)]
-    assert 20 < len({*texts}) == len(texts) < 70, "each is drawn by itself"
-    assert dropped(first) == {("1 answer", "was cut at 300 tokens"): 70 - len(texts)}
+    assert 8 < len({*texts}) == len(texts) < 70, "each is drawn by itself"
+    assert dropped(first) == {("1 answer", "was cut at 100 tokens"): 70 - len(texts)}
     about = rows_of(first)[0]["made"]
     assert about["model"] == "model" and len(about["digest"]) == 64 and about["temperature"] == 1.0
     work = work_in(tmp_path / "b")
