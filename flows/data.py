@@ -9,12 +9,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from flows import services
+from flows import faults, services
 from flows.screen import table_of
-from flows.verbs import Json, RecipePath, Set, err, load, out
+from flows.verbs import Json, RecipePath, Set, err, load, need_services, out
 
 if TYPE_CHECKING:
     from flows.recipe import LifecycleRecipe
+    from tasks.artifact import Artifact
+    from tasks.store import Order
 
 data = typer.Typer(no_args_is_help=True, help="The data of a recipe, before anything is trained on it.")
 
@@ -64,15 +66,43 @@ def _tables(console: Console, tables: dict[str, list[dict[str, Any]]], head: int
             console.print(table_of(each))
 
 
-def prepared(recipe: "LifecycleRecipe", folder: Path, head: int | None = None) -> Path:
-    """The data artifact of the recipe: the one that is there, or one made in `folder` as a run would make it."""
-    from flows.lifecycle import DATA
-    from tasks.artifact import Work
-    from tasks.data.preview import shorten
-    from tasks.store import Order
+@data.command()
+def synthesise(recipe: RecipePath, set_: Set = None, as_json: Json = False) -> None:
+    """Have the models of a recipe's syntheses write their rows, and nothing else; a run takes them as they are."""
+    parsed = load(recipe, set_, None, here=True)
+    need_services("mlflow", "prefect")
+    with faults.prefect_answers():
+        from flows.synthesis import write_rows
 
+        document = write_rows(parsed)
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False))
+        return
+    rows = [{name: value for name, value in row.items() if name != "rows_file"} for row in document["syntheses"]]
+    out.print(table_of(rows))
+    for row in document["syntheses"]:
+        out.print(f"{row['name']}: {row['rows_file']}", highlight=False, soft_wrap=True)
+
+
+def prepared(recipe: "LifecycleRecipe", folder: Path, head: int | None = None) -> Path:
+    """The data artifact of the recipe: the one that is there, or one made in `folder` as a run would make it.
+
+    Raises `InputError` where a set of it is of a synthesis that is not there yet: a preview asks no model to write.
+    """
+    from flows.lifecycle import DATA, build_syntheses, data_order
+    from tasks.artifact import InputError, Work
+    from tasks.data.preview import shorten
+
+    syntheses = build_syntheses(recipe, _Local())
+    order = data_order(recipe, syntheses)
+    if missing := [name for name, artifact in order.inputs.items() if not artifact.digest]:
+        name = missing[0].removeprefix("synthesis.")
+        raise InputError(
+            f"The rows of the synthesis '{name}' are not written yet, and looking at the data asks no model; write "
+            "them first with `rlhf data synthesise` and this recipe."
+        )
     if head is None:
-        built = services.home() / "store" / Order(DATA, recipe.data, {}, recipe.seed).key
+        built = services.home() / "store" / order.key
         if (built / "manifest.json").is_file():
             return built
     (folder / "out").mkdir()
@@ -81,8 +111,20 @@ def prepared(recipe: "LifecycleRecipe", folder: Path, head: int | None = None) -
     with err.status("data") as state:
         work = Work(folder / "out", folder / "scratch", recipe.seed)
         work.on_progress = lambda done, total, note: state.update(f"data {done}/{total}: {note}")
-        DATA.function(part, {}, work)
+        DATA.function(part, {name: artifact.path for name, artifact in order.inputs.items()}, work)
     return work.out
+
+
+class _Local:
+    """Builds nothing: finds the artifacts that are on this machine, without any service."""
+
+    def one(self, order: "Order") -> "Artifact":
+        from tasks.artifact import Artifact
+        from tasks.store import load_artifact
+
+        missing = any(not artifact.digest for artifact in order.inputs.values())
+        found = None if missing else load_artifact(services.home() / "store" / order.key)
+        return found or Artifact(key="", stage=order.stage.name, digest="", path=Path(), run_id="", metrics={})
 
 
 def _tokenizer(recipe: "LifecycleRecipe") -> tuple[Any, str]:
@@ -106,3 +148,7 @@ def _show(conversation: dict[str, Any]) -> None:
     for piece in conversation["pieces"]:
         text.append(piece["text"], style="black on green" if piece["loss"] else "")
     out.print(text)
+    if conversation["made"]:
+        from tasks.data.preview import made_by
+
+        out.print(Text(made_by(conversation["made"]), style="dim"))

@@ -1,5 +1,5 @@
-"""The whole lifecycle on one screen: data -> SFT -> sample -> label -> preferences -> reward -> optimise -> merge ->
-evaluate -> gate -> register."""
+"""The whole lifecycle on one screen: synthesis -> data -> SFT -> sample -> label -> preferences -> reward ->
+optimise -> merge -> evaluate -> gate -> register."""
 
 import os
 import time
@@ -19,7 +19,7 @@ from flows import services, waiting
 from flows.blind import ask_people
 from flows.recipe import LifecycleRecipe, PolicyRecipe, policy_name
 from flows.rounds import Built, Rivals
-from flows.running import Builder, Running, curves_sent, failure_recorded
+from flows.running import Builder, BuildsOne, Running, curves_sent, failure_recorded
 from flows.screen import Screen
 from flows.summary import conclude, figures, markdown, round_row, show_rounds
 from tasks.abandoned import close_abandoned, take_up
@@ -38,6 +38,7 @@ from tasks.registry import Registry
 from tasks.sampling.completions import sample_completions
 from tasks.sampling.vllm_server import require_vllm
 from tasks.store import Order, Stage, Store
+from tasks.synthesis.synthesise import synthesise
 from tasks.training.direct import DIRECT, train_direct
 from tasks.training.grpo import train_groups
 from tasks.training.ppo import PpoRecipe, train_ppo
@@ -47,6 +48,7 @@ from tasks.training.sft import train_sft
 from tasks.worker import count_from, workers_of
 
 BASE = Stage("base", build_base)
+SYNTHESIS = Stage("synthesis", synthesise)
 DATA = Stage("data", prepare_data)
 SFT = Stage("sft", train_sft)
 SAMPLE = Stage("sample", sample_completions)
@@ -74,7 +76,7 @@ def build_lifecycle(recipe: LifecycleRecipe, build: Builder, store: Store, regis
     recipe.reward.external_files()  # what is missing is said before anything is built
     rivals = Rivals(registry, store, recipe.name)
     base, data = build.side_by_side(
-        [Order(BASE, recipe.base, {}, recipe.seed), Order(DATA, recipe.data, {}, recipe.seed)]
+        [Order(BASE, recipe.base, {}, recipe.seed), data_order(recipe, build_syntheses(recipe, build))]
     )
     sft = build_sft(recipe, build, base, data)
     start: Artifact | None = None
@@ -83,6 +85,21 @@ def build_lifecycle(recipe: LifecycleRecipe, build: Builder, store: Store, regis
         built = build_round(recipe, build, rivals, number, base, data, sft, start, judged)
         yield built
         start = built.winner or start
+
+
+def build_syntheses(recipe: LifecycleRecipe, build: BuildsOne) -> dict[str, Artifact]:
+    """What models write before the data is made, in turn: a synthesis may begin with the rows of an earlier one."""
+    made: dict[str, Artifact] = {}
+    for part in recipe.synthesis:
+        inputs = {f"synthesis.{name}": made[name] for name in part.needs()}
+        made[part.name] = build.one(Order(SYNTHESIS, part, inputs, recipe.seed, f"synthesis {part.name}"))
+    return made
+
+
+def data_order(recipe: LifecycleRecipe, syntheses: Mapping[str, Artifact]) -> Order:
+    """The data of a recipe, made of files and syntheses."""
+    needed = recipe.data.needs() if recipe.data.source == "mixture" else []
+    return Order(DATA, recipe.data, {f"synthesis.{name}": syntheses[name] for name in needed}, recipe.seed)
 
 
 def build_sft(recipe: LifecycleRecipe, build: Builder, base: Artifact, data: Artifact) -> Artifact:

@@ -17,6 +17,7 @@ from tasks.models.adapters import PrefixTuningRecipe, PromptRecipe
 from tasks.models.pretrain import BaseRecipe
 from tasks.recipe import Part
 from tasks.sampling.completions import SampleRecipe
+from tasks.synthesis.recipe import SynthesisRecipe
 from tasks.training.direct import DIRECT, AnyDirect
 from tasks.training.grpo import GrpoRecipe, RlooRecipe
 from tasks.training.hyperparameters import require_installed
@@ -27,7 +28,20 @@ from tasks.training.rewards import ModelReward
 from tasks.training.sft import SftRecipe
 
 RESERVED = {
-    *("base", "data", "sft", "sample", "select", "judge", "label", "preferences", "reward", "merge", "evaluate"),
+    *(
+        "synthesis",
+        "base",
+        "data",
+        "sft",
+        "sample",
+        "select",
+        "judge",
+        "label",
+        "preferences",
+        "reward",
+        "merge",
+        "evaluate",
+    ),
     *("gate", "champion", "pairs", "blind", BLIND_LABEL),
 }
 """Names that a policy cannot go by: they stand for stages and for whom it is compared with."""
@@ -49,6 +63,8 @@ class LifecycleRecipe(Part):
     before, and learns from the judgements of all."""
     base: BaseRecipe = BaseRecipe()
     """The model everything starts from."""
+    synthesis: tuple[SynthesisRecipe, ...] = ()
+    """Rows that models write, for sets of the mixture (`kind = "synthesis"`)."""
     data: DataRecipe = ShopData()
     """Conversations and prompts, split by one ledger."""
     sft: SftRecipe = SftRecipe()
@@ -95,6 +111,7 @@ class LifecycleRecipe(Part):
             raise ValueError(
                 f"'ptx_mixtures' names the mixture '{unknown[0]}', which 'data.stages' lacks; add it there"
             )
+        self._check_syntheses()
         self._check_prompts()
         imports = self.data.source == "preferences"
         if imports != (self.preferences.source == "data"):
@@ -133,6 +150,29 @@ class LifecycleRecipe(Part):
         """Raise `InputError` where what a part trains with is not installed here; a run can be planned without it."""
         for part in (*self.sft.in_turn(), self.reward, *self.policy):
             require_installed(part)
+
+    def _check_syntheses(self) -> None:
+        """Every synthesis has a name of its own, begins with what is there before it, and is used."""
+        known: list[str] = []
+        used = set(self.data.needs()) if self.data.source == "mixture" else set()
+        wanted = {*used}
+        for each in self.synthesis:
+            if each.name in known:
+                raise ValueError(f"'synthesis' has two entries named '{each.name}'; give each its own name")
+            if late := [name for name in each.needs() if name not in known]:
+                raise ValueError(
+                    f"the synthesis '{each.name}' begins with the rows of '{late[0]}', which does not stand before it; "
+                    "put it there"
+                )
+            known.append(each.name)
+            used |= {*each.needs()}
+        if unknown := sorted(wanted - {*known}):
+            raise ValueError(f"'data.sets' has a set of '{unknown[0]}', which 'synthesis' lacks; add it there")
+        if idle := sorted({*known} - used):
+            raise ValueError(
+                f"'synthesis' has '{idle[0]}', whose rows nothing uses; add a set with kind = \"synthesis\" and of = "
+                f'"{idle[0]}" to the mixture'
+            )
 
     def _check_prompts(self) -> None:
         """A model has one soft prompt at most, and nothing asks of it what it cannot do."""

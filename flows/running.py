@@ -23,12 +23,16 @@ from tasks.store import Order, Store
 from tasks.worker import WorkerDied, Workers
 
 
-class Builder(Protocol):
-    """Turns orders into artifacts: by building them (`Running`) or by only looking (`Planning`)."""
+class BuildsOne(Protocol):
+    """Turns one order after the other into artifacts."""
 
     def one(self, order: Order) -> Artifact:
         """The artifact of one order."""
         ...
+
+
+class Builder(BuildsOne, Protocol):
+    """Turns orders into artifacts: by building them (`Running`) or by only looking (`Planning`)."""
 
     def side_by_side(self, orders: Sequence[Order]) -> list[Artifact]:
         """The artifacts of orders that do not need each other."""

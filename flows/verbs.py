@@ -37,7 +37,7 @@ def set_environment() -> None:
 
 
 def load(path: Path, overrides: list[str] | None, labels: str | None, *, here: bool = False) -> "LifecycleRecipe":
-    """The checked recipe; nothing runs before it is right. A run `here` needs its judge's key too."""
+    """The checked recipe; nothing runs before it is right. A run `here` needs the keys of the models it asks, too."""
     set_environment()
     from flows.recipe import LifecycleRecipe
     from tasks.ai.recipe import check_key
@@ -45,8 +45,10 @@ def load(path: Path, overrides: list[str] | None, labels: str | None, *, here: b
 
     extra = [f"label.source={labels}"] if labels else []
     recipe = load_recipe(LifecycleRecipe, path, [*(overrides or []), *extra])
-    if here and recipe.label.ai:
-        check_key(recipe.label.ai)
+    if here:
+        asked = [recipe.label.ai.judge] if recipe.label.ai else []
+        for model in [*asked, *(each.writer for each in recipe.synthesis)]:
+            check_key(model)
     return recipe
 
 

@@ -99,12 +99,12 @@ class Store:
     def find(self, key: str) -> Artifact | None:
         """The whole artifact of a key, from here or else from MLflow; None when it must be built, or is just being."""
         path = self.home / "store" / key
-        artifact = self._allowed(_load(path))
+        artifact = self._allowed(load_artifact(path))
         if artifact is not None:
             return artifact
         try:
             with self._lock(key, wait=False):
-                return self._allowed(_load(path)) or self._fetch(key, path)
+                return self._allowed(load_artifact(path)) or self._fetch(key, path)
         except BlockingIOError:  # a run builds it, perhaps for days where people rank: whoever only looks goes on
             return None
 
@@ -128,11 +128,11 @@ class Store:
     def _fetch(self, key: str, path: Path) -> Artifact | None:
         staging = self.home / "building" / f"{key}.fetched"
         shutil.rmtree(staging, ignore_errors=True)
-        if not self.record.fetch(key, staging) or _load(staging) is None:
+        if not self.record.fetch(key, staging) or load_artifact(staging) is None:
             shutil.rmtree(staging, ignore_errors=True)
             return None
         _move(staging, path)
-        return _load(path)
+        return load_artifact(path)
 
     def get(self, order: Order, run: Runner, parent_run: str | None = None) -> Artifact:
         """The artifact of an order: reused when it is whole, else built by `run`; its record follows (`settle`)."""
@@ -142,7 +142,7 @@ class Store:
         if found is None:
             with self._lock(key):
                 # another process may have built it while we waited
-                found = self._allowed(_load(self.home / "store" / key))
+                found = self._allowed(load_artifact(self.home / "store" / key))
                 if found is None:
                     return self._build(order, key, run, parent_run, started)
         return replace(self._recorded(found, parent_run), reused=True, seconds=time.monotonic() - started)
@@ -181,7 +181,7 @@ class Store:
         path = self.home / "store" / key
         _move(out, path)
         shutil.rmtree(building, ignore_errors=True)
-        artifact = _load(path)
+        artifact = load_artifact(path)
         if artifact is None:
             raise InputError(f"The new artifact at {path} is not whole; check the disk and run again.")
         self._recording.append(self._recorder.submit(self._finish, artifact, manifest))
@@ -234,7 +234,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return json.loads((path / MANIFEST).read_text())
 
 
-def _load(path: Path) -> Artifact | None:
+def load_artifact(path: Path) -> Artifact | None:
     """The artifact in a folder if every byte is as its manifest says, else None.
 
     A file whose modification time is not after the manifest's was not touched since: its size is enough.

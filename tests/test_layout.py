@@ -12,6 +12,7 @@ OURS = ("labeling", "tasks", "flows", "deployments")
 FILES = sorted(file for package in OURS[:3] for file in (ROOT / package).rglob("*.py"))
 STAGES = {
     "base": "tasks.models.pretrain",
+    "synthesis": "tasks.synthesis.synthesise",
     "data": "tasks.data.prepare",
     "sft": "tasks.training.sft",
     "sample": "tasks.sampling.completions",

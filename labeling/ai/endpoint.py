@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible HTTP endpoint: chat completions, some at a time, tried again, counted.
+"""A model behind an OpenAI-compatible HTTP endpoint: chat completions, some at a time, tried again, counted.
 
 The key comes from an environment variable, goes into one header and into nothing else: not into errors, which may quote
 what the server says, and not to another host, for redirects are not followed.
@@ -52,6 +52,8 @@ class Endpoint:
     attempts: int = 6
     backoff: float = 1.0
     """Seconds before the second attempt, doubled for each further one; the server's `Retry-After` goes first."""
+    who: str = "judge"
+    """What the model is to the user."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,20 @@ class Usage:
         return (self.prompt_tokens * prompt_price + self.completion_tokens * completion_price) / 1_000_000
 
 
-def ask(endpoint: Endpoint, questions: Mapping[str, Messages], on_reply: Callable[[str, Reply], None]) -> None:
+def ask(
+    endpoint: Endpoint,
+    questions: Mapping[str, Messages],
+    on_reply: Callable[[str, Reply], None],
+    answered: int = 0,
+) -> None:
     """Ask every question; `on_reply` gets its name and reply, one at a time, as soon as it is there.
 
+    `answered`: how many it answered before, so that one question it fails at does not mean that it is down.
     What is busy or garbled is tried again. Raises `LabelingError` when the key or the address is refused, or nothing
     answers any more; what `on_reply` got by then is paid for and need not be asked again.
     """
     with _connect(endpoint) as client, ThreadPoolExecutor(endpoint.concurrency) as pool:
-        asking = _Asking(endpoint, client, on_reply)
+        asking = _Asking(endpoint, client, on_reply, answered)
         futures = [pool.submit(asking.one, name, messages) for name, messages in questions.items()]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
@@ -114,8 +122,8 @@ def ask(endpoint: Endpoint, questions: Mapping[str, Messages], on_reply: Callabl
 
 def _connect(endpoint: Endpoint) -> httpx.Client:
     if fault := url_fault(endpoint.url):
-        raise LabelingError(f"The judge's url {fault}.")
-    key = key_in(endpoint.key_env)
+        raise LabelingError(f"The {endpoint.who}'s url {fault}.")
+    key = key_in(endpoint.key_env, endpoint.who)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=endpoint.concurrency)
     timeout = httpx.Timeout(endpoint.timeout, connect=min(10.0, endpoint.timeout))
@@ -137,11 +145,14 @@ def url_fault(url: str) -> str:
 class _Asking:
     """One run over questions: what its threads share."""
 
-    def __init__(self, endpoint: Endpoint, client: httpx.Client, on_reply: Callable[[str, Reply], None]) -> None:
+    def __init__(
+        self, endpoint: Endpoint, client: httpx.Client, on_reply: Callable[[str, Reply], None], answered: int
+    ) -> None:
         self.endpoint, self.client, self.on_reply = endpoint, client, on_reply
         self.over = Event()
         self.lock = Lock()
-        self.answered = self.refused = self.failed_in_a_row = 0
+        self.answered = answered
+        self.refused = self.failed_in_a_row = 0
 
     def one(self, name: str, messages: Messages) -> None:
         """Ask one question and hand its reply on. Raises what ends the whole run, and stops the others."""
@@ -161,13 +172,13 @@ class _Asking:
         self.failed_in_a_row = self.failed_in_a_row + 1 if not reply.lasting else 0
         if self.failed_in_a_row >= DOWN or (self.failed_in_a_row and not self.answered and not self.refused):
             raise LabelingError(
-                f"The judge at {self.endpoint.url} gives no answer ({reply.refused}); run again when it does, what was "
-                "answered is kept."
+                f"The {self.endpoint.who} at {self.endpoint.url} gives no answer ({reply.refused}); run again when it "
+                "does, what was answered is kept."
             )
         if self.refused >= WRONG and not self.answered:
             raise LabelingError(
-                f"The judge at {self.endpoint.url} refuses every question ({reply.refused}); check the judge's model "
-                "and options."
+                f"The {self.endpoint.who} at {self.endpoint.url} refuses every question ({reply.refused}); check the "
+                f"{self.endpoint.who}'s model and options."
             )
 
     def _reply(self, messages: Messages) -> Reply | None:
@@ -201,13 +212,15 @@ class _Asking:
         """The reply in a response, None when it is garbled. Raises `LabelingError` when no question can be answered."""
         if response.status_code in (401, 403):
             name = self.endpoint.key_env or "no key: name its variable in 'api_key_env'"
-            raise LabelingError(f"The judge at {self.endpoint.url} refuses the API key ({name}); set the right one.")
+            raise LabelingError(
+                f"The {self.endpoint.who} at {self.endpoint.url} refuses the API key ({name}); set the right one."
+            )
         if response.status_code in REFUSED:
             return Reply(refused=f"HTTP {response.status_code}{self._said(response)}")
         if response.status_code != 200:
             raise LabelingError(
-                f"The judge at {self.endpoint.url} answers with HTTP {response.status_code}{self._said(response)}; "
-                "check its url and model."
+                f"The {self.endpoint.who} at {self.endpoint.url} answers with HTTP "
+                f"{response.status_code}{self._said(response)}; check its url and model."
             )
         return read_completion(response)
 
@@ -230,7 +243,7 @@ def read_completion(response: httpx.Response) -> Reply | None:
     counts = [_count_of(usage, name) for name in ("prompt_tokens", "completion_tokens")]
     tokens = dict(zip(("prompt_tokens", "completion_tokens"), counts, strict=True))
     if finish == "content_filter" or choice["message"].get("refusal"):
-        return Reply(refused="the judge refuses to answer", **tokens)
+        return Reply(refused="the model refuses to answer", **tokens)
     if not isinstance(content, str):
         return Reply(refused="an answer without text", **tokens)
     return Reply(content, whole=finish != "length", **tokens)

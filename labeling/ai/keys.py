@@ -1,4 +1,4 @@
-"""A judge's API key: where it comes from, and how it is kept out of what is shown."""
+"""A judge's or another model's API key: where it comes from, and how it is kept out of what is shown."""
 
 import os
 import re
@@ -6,13 +6,13 @@ import re
 from labeling.comparison import LabelingError
 
 
-def key_in(key_env: str | None) -> str:
+def key_in(key_env: str | None, who: str = "judge") -> str:
     """The key in an environment variable; empty where none is named. Raises `LabelingError` when it is not there."""
     key = os.environ.get(key_env, "").strip() if key_env else ""
     if key_env and not key:
-        raise LabelingError(f"{key_env} is not set; put the judge's API key into that environment variable.")
+        raise LabelingError(f"{key_env} is not set; put the {who}'s API key into that environment variable.")
     if not key.isascii() or not key.isprintable():
-        raise LabelingError(f"{key_env} holds characters no API key has; set it to the judge's key.")
+        raise LabelingError(f"{key_env} holds characters no API key has; set it to the {who}'s key.")
     return key
 
 

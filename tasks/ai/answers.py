@@ -3,18 +3,18 @@
 import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from labeling.ai.endpoint import Endpoint, Reply, Usage, ask
+from labeling.ai.endpoint import Endpoint, Messages, Reply, Usage, ask
 from labeling.ai.keys import key_in, quoted
 from labeling.ai.prompts import LETTERS, Answer, Question, Rubric, read_answer
 from labeling.comparison import LabelingError
-from tasks.ai.recipe import EndpointJudge
+from tasks.ai.recipe import EndpointJudge, EndpointModel
 from tasks.artifact import PipelineError, Work
 from tasks.recipe import stable_hash
 
@@ -67,9 +67,9 @@ class Kept:
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
 
-    def key(self, question: Question) -> str:
-        """What a question to this judge is kept under."""
-        return stable_hash([self.judge, [dict(message) for message in question.messages]])
+    def key(self, messages: Messages, *more: Any) -> str:
+        """What a question to this judge is kept under; `more` tells apart what is asked in the same words."""
+        return stable_hash([self.judge, [dict(message) for message in messages], *more])
 
     def add(self, key: str, said: Said) -> None:
         """Keep an answer: it is in the file when this returns."""
@@ -108,57 +108,81 @@ def kept_answers(judge: str, work: Work) -> Kept:
 def answer_by_endpoint(
     recipe: EndpointJudge, questions: Sequence[Question], rubric: Rubric, judge: str, work: Work
 ) -> tuple[list[Said], Usage]:
-    """What the endpoint says to each question, and what this call paid for.
-
-    Questions whose answers cannot be read are asked again by each call: the endpoint may have been mended.
-    Raises `PipelineError` when it cannot be asked, none of its first answers can be read, or the budget, which is for
-    all that was ever paid for these questions, is used up. What was answered is kept.
-    """
+    """What the endpoint says to each question, and what this call paid for; raises as `ask_endpoint` does."""
     kept = kept_answers(judge, work)
-    keys = [kept.key(question) for question in questions]
+    keys = [kept.key(question.messages) for question in questions]
     asked = dict(zip(keys, questions, strict=True))
+    said, paid = ask_endpoint(
+        recipe,
+        recipe.options,
+        {key: question.messages for key, question in asked.items()},
+        lambda key, each: each.read(asked[key], rubric).invalid,
+        kept,
+        Usage(),
+        work,
+        "questions to the judge",
+    )
+    return [said[key] for key in keys], paid
+
+
+def ask_endpoint(
+    model: EndpointModel,
+    options: Mapping[str, Any],
+    asked: Mapping[str, Messages],
+    fault: Callable[[str, Said], str],
+    kept: Kept,
+    spent: Usage,
+    work: Work,
+    note: str,
+) -> tuple[dict[str, Said], Usage]:
+    """What an endpoint says to each question by its key, and what this call paid for.
+
+    `fault` says why an answer cannot be used; such questions are asked again by each call: the endpoint may have been
+    mended. `spent` is what the budget was used for before; all that was ever paid for these questions is added.
+    Raises `PipelineError` when it cannot be asked, none of its first answers can be used, or the budget is used up.
+    What was answered is kept.
+    """
     said = {key: kept.said[key] for key in asked if key in kept.said}
-    said = {key: each for key, each in said.items() if not each.read(asked[key], rubric).invalid}
-    missing = {key: question.messages for key, question in asked.items() if key not in said}
-    paid, spent = Usage(), usage_of([each for key in asked for each in kept.all.get(key, ())])
+    said = {key: each for key, each in said.items() if not fault(key, each)}
+    missing = {key: messages for key, messages in asked.items() if key not in said}
+    paid = Usage()
+    for each in (each for key in asked for each in kept.all.get(key, ())):
+        spent.add(each.prompt_tokens, each.completion_tokens)
     total, before = len(asked), len(said)
     unreadable = 0
-    _check_budget(recipe, spent, before, total)
+    _check_budget(model, spent, before, total)
 
     def on_reply(key: str, reply: Reply) -> None:
         each = Said(now(), reply.text, reply.whole, reply.refused, None, reply.prompt_tokens, reply.completion_tokens)
         nonlocal unreadable
         said[key] = each
-        fault = each.read(asked[key], rubric).invalid
-        if not fault:
+        wrong = fault(key, each)
+        if not wrong:
             kept.add(key, each)
         elif reply.completion_tokens:
-            kept.add(key, replace(each, text="", refused=fault))  # paid for, and asked again
-        unreadable += bool(fault)
+            kept.add(key, replace(each, text="", refused=wrong))  # paid for, and asked again
+        unreadable += bool(wrong)
         if unreadable == NONE == before + paid.answers + 1:
-            shown = quoted(reply.text, key_in(recipe.api_key_env), EXAMPLE)
+            shown = quoted(reply.text, key_in(model.api_key_env), EXAMPLE)
             raise PipelineError(
-                f"None of the judge's first {NONE} answers can be used (the last one: {fault} in '{shown}'); mend its "
-                "endpoint, or take a model that follows instructions, and run again."
+                f"None of the {model.who}'s first {NONE} answers can be used (the last one: {wrong} in '{shown}'); "
+                "mend its endpoint, or take a model that follows instructions, and run again."
             )
         for usage in (paid, spent):
             usage.add(reply.prompt_tokens, reply.completion_tokens)
-        work.progress(before + paid.answers, total, "questions to the judge")
+        work.progress(before + paid.answers, total, note)
         if before + paid.answers < total:
-            _check_budget(recipe, spent, before + paid.answers, total)
+            _check_budget(model, spent, before + paid.answers, total)
 
-    work.progress(before, total, "questions to the judge")
+    work.progress(before, total, note)
     if missing:
+        settings = {name: getattr(model, name) for name in ("concurrency", "timeout", "attempts")}
+        endpoint = Endpoint(model.url, model.model, model.api_key_env, options, who=model.who, **settings)
         try:
-            ask(_endpoint(recipe), missing, on_reply)
+            ask(endpoint, missing, on_reply, before)
         except LabelingError as error:
             raise PipelineError(str(error)) from error
-    return [said[key] for key in keys], paid
-
-
-def _endpoint(recipe: EndpointJudge) -> Endpoint:
-    settings = {name: getattr(recipe, name) for name in ("options", "concurrency", "timeout", "attempts")}
-    return Endpoint(recipe.url, recipe.model, recipe.api_key_env, **settings)
+    return said, paid
 
 
 def usage_of(said: Sequence[Said]) -> Usage:
@@ -169,12 +193,12 @@ def usage_of(said: Sequence[Said]) -> Usage:
     return usage
 
 
-def _check_budget(recipe: EndpointJudge, spent: Usage, done: int, total: int) -> None:
-    cost = spent.cost(recipe.prompt_price, recipe.completion_price)
-    if recipe.budget is not None and cost >= recipe.budget and done < total:
+def _check_budget(model: EndpointModel, spent: Usage, done: int, total: int) -> None:
+    cost = spent.cost(model.prompt_price, model.completion_price)
+    if model.budget is not None and cost >= model.budget and done < total:
         raise PipelineError(
-            f"The judge's budget of {recipe.budget:g} is used up after {done} of {total} questions; raise "
-            "label.ai.judge.budget, what was answered is kept."
+            f"The {model.who}'s budget of {model.budget:g} is used up after {done} of {total} questions; raise its "
+            "'budget', what was answered is kept."
         )
 
 

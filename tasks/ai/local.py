@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from labeling.ai.endpoint import Messages
 from labeling.ai.prompts import Question
 from tasks.ai.answers import Kept, Said, letter_options, now
-from tasks.ai.recipe import MODEL_FILES, LocalJudge
+from tasks.ai.recipe import MODEL_FILES, LocalJudge, LocalModel
 from tasks.artifact import InputError, Work
 from tasks.models.chat import encode_prompt
 from tasks.models.loading import load_causal_lm, load_tokenizer, positions
@@ -28,8 +29,8 @@ ROUNDS = 8
 """Batches answered between two writes to disk."""
 
 
-def chain_of(recipe: LocalJudge, inputs: Mapping[str, Path]) -> list[Path]:
-    """The artifacts that make the judge. Raises `InputError` when it cannot be found."""
+def chain_of(recipe: LocalModel, inputs: Mapping[str, Path]) -> list[Path]:
+    """The artifacts that make the model. Raises `InputError` when it cannot be found."""
     if recipe.model == "sft":
         return [inputs["base"], inputs["sft"]]
     folder = recipe.folder()
@@ -38,7 +39,7 @@ def chain_of(recipe: LocalJudge, inputs: Mapping[str, Path]) -> list[Path]:
     try:
         return [resolve_hub_model(recipe.model, recipe.revision)[0]]
     except InputError as error:
-        raise InputError(f"The judge is not there: {error}") from error
+        raise InputError(f"The {recipe.who} is not there: {error}") from error
 
 
 def chain_digest(chain: Sequence[Path]) -> str:
@@ -58,7 +59,7 @@ def answer_locally(
 ) -> list[Said]:
     """What the model says to each question; answers so far survive a kill in the work's scratch."""
     kept = Kept(work.scratch / "answers.jsonl", judge)
-    keys = [kept.key(question) for question in questions]
+    keys = [kept.key(question.messages) for question in questions]
     missing = {key: q for key, q in zip(keys, questions, strict=True) if key not in kept.said}
     if missing:
         total, before = len(set(keys)), len(set(keys)) - len(missing)
@@ -74,49 +75,73 @@ def answer_locally(
 
 def _answering(recipe: LocalJudge, chain: Sequence[Path], seed: int) -> Callable[[Sequence[Question]], list[Said]]:
     """The model, loaded, as a function of questions."""
-    tokenizer = load_tokenizer(chain[0])
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = DEFAULT_TEMPLATE
-    model = load_causal_lm(chain)
-    longest = positions(model) or float("inf")
-    new_tokens = 1 if recipe.answer == "letters" else recipe.max_new_tokens
+    loaded = Loaded(chain, recipe.batch_size)
 
     def answer(questions: Sequence[Question]) -> list[Said]:
-        prompts = [encode_prompt(tokenizer, [{**message} for message in each.messages]) for each in questions]  # type: ignore[typeddict-item]
-        fit = [place for place, ids in enumerate(prompts) if len(ids) + new_tokens <= longest]
-        refusal = Said(now(), refused=f"longer than the judge's context of {longest} tokens")
-        said = [refusal] * len(questions)
-        if not fit:
-            return said
-        chosen, asked = [prompts[place] for place in fit], [questions[place] for place in fit]
-        given = (
-            _letters(model, tokenizer, chosen, asked, recipe.batch_size)
-            if recipe.answer == "letters"
-            else _texts(model, tokenizer, chosen, recipe, seed)
+        asked = [question.messages for question in questions]
+        if recipe.answer == "text":
+            return loaded.texts(asked, recipe.max_new_tokens, seed=seed)
+        return loaded.answer(
+            asked,
+            1,
+            lambda prompts, places: _letters(
+                loaded.model, loaded.tokenizer, prompts, [questions[place] for place in places], recipe.batch_size
+            ),
         )
-        for place, each in zip(fit, given, strict=True):
-            said[place] = each
-        return said
 
     return answer
 
 
-def _texts(
-    model: CausalLM, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], recipe: LocalJudge, seed: int
-) -> list[Said]:
-    groups = generate(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=recipe.max_new_tokens,
-        greedy=True,
-        seed=seed,
-        batch_size=recipe.batch_size,
-    )
-    return [
-        Said(now(), one.text, one.finished, prompt_tokens=len(ids), completion_tokens=len(one.token_ids))
-        for ids, [one] in zip(prompts, groups, strict=True)
-    ]
+class Loaded:
+    """A model that answers conversations."""
+
+    def __init__(self, chain: Sequence[Path], batch_size: int, who: str = "judge") -> None:
+        self.batch_size, self.who = batch_size, who
+        self.tokenizer = load_tokenizer(chain[0])
+        if not self.tokenizer.chat_template:
+            self.tokenizer.chat_template = DEFAULT_TEMPLATE
+        self.model = load_causal_lm(chain)
+        self.longest = positions(self.model) or float("inf")
+
+    def texts(
+        self, asked: Sequence[Messages], new_tokens: int, *, temperature: float = 0.0, top_p: float = 1.0, seed: int
+    ) -> list[Said]:
+        """What it writes to each conversation; greedily at temperature 0.
+
+        A text depends on the seed and on its place among `asked`.
+        """
+        greedy = temperature == 0
+
+        def write(prompts: list[list[int]], places: list[int]) -> list[Said]:
+            groups = generate(
+                self.model,
+                self.tokenizer,
+                prompts,
+                max_new_tokens=new_tokens,
+                temperature=1.0 if greedy else temperature,
+                top_p=top_p,
+                greedy=greedy,
+                seed=seed,
+                batch_size=self.batch_size,
+            )
+            return [
+                Said(now(), one.text, one.finished, prompt_tokens=len(ids), completion_tokens=len(one.token_ids))
+                for ids, [one] in zip(prompts, groups, strict=True)
+            ]
+
+        return self.answer(asked, new_tokens, write)
+
+    def answer(
+        self, asked: Sequence[Messages], new_tokens: int, write: Callable[[list[list[int]], list[int]], list[Said]]
+    ) -> list[Said]:
+        """What `write` makes of the conversations that fit the model, given as tokens and their places."""
+        prompts = [encode_prompt(self.tokenizer, [{**message} for message in each]) for each in asked]  # type: ignore[typeddict-item]
+        fit = [place for place, ids in enumerate(prompts) if len(ids) + new_tokens <= self.longest]
+        said = [Said(now(), refused=f"longer than the {self.who}'s context of {self.longest} tokens")] * len(asked)
+        given = write([prompts[place] for place in fit], fit) if fit else []
+        for place, each in zip(fit, given, strict=True):
+            said[place] = each
+        return said
 
 
 @torch.no_grad()

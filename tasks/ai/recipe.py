@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,22 +18,19 @@ ShortName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,59}$")]
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
-class LocalJudge(Part):
-    """A causal language model on this machine."""
+class LocalModel(Part):
+    """A causal language model on this machine that is asked something."""
 
+    who: ClassVar[str] = "judge"
+    """What it is to the user."""
     kind: Literal["local"]
     """A model that is loaded here."""
     model: str = Field(min_length=1)
-    """A folder (a model, or a base or merged artifact), a hub id, or `sft`: the run's own SFT model."""
+    """A folder (a model, or a base or merged artifact), or a hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
-    name: ShortName | None = None
-    """What it is called in the judgements, after `ai-`; by default the end of `model`."""
-    answer: Literal["letters", "text"] = "letters"
-    """`letters` reads the probabilities of the letters as next token: one forward pass, never invalid, and it says how
-    sure the judge is; `text` lets it write and reads the verdict."""
     max_new_tokens: int = Field(default=256, ge=1)
-    """The longest answer in `text`; a cut one is invalid."""
+    """The longest answer; a cut one is invalid."""
     batch_size: int = Field(default=16, ge=1)
     """Questions answered at once."""
 
@@ -43,7 +40,8 @@ class LocalJudge(Part):
         if self.model == "sft" or (not path.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", self.model)):
             return None
         if not path.is_dir():
-            raise InputError(f"The judge's folder {path} does not exist; give a folder, a hub id or 'sft'.")
+            run = " or 'sft'" if self.who == "judge" else ""
+            raise InputError(f"The {self.who}'s folder {path} does not exist; give a folder, a hub id{run}.")
         return path.resolve()
 
     def external_files(self) -> list[Path]:
@@ -52,9 +50,21 @@ class LocalJudge(Part):
         return _model_files(folder) if folder else []
 
 
-class EndpointJudge(Part):
+class LocalJudge(LocalModel):
+    """A causal language model on this machine as judge; `model` may also be `sft`, the run's own SFT model."""
+
+    name: ShortName | None = None
+    """What it is called in the judgements, after `ai-`; by default the end of `model`."""
+    answer: Literal["letters", "text"] = "letters"
+    """`letters` reads the probabilities of the letters as next token: one forward pass, never invalid, and it says how
+    sure the judge is; `text` lets it write and reads the verdict."""
+
+
+class EndpointModel(Part):
     """A model behind an OpenAI-compatible endpoint."""
 
+    who: ClassVar[str] = "judge"
+    """What it is to the user."""
     kind: Literal["endpoint"]
     """A model that is asked over HTTP."""
     url: str
@@ -63,16 +73,14 @@ class EndpointJudge(Part):
     """The model's name there."""
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """Name of the environment variable that holds the key. The key itself is never in a recipe."""
-    name: ShortName | None = None
-    """What it is called in the judgements, after `ai-`; by default the end of `model`."""
-    options: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0, "max_tokens": 512})
+    options: dict[str, Any] = Field(default_factory=dict)
     """Further fields of each request, as the endpoint takes them."""
     prompt_price: float = Field(default=0.0, ge=0)
     """What a million tokens of prompts cost."""
     completion_price: float = Field(default=0.0, ge=0)
     """What a million tokens of answers cost."""
     budget: float | None = Field(default=None, gt=0)
-    """Stop before the round's answers cost more than this, in the currency of the prices. What an earlier run paid for
+    """Stop before the answers cost more than this, in the currency of the prices. What an earlier run paid for
     answers that could not be used does not count."""
     concurrency: int = Field(default=8, ge=1, le=256)
     """Questions under way at once."""
@@ -94,6 +102,15 @@ class EndpointJudge(Part):
         if self.budget is not None and not (self.prompt_price or self.completion_price):
             raise ValueError("'budget' needs prices; set 'prompt_price' and 'completion_price'")
         return self
+
+
+class EndpointJudge(EndpointModel):
+    """A judge behind an OpenAI-compatible endpoint."""
+
+    name: ShortName | None = None
+    """What it is called in the judgements, after `ai-`; by default the end of `model`."""
+    options: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0, "max_tokens": 512})
+    """Further fields of each request, as the endpoint takes them."""
 
 
 Judge = Annotated[LocalJudge | EndpointJudge, Field(discriminator="kind")]
@@ -166,11 +183,11 @@ def ai_faults(recipe: AiRecipe, gold: bool) -> Iterator[str]:
         yield "'ai.audit_share' is 0, so routed records are never checked by people; raise it"
 
 
-def check_key(recipe: AiRecipe) -> None:
-    """Raises `PipelineError` where the judge needs a key that this process does not have."""
-    if recipe.judge.kind == "endpoint":
+def check_key(model: LocalModel | EndpointModel) -> None:
+    """Raises `PipelineError` where a model needs a key that this process does not have."""
+    if isinstance(model, EndpointModel):
         try:
-            key_in(recipe.judge.api_key_env)
+            key_in(model.api_key_env, model.who)
         except LabelingError as error:
             raise PipelineError(str(error)) from error
 

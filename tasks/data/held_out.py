@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.artifact import InputError
+from tasks.artifact import InputError, Row
 from tasks.data.decontamination import Phrases
 from tasks.data.duplicates import find_root, join
 from tasks.data.filter_report import losses
@@ -26,17 +26,18 @@ HOLDS = "holds an evaluation prompt"
 def share_out(recipe: "MixtureData", intake: Intake) -> tuple[np.ndarray, np.ndarray]:
     """The split of each row that is kept (its place in `SPLITS`, -1 for none), and its group.
 
-    Near-duplicates are one group; so are conversations that go on from one another. A group with a row of an
-    evaluation set is held out, and its rows of other sets are dropped from `intake.keep`. A group with a few-shot
-    example, which other rows show with its answer, is for SFT, and its rows of evaluation sets are dropped; likewise
-    one with a row of an identity set. Plain text is dropped that is a near-duplicate of a prompt outside SFT, or holds
-    an evaluation prompt. Raises `InputError` when a split stays empty.
+    Near-duplicates are one group; so are conversations that go on from one another, and what a synthesis made from one
+    instruction. A group with a row of an evaluation set is held out, and its rows of other sets are dropped from
+    `intake.keep`. A group with a few-shot example, which other rows show with its answer, is for SFT, and its rows of
+    evaluation sets are dropped; likewise one with a row of an identity set. Plain text is dropped that is a
+    near-duplicate of a prompt outside SFT, or holds an evaluation prompt. Raises `InputError` when a split stays empty.
     """
     spool, keep = intake.spool, intake.keep
     among = keep.copy()
     among[intake.shots] = True
     groups = intake.contents.groups(recipe.near_duplicates, lambda index: spool.read(index).content, among)
     _join_conversations(groups, intake)
+    _join_made(groups, intake)
     use = np.array([each.use for each in recipe.sets])[intake.sets()]
     plain_text = np.array([each.kind == "text" for each in recipe.sets])[intake.sets()]
     splits = np.full(len(spool), -1, np.int8)
@@ -125,6 +126,37 @@ def _join_conversations(groups: np.ndarray, intake: Intake) -> None:
         join(groups, int(other), int(index))
     for index in range(len(groups)):
         groups[index] = find_root(groups, index)
+
+
+def _join_made(groups: np.ndarray, intake: Intake) -> None:
+    """Join the groups of rows of which a synthesis made one from the other, or both from a third."""
+    parents: dict[int, set[str]] = {}
+    for index, kept in intake.spool.rows(intake.keep):
+        for example in kept.examples:
+            if example.made:
+                parents.setdefault(index, set()).update(_parents(example.made))
+    wanted = set().union(*parents.values())
+    if not wanted:
+        return
+    first: dict[str, int] = {}
+    for index, kept in intake.spool.rows(intake.keep):
+        for known in {prompt_id(example.prompt) for example in kept.examples} & wanted:
+            join(groups, first.setdefault(known, index), index)
+    for index, names in parents.items():
+        for name in names:
+            join(groups, first.setdefault(name, index), index)
+    for index in range(len(groups)):
+        groups[index] = find_root(groups, index)
+
+
+def _parents(made: Row) -> Iterator[str]:
+    """The prompts that a row goes back to, by their ids."""
+    for step in made["steps"]:
+        if isinstance(step, dict):
+            if isinstance(step.get("parent"), str):
+                yield step["parent"]
+            if isinstance(step.get("made"), dict) and isinstance(step["made"].get("steps"), list):
+                yield from _parents(step["made"])
 
 
 def _turns(intake: Intake) -> Iterator[tuple[int, list[str]]]:

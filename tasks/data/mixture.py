@@ -5,6 +5,7 @@ sets come first: nothing of what they hold is trained on.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,11 +27,13 @@ from tasks.data.intake import Intake
 from tasks.data.mixing import Mix
 from tasks.data.mixture_files import write_files
 from tasks.data.model_filters import DifficultyFilter, JudgeFilter, PerplexityFilter
-from tasks.data.sources import CsvSet, HubSet, JsonSet, ParquetSet, TextSet
+from tasks.data.sources import CsvSet, HubSet, JsonSet, ParquetSet, SynthesisSet, TextSet
 from tasks.data.splits import Splitting
 from tasks.recipe import Part
 
-AnySet = Annotated[JsonSet | CsvSet | ParquetSet | HubSet | TextSet | IdentitySet, Field(discriminator="kind")]
+AnySet = Annotated[
+    JsonSet | CsvSet | ParquetSet | HubSet | TextSet | IdentitySet | SynthesisSet, Field(discriminator="kind")
+]
 AnyFilter = Annotated[
     LengthFilter
     | CharacterFilter
@@ -102,6 +105,10 @@ class MixtureData(Splitting):
         """Whether a set is there for evaluation alone."""
         return any(each.use == "evaluation" for each in self.sets)
 
+    def needs(self) -> list[str]:
+        """The syntheses whose rows are mixed in."""
+        return sorted({each.of for each in self.sets if isinstance(each, SynthesisSet)})
+
     def external_files(self) -> list[Path]:
         """Files whose content is part of the identity: rows, templates, and what is protected from contamination."""
         files = [file for each in self.sets for file in [*each.source_files(), *each.template_files()]]
@@ -113,13 +120,15 @@ class MixtureData(Splitting):
         return files
 
 
-def prepare_mixture(recipe: MixtureData, work: Work) -> None:
+def prepare_mixture(recipe: MixtureData, inputs: Mapping[str, Path], work: Work) -> None:
     """Write the splits, the ledger, `dropped.jsonl` with every row that is not used, and the tables of the report.
 
     `sft.jsonl`, and `sft.NAME.jsonl` of each further stage, have rows `{"id", "messages", "reference", "set", "form"}`,
-    and `{"text", "set"}` of plain text. Raises `InputError` when a set cannot be read or gives nothing, or when a split
-    would stay empty.
+    and `{"text", "set"}` of plain text; rows of a synthesis, which is among the `inputs`, keep `made`. Raises
+    `InputError` when a set cannot be read or gives nothing, or when a split would stay empty.
     """
+    sets = tuple(each.made(inputs) if isinstance(each, SynthesisSet) else each for each in recipe.sets)
+    recipe = recipe.model_copy(update={"sets": sets})
     intake, total = Intake(recipe, work), len(recipe.sets) + 3
     try:
         intake.run()

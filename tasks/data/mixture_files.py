@@ -18,7 +18,7 @@ from tasks.data.mixing import Wanted, amounts, rates, shortfalls
 from tasks.data.prompts import Prompts
 from tasks.data.rows import Example
 from tasks.data.splits import SPLITS
-from tasks.data.spool import answer_of, plain
+from tasks.data.spool import answer_of, made_of, plain
 
 if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData, MixtureStage
@@ -84,6 +84,7 @@ def write_files(recipe: "MixtureData", intake: Intake, splits: np.ndarray, group
                     position[kept.set] += 1
                 elif new:
                     row = {"id": known, "prompt": example.prompt, "reference": example.reference, "set": name}
+                    row |= made_of(example)
                     files[f"{split}.jsonl"].write(_line(row))
                     rows[f"{split}.jsonl"] += 1
                 group = groups[index]
@@ -157,7 +158,7 @@ def _drawn(size: int, count: int, rng: Random) -> np.ndarray:
 def _sft_row(known: str, example: Example, name: str) -> Row:
     if not example.prompt:
         return {"text": example.completions[0], "set": name}
-    about = {"id": known, "reference": example.reference, "set": name, "form": example.form}
+    about = {"id": known, "reference": example.reference, "set": name, "form": example.form, **made_of(example)}
     return {**about, "messages": [*example.prompt, answer_of(example)]}
 
 

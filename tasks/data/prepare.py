@@ -85,10 +85,11 @@ def prepare_data(
 ) -> None:
     """Write the five splits, the ledger and the report of one source; preferences also as pairs of two splits.
 
-    `inputs` is empty. Raises `InputError` when the source is missing or empty, or when a split would stay empty.
+    `inputs` are the syntheses that a mixture has sets of. Raises `InputError` when the source is missing or empty, or
+    when a split would stay empty.
     """
     if isinstance(recipe, MixtureData):
-        prepare_mixture(recipe, work)
+        prepare_mixture(recipe, inputs, work)
         return
     work.progress(0, 3, "reading")
     examples, dropped = _read(recipe, work.seed)

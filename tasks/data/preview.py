@@ -77,6 +77,7 @@ def shown(row: Row, tokenizer: "PreTrainedTokenizerBase | None", turns: Literal[
     if "prompt" in row:
         return _prompt(row, tokenizer)
     about = {"set": row.get("set"), "form": row.get("form"), "messages": row.get("messages"), "text": row.get("text")}
+    about["made"] = row.get("made")
     if tokenizer is None:
         pieces = list(_turns(row))
         return {**about, "pieces": _listed(pieces), "tokens": None, "loss_tokens": None}
@@ -101,6 +102,14 @@ def _prompt(row: Row, tokenizer: "PreTrainedTokenizerBase | None") -> Row:
         }
     ids = encode_prompt(tokenizer, row["prompt"])
     return {**about, "pieces": _listed([(str(tokenizer.decode(ids)), False)]), "tokens": len(ids), "loss_tokens": 0}
+
+
+def made_by(made: Row) -> str:
+    """How a synthesis made a row, on one line."""
+    told = [step for step in made["steps"] if isinstance(step, dict)]
+    steps = [" ".join(str(step[name]) for name in ("step", "operation") if name in step) for step in told]
+    parent = next((f", from {step['parent']}" for step in reversed(told) if "parent" in step), "")
+    return f"made by {made.get('model')} (synthesis {made.get('synthesis')}): {', '.join(steps)}{parent}"
 
 
 def _runs(ids: list[int], mask: list[int]) -> Iterator[tuple[list[int], bool]]:

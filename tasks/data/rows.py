@@ -41,6 +41,8 @@ class Example:
     """The phrasing that it was told in."""
     kind: str = ""
     """Of which kind that phrasing is."""
+    made: Row | None = None
+    """How a row that a model wrote was made."""
 
     @property
     def answers(self) -> list[str]:

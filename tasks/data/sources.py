@@ -3,7 +3,7 @@
 Only as much of a file is in memory as its format needs: lines, a row group, a record of an array (reading.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -181,6 +181,34 @@ class HubSet(PhrasedSet):
                 f"The data set '{self.path}' cannot be read ({first_line(error)}); check its name, config, split "
                 f"('{self.split}') and the network, or give a folder."
             ) from error
+
+
+class SynthesisSet(PhrasedSet):
+    """Rows that a synthesis of the recipe wrote."""
+
+    kind: Literal["synthesis"]
+    """Rows of the recipe's own making."""
+    of: str
+    """Which `synthesis`, by its name."""
+
+    def source_files(self) -> list[Path]:
+        """None: the rows are an artifact."""
+        return []
+
+    def lines(self) -> Iterator[Line]:
+        """Raises `InputError`: they are read by `made`."""
+        raise InputError(f"The set '{self.name}' has no rows before the synthesis '{self.of}' is made.")
+
+    def made(self, inputs: Mapping[str, Path]) -> JsonSet:
+        """The set with the rows of the synthesis among the inputs. Raises `InputError` when it is not there."""
+        artifact = inputs.get(f"synthesis.{self.of}")
+        if artifact is None:
+            raise InputError(
+                f"The set '{self.name}' holds what the synthesis '{self.of}' writes, which only `rlhf run` and "
+                "`rlhf data synthesise` make; take a set of files here."
+            )
+        told = {name: getattr(self, name) for name in type(self).model_fields if name not in ("kind", "of")}
+        return JsonSet(kind="json", path=str(artifact / "rows.jsonl"), **told)
 
 
 class TextSet(PhrasedSet):

@@ -46,7 +46,7 @@ class Spool:
         self._offsets.append(self._file.tell())
         self.sets.append(kept.set)
         examples = [
-            [e.prompt, e.completions, e.reference, e.form, e.kind, e.calls] for e in kept.examples
+            [e.prompt, e.completions, e.reference, e.form, e.kind, e.calls, e.made] for e in kept.examples
         ]  # fmt: skip
         line = json.dumps(
             [kept.set, kept.line, kept.content, examples, kept.asked],
@@ -77,7 +77,7 @@ class Spool:
         number, place, content, told, asked = json.loads(line)
         out = self.without.get(index, ())
         kept = [each for at, each in enumerate(told) if at not in out]
-        examples = [Example(p, c, r, form=f, kind=k, calls=t) for p, c, r, f, k, t in kept]
+        examples = [Example(p, c, r, form=f, kind=k, calls=t, made=m) for p, c, r, f, k, t, m in kept]
         return Kept(number, place, content, examples, asked)
 
 
@@ -112,7 +112,12 @@ class Drops:
 def plain(example: Example) -> Row:
     """A conversation as it stands in the file of what was dropped."""
     turns = [*example.prompt, *(answer_of(example) for _ in example.completions)]
-    return {"messages": turns, "form": example.form}
+    return {"messages": turns, "form": example.form, **made_of(example)}
+
+
+def made_of(example: Example) -> Row:
+    """How a row was made, where a model wrote it, as rows say it."""
+    return {"made": example.made} if example.made else {}
 
 
 def answer_of(example: Example) -> Message:

@@ -6,7 +6,7 @@ read before.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from random import Random
 from typing import Any
@@ -69,7 +69,7 @@ def tell(
                 continue
             with suppress(BadRow):  # told like any other row, it is dropped with its reason
                 check_characters(row)
-                row = _prepared(part, row)
+                row, _ = _apart(_prepared(part, row))
                 said = list(_texts(row)) if phrasings else _turns_of(read_row(row))
                 if known is None or not known(said):
                     kept.add(number)
@@ -81,8 +81,10 @@ def tell(
             if isinstance(row, str):
                 raise BadRow(row)
             check_characters(row)
-            row = _prepared(part, row)
-            yield _told(part, phrasings, row, number, pool, seed, fits)
+            row, made = _apart(_prepared(part, row))
+            told = _told(part, phrasings, row, number, pool, seed, fits)
+            told.examples = [replace(example, made=made) for example in told.examples] if made else told.examples
+            yield told
         except (BadRow, InputError) as bad:
             excerpt = str(row)[:200].encode("utf-8", "replace").decode()
             detail = " ".join(map(str, bad.args[1:]))
@@ -171,6 +173,14 @@ def _prepared(part: PhrasedSet, row: Row) -> Row:
             raise BadRow(f"has no column '{missing[0]}'")
         row = {part.rename.get(name, name): value for name, value in row.items()}
     return with_filled(row, part.fill) if part.fill else row
+
+
+def _apart(row: Row) -> tuple[Row, Row | None]:
+    """A row, and what it says of how a synthesis made it, which is no part of what it says."""
+    made = row.get("made")
+    if not isinstance(made, dict) or not isinstance(made.get("steps"), list):
+        return row, None
+    return {name: value for name, value in row.items() if name != "made"}, made
 
 
 def with_filled(value: Any, fill: Mapping[str, str]) -> Any:
