@@ -60,5 +60,5 @@ def test_every_example_makes_data(example: dict[str, Any], tmp_path: Path, monke
 
 
 def test_the_page_names_every_form_of_a_mixture() -> None:
-    assert len(EXAMPLES) == 7
+    assert len(EXAMPLES) == 8
     TypeAdapter(MixtureData).validate_python(EXAMPLES[0]["data"])
