@@ -7,6 +7,7 @@ published (`escaped`), and shown as the plain text it is.
 
 import hashlib
 import html
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -185,10 +186,31 @@ def unescaped(shown: str) -> str:
 
 
 def prompt_text(prompt: Sequence[Mapping[str, Any]]) -> str:
-    """A single user turn as it is; several turns each under its role, calls of tools as `name(arguments)`."""
-    if len(prompt) == 1:
-        return prompt[0]["content"]
-    return "\n\n".join(f"{message['role'].capitalize()}: {_said(message)}" for message in prompt)
+    """A single user turn as it is; several turns each under its role, calls of tools as `name(arguments)`. The tools
+    that there are stand before them, by name and description."""
+    said = [f"{message['role'].capitalize()}: {_said(message)}" for message in prompt]
+    turns = [prompt[0]["content"]] if len(prompt) == 1 else said
+    tools = _tools(prompt[0].get("tools")) if prompt else []
+    return "\n\n".join([*(["\n".join(["Tools:", *tools])] if tools else []), *turns])
+
+
+def _tools(schemas: Any) -> list[str]:
+    """A line for each tool of a JSON array of function schemas; none where it is something else."""
+    try:
+        listed = json.loads(schemas) if isinstance(schemas, str) else []
+    except (ValueError, RecursionError):
+        return []
+    lines = []
+    for each in listed if isinstance(listed, list) else []:
+        function = each.get("function", each) if isinstance(each, dict) else {}
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            continue
+        schema = function.get("parameters")
+        taken = schema.get("properties") if isinstance(schema, dict) else None
+        told = function.get("description")
+        call = f"- {function['name']}({', '.join(taken) if isinstance(taken, dict) else ''})"
+        lines.append(f"{call}: {told}" if isinstance(told, str) and told else call)
+    return lines
 
 
 def _said(message: Mapping[str, Any]) -> str:

@@ -125,7 +125,7 @@ BROKEN = [
     (
         "a.csv",
         "a,a\n1,2\n",
-        "does not begin with the names of its columns: 'a' is there twice; mend that line, or name",
+        "has two columns 'a'; mend their names, or, where a table",
     ),
     ("a.csv", ",\n1,2\n", "does not begin with the names of its columns"),
     (
@@ -147,6 +147,61 @@ def test_broken_files_are_named_in_one_sentence(tmp_path: Path, name: str, conte
     with pytest.raises(InputError, match=message) as error:
         told(kind=kind, path=str(path))
     assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+OTHER_KINDS = [
+    ('{"prompt": "a"}'.encode("utf-16"), r"is UTF-16 text; convert it to UTF-8\."),
+    (b"PAR1...", 'is Parquet; set kind = "parquet"'),
+    (b"PK\x03\x04...", "is a zip archive; unpack it"),
+    (b"BZh91AY", "is compressed by bzip2"),
+    (b"\x28\xb5\x2f\xfd", "is compressed by zstd"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), OTHER_KINDS)
+def test_files_that_are_no_text_are_told_by_what_they_are(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        told(path=str(tmp_path / "rows.jsonl"))
+
+
+def test_compressed_files_are_known_by_their_content(tmp_path: Path) -> None:
+    write_gzip(tmp_path / "rows.jsonl")
+    assert prompts(told(path=str(tmp_path / "rows.jsonl"))) == [row["prompt"] for row in ROWS]
+
+
+def test_columns_named_twice_or_beside_the_header_are_refused(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = [pyarrow.array(["x"]), pyarrow.array(["y"])]
+    pyarrow.parquet.write_table(pyarrow.table(columns, names=["a", "a"]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="has two columns 'a'"):
+        told(kind="parquet", path=str(tmp_path / "a.parquet"))
+    (tmp_path / "a.csv").write_text("prompt,completion\na,b\n")
+    with pytest.raises(InputError, match="begins with the names of its columns already; leave 'header' out"):
+        told(kind="csv", path=str(tmp_path / "a.csv"), header=["prompt", "completion"])
+
+
+def test_content_in_parts_of_text_is_one_text(tmp_path: Path) -> None:
+    def talk(*parts: Any) -> Row:
+        developer = {"role": "developer", "content": "Be brief."}
+        answer = {"role": "assistant", "content": [{"type": "text", "text": "Hi."}]}
+        return {"messages": [developer, {"role": "user", "content": list(parts)}, answer]}
+
+    text, image = {"type": "text", "text": "Hello "}, {"type": "image_url", "image_url": {"url": "x"}}
+    rows = [talk(text, {"type": "text", "text": "there."}), talk(text, image), talk(), talk(3), talk({"type": "text"})]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, *others = told(path=str(path))
+    assert [turn["content"] for turn in first.examples[0].prompt] == ["Be brief.", "Hello there."]
+    assert first.examples[0].prompt[0]["role"] == "system" and first.examples[0].completions == ["Hi."]
+    assert {row.problem for row in others} == {"has a message that is not text of system, user, assistant or tool"}
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": [text], "tool_calls": [call]}]
+    path.write_text(json.dumps({"messages": [*turns, {"role": "tool", "content": [text]}, *turns[1:]]}))
+    asked = told(path=str(path))[0].examples[0]
+    assert [turn["content"] for turn in asked.prompt] == ["Where?", "Hello ", "Hello "]
 
 
 def test_a_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:

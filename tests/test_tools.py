@@ -116,7 +116,13 @@ def test_tools_go_through_the_data_stage_into_the_loss(tmp_path: Path) -> None:
 
 def test_people_and_judges_read_what_was_called(tmp_path: Path) -> None:
     shown = prompt_text(read(tmp_path, OPENAI).prompt)
-    assert shown == 'User: Where?\n\nAssistant: find({"zone": "b", "at": 1})\n\nTool: here'
+    tools = "Tools:\n- find(zone, at): Finds."
+    assert shown == f'{tools}\n\nUser: Where?\n\nAssistant: find({{"zone": "b", "at": 1}})\n\nTool: here'
+    asked = {"role": "user", "content": "Where?"}
+    bare = json.dumps([{"name": "look", "parameters": [1]}, 3, {"function": "x"}])
+    assert prompt_text([asked | {"tools": bare}]) == "Tools:\n- look()\n\nWhere?"
+    for garbled in ("[", "{}", "null", "[" * 100_000, 7):
+        assert prompt_text([asked | {"tools": garbled}]) == "Where?"
 
 
 def test_real_tool_calls_survive() -> None:

@@ -122,7 +122,8 @@ class Intake:
                     self.work.progress(done, total, f"{part.name}: {self.read[part.name]} rows")
                 if told.problem:
                     problems[told.problem] += not told.shot
-                    details.setdefault(told.problem, told.detail)
+                    first = f" (the first: {self._masked(part.name, told.excerpt)[:80]})" if told.excerpt else ""
+                    details.setdefault(told.problem, told.detail + first)
                     self.drops.add(part.name, told.line, "form", told.problem, self._masked(part.name, told.excerpt))
                     if told.shot:
                         self.shots.append(len(self.spool))
@@ -140,8 +141,8 @@ class Intake:
         if sum(problems.values()) == rows:
             problem, count = problems.most_common(1)[0]
             raise InputError(
-                f"The set '{part.name}' has no usable row: {count} of {rows} {problem} {details[problem]}".rstrip()
-                + "; check its format, or give it templates."
+                f"The set '{part.name}' has no usable row: {count} of {rows} {problem} {details[problem].strip()}"
+                "; check its format, or give it templates."
             )
 
     def _masked(self, name: str, dropped: Said) -> Said:

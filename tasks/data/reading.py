@@ -23,11 +23,32 @@ Line = tuple[int, Row | str]
 """The number of a row, counted from 1, and the row, or why it is none."""
 
 
+_GZIP = b"\x1f\x8b"
+_NO_TEXT = {
+    b"\xff\xfe": "UTF-16 text; convert it to UTF-8",
+    b"\xfe\xff": "UTF-16 text; convert it to UTF-8",
+    b"PAR1": 'Parquet; set kind = "parquet"',
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"BZh": "compressed by bzip2; unpack it, or compress it by gzip",
+    b"\xfd7zXZ": "compressed by xz; unpack it, or compress it by gzip",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it, or compress it by gzip",
+}
+"""What files of other kinds begin with, and what to do with them."""
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[IO[str]]:
-    """A text file, decompressed; a byte that is no UTF-8 becomes half a character, which rows are checked for."""
+    """A text file, decompressed; a byte that is no UTF-8 becomes half a character, which rows are checked for.
+
+    Raises `InputError` where it is missing, damaged or of another kind.
+    """
     try:
-        open_ = gzip.open if path.suffix == ".gz" else open
+        with path.open("rb") as file:
+            begin = file.read(8)
+        for mark, told in _NO_TEXT.items():
+            if begin.startswith(mark):
+                raise InputError(f"{path} is {told}.")
+        open_ = gzip.open if path.suffix == ".gz" or begin.startswith(_GZIP) else open
         with open_(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             yield file  # type: ignore[misc]
     except FileNotFoundError as error:

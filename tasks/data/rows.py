@@ -17,9 +17,16 @@ from typing import Any, Literal
 from tasks.artifact import InputError, Message, Row, iterate_jsonl
 from tasks.data.preference_formats import SPEAKERS, TURN
 from tasks.data.templates import ChatTemplate, choose, converse
-from tasks.data.tools import NEXT, kind_of, numbered, tool_message, with_calls, with_tools
+from tasks.data.tools import NEXT, kind_of, numbered, text_of_parts, tool_message, with_calls, with_tools
 
-_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+_ROLES = {
+    "developer": "system",
+    "human": "user",
+    "gpt": "assistant",
+    "user": "user",
+    "assistant": "assistant",
+    "system": "system",
+}
 
 
 @dataclass(frozen=True)
@@ -227,8 +234,9 @@ def _messages(value: Any, role: str) -> list[Message]:
                 continue
         except InputError as error:
             raise BadRow(str(error)) from error
-        speaker = _ROLES.get(turn.get("role", turn.get("from")))
-        content = turn.get("content", turn.get("value"))
+        role = turn.get("role", turn.get("from"))
+        speaker = _ROLES.get(role) if isinstance(role, str) else None
+        content = text_of_parts(turn.get("content", turn.get("value")))
         if speaker is None or not isinstance(content, str):
             raise BadRow("has a message that is not text of system, user, assistant or tool")
         messages.append({"role": speaker, "content": content})

@@ -78,6 +78,8 @@ class CsvSet(PhrasedSet):
             names = list(self.header) or next(rows, [])
             _check_names(names, path)
             for number, values in enumerate(rows, 1):
+                if number == 1 and values == list(self.header):
+                    raise InputError(f"{path} begins with the names of its columns already; leave 'header' out.")
                 if len(values) != len(names):
                     yield number, f"has another number of values than there are columns ({len(names)})"
                 else:
@@ -90,8 +92,8 @@ def _check_names(names: list[str], path: Path) -> None:
         raise InputError(f"{path} does not begin with the names of its columns; name them with header = [...].")
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(
-            f"{path} does not begin with the names of its columns: '{twice[0]}' is there twice; mend that line, or "
-            "name them with header = [...] if it is a row already."
+            f"{path} has two columns '{twice[0]}'; mend their names, or, where a table begins with a row already, name "
+            "them with header = [...]."
         )
 
 
@@ -120,6 +122,7 @@ class ParquetSet(PhrasedSet):
         for path in files:
             try:
                 with parquet.ParquetFile(path) as file:
+                    _check_names(file.schema_arrow.names, path)
                     for batch in file.iter_batches(1024):
                         for row in batch.to_pylist():
                             number += 1

@@ -17,10 +17,17 @@ NEXT = {"user": {"assistant", "call"}, "assistant": {"user"}, "call": {"tool"}, 
 """What kind of turn may follow which; see `kind_of`."""
 
 
+def text_of_parts(content: Any) -> Any:
+    """OpenAI's content parts as one text, where all of them are text; anything else as it is."""
+    parts = content if isinstance(content, list) and content else [None]
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
+    return "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else content
+
+
 def tool_message(turn: Mapping[str, Any]) -> Message | None:
     """A turn that calls a tool or holds its result; None for any other. Raises `InputError` for a garbled one."""
     speaker = turn.get("role", turn.get("from"))
-    content = turn.get("content", turn.get("value"))
+    content = text_of_parts(turn.get("content", turn.get("value")))
     if speaker in _RESULT:
         message: Message = {"role": "tool", "content": content if isinstance(content, str) else _text(content)}
         if isinstance(turn.get("tool_call_id"), str):
