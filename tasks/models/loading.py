@@ -37,11 +37,6 @@ def batch_tokens() -> int:
     return 8192 if torch.cuda.is_available() else 768
 
 
-def loads_quantised() -> bool:
-    """Whether 4-bit weights are made while a model is loaded, a layer at a time: on a GPU."""
-    return torch.cuda.is_available()
-
-
 def compute_dtype() -> torch.dtype:
     """bf16 on CUDA, fp32 elsewhere."""
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
