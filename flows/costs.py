@@ -27,9 +27,11 @@ def show_costs(recipe: LifecycleRecipe, prices: Prices, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
         return
-    table = Table("stage", "tokens", "trained", *PARTS, "hours here", box=None)
+    most = max(row["total"] for row in found["stages"])
+    unit, size = ("GiB", 2**30) if most >= 10 * 2**30 else ("MiB", 2**20)
+    table = Table("stage", "tokens", "trained", *PARTS, "hours", box=None)
     for row in found["stages"]:
-        cells = [_bytes(row[part]) for part in PARTS.values()]
+        cells = [f"{row[part] / size:.{1 if unit == 'GiB' else 0}f}" for part in PARTS.values()]
         counts = [_count(row[name]) for name in ("tokens", "trainable")]
         table.add_row(row["stage"], *counts, *cells, f"{row['hours']:.2g}")
     rule = _bytes(found["stages"][0]["rule"])
@@ -37,7 +39,7 @@ def show_costs(recipe: LifecycleRecipe, prices: Prices, as_json: bool) -> None:
         out.print(note)
     out.print(
         f"{found['parameters']:,} parameters; the rule (x 4 bytes x 1.2) says {rule}. By stage, memory of one process "
-        "at its highest (MiB, GiB) and hours on this machine:"
+        f"at its highest in {unit}, and hours on this machine:"
     )
     out.print(table)
     out.print(_summary(found, prices))

@@ -90,7 +90,9 @@ def of_step(
         places = length + (adapter.virtual_tokens if isinstance(adapter, PromptRecipe) else 0)
         with _Peak() as seen, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             if scored:
-                model(inputs_embeds=_embedded(model, rows, places, virtual)).logits.sum().backward()
+                ids = torch.zeros(rows, places, dtype=torch.long)
+                given = {"input_ids": ids} if virtual is None else {"inputs_embeds": _embedded(model, ids, virtual)}
+                model(**given).logits.sum().backward()
             else:
                 _step(model, rows, places, kept, virtual, masked)
     weights, gradients = 4.0 * base, 4.0 * trainable
@@ -183,15 +185,15 @@ def cache_bytes(config: PreTrainedConfig, rows: int, length: int, each: int = 4)
     return 2 * config.num_hidden_layers * keys_width(config) * rows * length * each
 
 
-def _embedded(model: Any, rows: int, length: int, virtual: torch.Tensor | None) -> torch.Tensor:
-    embeds = model.get_input_embeddings()(torch.zeros(rows, length, dtype=torch.long))
+def _embedded(model: Any, ids: torch.Tensor, virtual: torch.Tensor | None) -> torch.Tensor:
+    embeds = model.get_input_embeddings()(ids)
     return embeds if virtual is None else embeds + virtual.sum()
 
 
 def _step(model: Any, rows: int, length: int, kept: int, virtual: torch.Tensor | None, masked: bool = False) -> None:
     """Forward and backward; a soft prompt is added to what goes in, so that gradients go as far."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    embeds = _embedded(inner, rows, length, virtual)
+    embeds = _embedded(inner, torch.zeros(rows, length, dtype=torch.long), virtual)
     seen = {"attention_mask": torch.ones(rows, 1, length, length, dtype=torch.bool)} if masked else {}
     hidden = inner.get_decoder()(inputs_embeds=embeds, use_cache=False, **seen).last_hidden_state
     logits = inner.get_output_embeddings()(hidden.flatten(0, 1)[:kept]).float()
