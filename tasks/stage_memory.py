@@ -63,6 +63,7 @@ def _step(
 ) -> Row:
     """A training step."""
     from tasks.models.adapters import QloraRecipe
+    from tasks.models.loading import device
     from tasks.training.footprint import of_step
     from tasks.training.precision import choose
 
@@ -74,7 +75,8 @@ def _step(
                 config, part.adapter, rows, length, kept, bf16=bf16, eight_bit="8bit" in part.optimizer,
                 checkpointing=part.gradient_checkpointing, scored=scored,
             )  # fmt: skip
-    whole = 4.0 * found.parameters if isinstance(part.adapter, QloraRecipe) else 0.0  # before it is quantised
+    waits = isinstance(part.adapter, QloraRecipe) and device().type == "cpu"  # for its weights to be quantised
+    whole = 4.0 * found.parameters if waits else 0.0
     return {
         "parameters": found.parameters, "trainable": found.trainable, "rule": found.rule, "weights": found.weights,
         "gradients": found.gradients, "optimizer": found.optimizer, "activations": found.activations, "cache": 0.0,
