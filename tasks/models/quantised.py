@@ -69,7 +69,7 @@ def quantise(
         small.support_avx512bf16_for_cpu = False  # its fast CPU kernel rounds to bf16, but in evaluation only
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, small.to(device()))
-    model.to(device())
+    model.to(device())  # type: ignore[arg-type]
 
 
 def require_bitsandbytes(what: str, instead: str) -> None:
