@@ -27,20 +27,27 @@ def show_costs(recipe: LifecycleRecipe, prices: Prices, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
         return
+    most = max(row["total"] for row in found["stages"])
+    unit, size = ("GiB", 2**30) if most >= 10 * 2**30 else ("MiB", 2**20)
     table = Table("stage", "tokens", "trained", *PARTS, "hours", box=None)
     for row in found["stages"]:
-        cells = [_bytes(row[part]) for part in PARTS.values()]
+        cells = [f"{row[part] / size:.{1 if unit == 'GiB' else 0}f}" for part in PARTS.values()]
         counts = [_count(row[name]) for name in ("tokens", "trainable")]
         table.add_row(row["stage"], *counts, *cells, f"{row['hours']:.2g}")
     rule = _bytes(found["stages"][0]["rule"])
-    out.print(f"{found['parameters']:,} parameters; the rule (x 4 bytes x 1.2) says {rule}. By stage, in one process:")
+    for note in found["notes"]:
+        out.print(note)
+    out.print(
+        f"{found['parameters']:,} parameters; the rule (x 4 bytes x 1.2) says {rule}. By stage, memory of one process "
+        f"at its highest in {unit}, and hours on this machine:"
+    )
     out.print(table)
     out.print(_summary(found, prices))
 
 
 def _summary(found: dict[str, Any], prices: Prices) -> str:
     text = (
-        f"{found['machine_hours']:.3g} machine hours; {found['judgements']:,} judgements, "
+        f"{found['machine_hours']:.3g} hours of this machine; {found['judgements']:,} judgements, "
         f"{found['label_hours']:.3g} hours of people's time"
     )
     return text + (f"; {found['cost']:,.2f} in all" if prices.machine_hour or prices.label_hour else "")
@@ -54,4 +61,4 @@ def _count(number: float) -> str:
 
 
 def _bytes(count: float) -> str:
-    return f"{count / 2**30:.1f}G" if count >= 2**30 else f"{count / 2**20:.0f}M"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

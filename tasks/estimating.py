@@ -21,6 +21,10 @@ FORWARD = 1 / 3
 """What a forward pass costs of a step with gradients."""
 
 
+STAND_IN = 8000
+"""Entries of a tokenizer that stands in for a model's own."""
+
+
 class Prices(Part):
     """What is paid for; 0 leaves it out of the sum."""
 
@@ -32,13 +36,14 @@ class Prices(Part):
     """How long a person takes for one record."""
 
 
-def lengths_of(base: Any, data: Path, seed: int) -> tuple[Lengths, Any]:
-    """A data artifact's rows in tokens, and the configuration of the model that a base part stands for.
+def lengths_of(base: Any, data: Path, seed: int) -> tuple[Lengths, Any, list[str]]:
+    """A data artifact's rows in tokens, the configuration of the model that a base part stands for, and what of these
+    is not what a run would have.
 
     A base that is yet to be pre-trained has its tokenizer made of a sixth of its text. Raises what the stages would.
     """
-    tokenizer, config = _model_of(base, seed)
-    return lengths_in(tokenizer, data), config
+    tokenizer, config, notes = _model_of(base, seed, data)
+    return lengths_in(tokenizer, data), config, notes
 
 
 def lengths_in(tokenizer: Any, data: Path) -> Lengths:
@@ -61,7 +66,7 @@ def lengths_in(tokenizer: Any, data: Path) -> Lengths:
     return Lengths([len(each.input_ids) for each in encoded], own, prompts)
 
 
-def _model_of(base: Any, seed: int) -> tuple[Any, Any]:
+def _model_of(base: Any, seed: int, data: Path) -> tuple[Any, Any, list[str]]:
     import torch
     from transformers import AutoConfig
 
@@ -77,9 +82,23 @@ def _model_of(base: Any, seed: int) -> tuple[Any, Any]:
             model = new_llama(
                 tokenizer, seed, hidden=base.hidden, layers=base.layers, heads=base.heads, positions=base.positions
             )
-        return tokenizer, model.config
+        return tokenizer, model.config, []
     folder = find_configuration(base.model, base.revision, "base.model")
-    return prepare_tokenizer(load_tokenizer(folder), base.chat_template), AutoConfig.from_pretrained(folder)
+    notes, config = [], AutoConfig.from_pretrained(folder)
+    if not any(folder.glob("*.safetensors")):
+        notes.append("The model's weights are not here: what is told of it is told by its configuration.")
+    if (folder / "tokenizer.json").exists():
+        tokenizer = load_tokenizer(folder)
+    else:
+        notes.append(f"There is no tokenizer.json: tokens are counted by one of {STAND_IN} made of the data.")
+        texts = [line for name in ("sft", "rl", "evaluation") for line in _texts(data / f"{name}.jsonl")]
+        tokenizer = train_tokenizer(texts, min(STAND_IN, config.vocab_size))
+    return prepare_tokenizer(tokenizer, base.chat_template), config, notes
+
+
+def _texts(file: Path) -> list[str]:
+    rows = read_jsonl(file) if file.exists() else []
+    return [turn["content"] for row in rows for turn in row.get("messages") or row.get("prompt") or [row]]
 
 
 def estimate(recipe: Any, prices: Prices, data: Path) -> dict[str, Any]:
@@ -88,7 +107,7 @@ def estimate(recipe: Any, prices: Prices, data: Path) -> dict[str, Any]:
     recipe: a `LifecycleRecipe`. data: the artifact of its data part. Memory is of one process; stages that run side by
     side need theirs each.
     """
-    lengths, config = lengths_of(recipe.base, data, recipe.seed)
+    lengths, config, notes = lengths_of(recipe.base, data, recipe.seed)
     found = probe(config)
     scorer = _reward_config(recipe.reward) or config
     typical, compared = _mean(lengths.completions), lengths.prompts["compared"]
@@ -126,6 +145,7 @@ def estimate(recipe: Any, prices: Prices, data: Path) -> dict[str, Any]:
     rounds = recipe.rounds
     return {
         "stages": rows,
+        "notes": notes,
         "parameters": rows[0]["parameters"],
         "machine_hours": hours * rounds,
         "judgements": judgements * rounds,

@@ -4,12 +4,15 @@ A step is made on tensors that have shapes only (`footprint`), with the longest 
 in the stage (a reference, a reward model, the cache while it samples) is added.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tasks.artifact import Row
 from tasks.training.direct import DIRECT
+
+PROMPTS = ("prompt_tuning", "p_tuning", "prefix_tuning")
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,16 @@ def memory_of(
     return _on_policy(part, config, lengths, scorer or config)
 
 
-def _step(part: Any, config: Any, rows: int, length: int, kept: int, *, scored: bool = False) -> Row:
+def _step(
+    part: Any, config: Any, rows: int, length: int, kept: int, *, scored: bool = False, masked: bool = False
+) -> Row:
     """A training step."""
     from tasks.models.adapters import QloraRecipe
-    from tasks.models.loading import loads_quantised
+    from tasks.models.loading import device
     from tasks.training.footprint import of_step
     from tasks.training.precision import choose
 
-    found = of_step(config, part.adapter, rows, length, kept, scored=scored)
+    found = of_step(config, part.adapter, rows, length, kept, scored=scored, masked=masked)
     if hasattr(part, "precision"):
         bf16, _ = choose(part.precision, found.parameters)
         if bf16 or part.gradient_checkpointing or "8bit" in part.optimizer:
@@ -70,7 +75,8 @@ def _step(part: Any, config: Any, rows: int, length: int, kept: int, *, scored: 
                 config, part.adapter, rows, length, kept, bf16=bf16, eight_bit="8bit" in part.optimizer,
                 checkpointing=part.gradient_checkpointing, scored=scored,
             )  # fmt: skip
-    whole = 4.0 * found.parameters if isinstance(part.adapter, QloraRecipe) and not loads_quantised() else 0.0
+    waits = isinstance(part.adapter, QloraRecipe) and device().type == "cpu"  # for its weights to be quantised
+    whole = 4.0 * found.parameters if waits else 0.0
     return {
         "parameters": found.parameters, "trainable": found.trainable, "rule": found.rule, "weights": found.weights,
         "gradients": found.gradients, "optimizer": found.optimizer, "activations": found.activations, "cache": 0.0,
@@ -121,9 +127,11 @@ def _on_policy(part: Any, config: Any, lengths: Lengths, scorer: Any) -> Row:
     longest = max(prompts, default=8)
     ppo = part.method == "ppo"
     asked, n = (part.episodes, 1) if ppo else (part.prompts, part.completions_per_prompt)
-    rows = min(part.micro_batch_size, asked) if ppo else part.rows_at_once
-    kept = rows * part.max_new_tokens if ppo else 1  # TRL makes logits of a few tokens at a time
-    memory = _step(part, config, max(1, rows), longest + part.max_new_tokens, kept)
+    if ppo:
+        rows = max(1, min(part.micro_batch_size, asked))
+        memory = _step(part, config, rows, longest + part.max_new_tokens, rows * part.max_new_tokens)
+    else:
+        memory = _group_step(part, config, longest)
     whole = part.adapter.kind == "full"
     weights = memory["weights"] + (4.0 * memory["parameters"] if whole else 0.0) + _scorer(part, scorer)
     optimizer, gradients = memory["optimizer"], memory["gradients"]
@@ -137,6 +145,24 @@ def _on_policy(part: Any, config: Any, lengths: Lengths, scorer: Any) -> Row:
     return memory | {
         "weights": weights, "optimizer": optimizer, "gradients": gradients, "cache": cache, "total": total,
     }  # fmt: skip
+
+
+def _group_step(part: Any, config: Any, prompt: int) -> Row:
+    """A step of GRPO or RLOO, the prompt of a group computed once where that is done; logits are made of one part of it
+    after another."""
+    from tasks.models.loading import batch_tokens
+    from tasks.training.footprint import as_loaded
+    from tasks.training.packed_groups import LONGEST, WORTH, cost, may_pack
+
+    part_of_it = 2 * batch_tokens()
+    rows, apart = max(1, part.rows_at_once), prompt + part.max_new_tokens
+    groups = min(part.prompts, rows)
+    packed = prompt - 1 + math.ceil(rows / groups) * part.max_new_tokens
+    width = config.hidden_size
+    pays = cost(groups, packed, width) <= WORTH * cost(rows, apart, width)
+    if may_pack(as_loaded(config)) and packed <= LONGEST and pays and part.adapter.kind not in PROMPTS:
+        return _step(part, config, groups, packed, min(part_of_it, groups * packed), masked=True)
+    return _step(part, config, rows, apart, min(part_of_it, rows * part.max_new_tokens))
 
 
 def _scorer(part: Any, config: Any) -> float:

@@ -11,7 +11,15 @@ from tasks.data.prepare import ShopData, prepare_data
 from tasks.estimating import Prices, estimate, histogram
 from tasks.models.adapters import FullRecipe, LoraRecipe, PrefixTuningRecipe, PTuningRecipe, attach
 from tasks.recipe import load_recipe
-from tasks.training.footprint import _Peak, _step, cache_bytes, of_step
+from tasks.sampling.completions import SampleRecipe
+from tasks.stage_memory import Lengths, memory_of
+from tasks.training.direct import DpoRecipe
+from tasks.training.footprint import _Peak, _step, cache_bytes, of_step, parameters_of
+from tasks.training.grpo import GrpoRecipe
+from tasks.training.ppo import PpoRecipe
+from tasks.training.rejection import RejectionRecipe
+from tasks.training.reward import RewardRecipe
+from tasks.training.rewards import FunctionReward
 from tests.lifecycle_runs import TINY
 from tests.tiny_models import LAYOUTS, tiny_model, work_in
 
@@ -71,3 +79,50 @@ def test_a_recipe_has_its_price(tmp_path: Path) -> None:
 
 def test_a_histogram_counts_by_powers_of_two() -> None:
     assert histogram([1, 8, 9, 16, 17, 300]) == {"8": 2, "16": 2, "32": 1, "512": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("reward", RewardRecipe(batch_size=4)),
+        ("dpo", DpoRecipe(batch_size=4)),
+        ("ppo", PpoRecipe(episodes=8, max_new_tokens=8)),
+        ("grpo", GrpoRecipe(prompts=2, completions_per_prompt=4, max_new_tokens=8)),
+        ("rejection", RejectionRecipe(max_new_tokens=8)),
+        ("sample", SampleRecipe(max_new_tokens=8)),
+    ],
+)
+def test_what_is_beside_a_step_is_counted(kind: str, part: Any) -> None:
+    config, lengths = tiny_model().config, Lengths([30] * 8, [10] * 8, dict.fromkeys(("compared", "rl"), [20] * 8))
+    found = memory_of(kind, part, config, lengths, 2, 10)
+    weights = 4.0 * parameters_of(config)
+    assert found["total"] >= found["weights"] + found["optimizer"] + max(found["activations"], found["cache"])
+    if kind in ("ppo", "grpo", "rejection", "sample"):
+        assert found["cache"] >= cache_bytes(config, 8, 28), "keys and values, and more"
+        longer = memory_of(kind, part.model_copy(update={"max_new_tokens": 80}), config, lengths, 2, 10)
+        assert longer["cache"] > 1.8 * found["cache"]
+    if kind in ("ppo", "grpo"):
+        assert found["weights"] > 1.8 * weights, "the reward model"
+        every = memory_of(kind, part.model_copy(update={"adapter": FullRecipe()}), config, lengths)
+        assert every["weights"] > 2.6 * weights, "and a reference"
+        shared = memory_of(kind, part.model_copy(update={"share_base": True}), config, lengths)
+        assert weights < shared["weights"] < 1.5 * weights
+        text = [FunctionReward(function="tests.tiny_policies:apples")]
+        assert memory_of(kind, part.model_copy(update={"rewards": text}), config, lengths)["weights"] < 1.5 * weights
+
+
+def test_a_model_is_estimated_by_its_configuration_alone(tmp_path: Path) -> None:
+    from tests.tiny_models import tiny_tokenizer
+
+    work = work_in(tmp_path)
+    folder = tmp_path / "model"
+    tiny_model("gpt2").config.save_pretrained(folder)
+    changes = [f'base={{model="{folder}"}}', 'sft.adapter={kind="qlora"}']
+    recipe = load_recipe(LifecycleRecipe, TINY, changes)
+    prepare_data(recipe.data, {}, work)
+    found = estimate(recipe, Prices(), work.out)
+    assert found["parameters"] == parameters_of(tiny_model("gpt2").config)
+    assert len(found["notes"]) == 2 and "weights are not here" in found["notes"][0]
+    assert sum(found["lengths"].values()) == len((work.out / "sft.jsonl").read_text().splitlines())
+    tiny_tokenizer().save_pretrained(folder)
+    assert len(estimate(recipe, Prices(), work.out)["notes"]) == 1

@@ -37,11 +37,6 @@ def batch_tokens() -> int:
     return 8192 if torch.cuda.is_available() else 768
 
 
-def loads_quantised() -> bool:
-    """Whether 4-bit weights are made while a model is loaded, a layer at a time: on a GPU."""
-    return torch.cuda.is_available()
-
-
 def compute_dtype() -> torch.dtype:
     """bf16 on CUDA, fp32 elsewhere."""
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
@@ -58,7 +53,11 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
 
 
 def load_causal_lm(
-    chain: Sequence[Path], *, trainable: bool = False, dtype: torch.dtype | None = None
+    chain: Sequence[Path],
+    *,
+    trainable: bool = False,
+    dtype: torch.dtype | None = None,
+    to_quantise: bool = False,
 ) -> PreTrainedModel:
     """The language model at the end of a chain of artifacts, e.g. [base, sft] or [base, sft, policy] or [merged].
 
@@ -66,6 +65,7 @@ def load_causal_lm(
     replaces what is before it. Returned on `device()`, in eval mode; its weights ask for gradients only when
     `trainable`.
     dtype: fp32 on CPU and for training (master weights), bf16 on CUDA, unless given.
+    to_quantise: it is about to be held in 4 bits (`quantise`), and waits for that in the CPU's memory.
     """
     dtype = dtype or (torch.float32 if trainable else compute_dtype())
     start = max(i for i, folder in enumerate(chain) if i == 0 or (folder / "model").is_dir())
@@ -76,7 +76,8 @@ def load_causal_lm(
         model = merge_adapter(model, prompt)
     for folder in chain[start + 1 :]:
         model = merge_adapter(model, folder / "adapter")
-    return model.to(device=device(), dtype=dtype).eval().requires_grad_(trainable)
+    place = torch.device("cpu") if to_quantise else device()
+    return model.to(device=place, dtype=dtype).eval().requires_grad_(trainable)
 
 
 def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:

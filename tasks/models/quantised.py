@@ -27,14 +27,17 @@ def quantise(
     double_quantisation: bool = True,
     compute: str = "auto",
 ) -> None:
-    """Replace the linear layers of a model on its device (GPT-2's `Conv1D` too) by 4-bit ones, in turn. The output
-    layer stays, and modules named in `keep` with what is in them.
+    """Replace the linear layers of a model (GPT-2's `Conv1D` too) by 4-bit ones on this process's device, in turn: a
+    GPU never holds the whole weights of a model that comes from the CPU's memory. The output layer stays as it is, and
+    modules named in `keep` with what is in them.
 
     compute: "fp32" or "bf16"; "auto": bf16 on a GPU, on a CPU the weights' own type.
     Raises `InputError` where there is no such layer, or no bitsandbytes.
     """
     import torch
     from transformers.pytorch_utils import Conv1D
+
+    from tasks.models.loading import device
 
     output: Any = model.get_output_embeddings()
     found = [
@@ -50,7 +53,7 @@ def quantise(
     four_bit: Any = importlib.import_module("bitsandbytes.nn.modules")
     while found:  # the list lets go of each layer as it is replaced
         name, layer = found.pop()
-        own = torch.bfloat16 if layer.weight.is_cuda else layer.weight.dtype
+        own = torch.bfloat16 if device().type == "cuda" else layer.weight.dtype
         weight: Any = layer.weight.data
         weight = weight.T if type(layer) is Conv1D else weight
         small = four_bit.Linear4bit(
@@ -65,7 +68,8 @@ def quantise(
         small.bias = layer.bias
         small.support_avx512bf16_for_cpu = False  # its fast CPU kernel rounds to bf16, but in evaluation only
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, small.to(layer.weight.device))
+        setattr(model.get_submodule(parent), last, small.to(device()))
+    model.to(device())  # type: ignore[arg-type]
 
 
 def require_bitsandbytes(what: str, instead: str) -> None:

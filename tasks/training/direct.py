@@ -133,7 +133,11 @@ def train_direct(recipe: AnyDirect, inputs: Mapping[str, Path], work: Work) -> N
     if not rows:
         raise InputError("There are no preferences to learn from; collect judgements or import a preference file.")
     tokenizer = load_tokenizer(inputs["base"])
-    model = load_causal_lm([inputs[name] for name in below(inputs)], trainable=True)
+    model = load_causal_lm(
+        [inputs[name] for name in below(inputs)],
+        trainable=True,
+        to_quantise=isinstance(recipe.adapter, QloraRecipe),
+    )
     if isinstance(recipe.adapter, QloraRecipe):
         quantise(model, **recipe.adapter.quantisation)  # now, for the reference is what training starts from
     watched = watched_rows(recipe.watch, inputs["data"]) if recipe.watch.every else []

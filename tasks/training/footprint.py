@@ -61,10 +61,12 @@ def of_step(
     eight_bit: bool = False,
     checkpointing: bool = False,
     scored: bool = False,
+    masked: bool = False,
 ) -> Footprint:
     """A training step of `rows` x `length` tokens, `kept` of which have a loss, by AdamW and in fp32 weights.
 
-    scored: of a reward model, which has a head in place of the output layer.
+    scored: of a reward model, which has a head in place of the output layer. masked: tokens see each other by a mask of
+    their own, as packed ones do.
     """
     quantised = isinstance(adapter, QloraRecipe)
     with torch.device("meta"):
@@ -88,9 +90,11 @@ def of_step(
         places = length + (adapter.virtual_tokens if isinstance(adapter, PromptRecipe) else 0)
         with _Peak() as seen, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             if scored:
-                model(inputs_embeds=_embedded(model, rows, places, virtual)).logits.sum().backward()
+                ids = torch.zeros(rows, places, dtype=torch.long)
+                given = {"input_ids": ids} if virtual is None else {"inputs_embeds": _embedded(model, ids, virtual)}
+                model(**given).logits.sum().backward()
             else:
-                _step(model, rows, places, kept, virtual)
+                _step(model, rows, places, kept, virtual, masked)
     weights, gradients = 4.0 * base, 4.0 * trainable
     if quantised:
         weights -= small * (4 - 0.5 - (0.016 if adapter.double_quantisation else 0.0625))
@@ -109,6 +113,12 @@ def _without_values(config: PreTrainedConfig, scored: bool) -> tuple[Any, list[s
     config.num_labels = 1
     model: Any = AutoModelForSequenceClassification.from_config(config).requires_grad_(False)
     return model, score_modules(model)
+
+
+def as_loaded(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A configuration with what is decided when a model is loaded: how attention is computed."""
+    with torch.device("meta"):
+        return _without_values(config, scored=False)[0].config
 
 
 def of_sampling(config: PreTrainedConfig, prompts: int, n: int, length: int, new: int, features: bool = False) -> float:
@@ -175,16 +185,17 @@ def cache_bytes(config: PreTrainedConfig, rows: int, length: int, each: int = 4)
     return 2 * config.num_hidden_layers * keys_width(config) * rows * length * each
 
 
-def _embedded(model: Any, rows: int, length: int, virtual: torch.Tensor | None) -> torch.Tensor:
-    embeds = model.get_input_embeddings()(torch.zeros(rows, length, dtype=torch.long))
+def _embedded(model: Any, ids: torch.Tensor, virtual: torch.Tensor | None) -> torch.Tensor:
+    embeds = model.get_input_embeddings()(ids)
     return embeds if virtual is None else embeds + virtual.sum()
 
 
-def _step(model: Any, rows: int, length: int, kept: int, virtual: torch.Tensor | None) -> None:
+def _step(model: Any, rows: int, length: int, kept: int, virtual: torch.Tensor | None, masked: bool = False) -> None:
     """Forward and backward; a soft prompt is added to what goes in, so that gradients go as far."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    embeds = _embedded(inner, rows, length, virtual)
-    hidden = inner.get_decoder()(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    embeds = _embedded(inner, torch.zeros(rows, length, dtype=torch.long), virtual)
+    seen = {"attention_mask": torch.ones(rows, 1, length, length, dtype=torch.bool)} if masked else {}
+    hidden = inner.get_decoder()(inputs_embeds=embeds, use_cache=False, **seen).last_hidden_state
     logits = inner.get_output_embeddings()(hidden.flatten(0, 1)[:kept]).float()
     targets = torch.zeros(len(logits), dtype=torch.long)
     torch.nn.functional.cross_entropy(logits, targets, reduction="sum").backward()

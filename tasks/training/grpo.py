@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.artifact import Work, below, read_jsonl
-from tasks.models.adapters import FullRecipe
+from tasks.models.adapters import FullRecipe, QloraRecipe
 from tasks.sampling.engine import Engine
 from tasks.training.hyperparameters import OnlineHyperparameters
 from tasks.training.rewards import rewards_of
@@ -105,7 +105,11 @@ def train_groups(recipe: GrpoRecipe | RlooRecipe, inputs: Mapping[str, Path], wo
 
     set_seed(work.seed)
     tokenizer, rows = load_tokenizer(inputs["base"]), read_jsonl(inputs["data"] / "rl.jsonl")
-    start = load_causal_lm([inputs[name] for name in below(inputs)], trainable=isinstance(recipe.adapter, FullRecipe))
+    start = load_causal_lm(
+        [inputs[name] for name in below(inputs)],
+        trainable=isinstance(recipe.adapter, FullRecipe),
+        to_quantise=isinstance(recipe.adapter, QloraRecipe),
+    )
     watched = watched_rows(recipe.watch, inputs["data"])
     score = rewards_of(recipe.rewards, inputs, [*rows, *watched], start if recipe.share_base else None)
     work.log({"shares_base": float(score.shares_base)})

@@ -64,9 +64,9 @@ def pack(input_ids: torch.Tensor, attention_mask: torch.Tensor, completion: int,
         fits = parts and (len(parts[-1]) + 1) * lengths[prompt] <= most
         parts = [*parts[:-1], [*parts[-1], prompt]] if fits else [*parts, [prompt]]
     longest = [max(lengths[prompt] for prompt in part) for part in parts]
-    packed = sum(_cost(len(part), length, width) for part, length in zip(parts, longest, strict=True))
+    packed = sum(cost(len(part), length, width) for part, length in zip(parts, longest, strict=True))
     apart = sum(
-        _cost(len(rows), columns.stop - columns.start, width)
+        cost(len(rows), columns.stop - columns.start, width)
         for rows, columns, _ in like_lengths(attention_mask, completion)
     )
     if max(longest) > LONGEST or packed > WORTH * apart:
@@ -75,7 +75,7 @@ def pack(input_ids: torch.Tensor, attention_mask: torch.Tensor, completion: int,
     return [_packed({prompt: groups[prompt] for prompt in part}, shape, input_ids.device) for part in parts]
 
 
-def _cost(rows: int, length: int, width: int) -> float:
+def cost(rows: int, length: int, width: int) -> float:
     """What a forward pass costs, up to a factor: a token's matrix products are 24 width^2, its attention 4 length width
     (Kaplan et al. 2020, table 1, for a feed-forward part four times as wide)."""
     return rows * length * (1 + length / (6 * width))

@@ -109,7 +109,11 @@ def train_ppo(recipe: PpoRecipe, inputs: Mapping[str, Path], work: Work) -> None
 
     set_seed(work.seed)
     tokenizer, rows = load_tokenizer(inputs["base"]), read_jsonl(inputs["data"] / "rl.jsonl")
-    start = load_causal_lm([inputs[name] for name in below(inputs)], trainable=isinstance(recipe.adapter, FullRecipe))
+    start = load_causal_lm(
+        [inputs[name] for name in below(inputs)],
+        trainable=isinstance(recipe.adapter, FullRecipe),
+        to_quantise=isinstance(recipe.adapter, QloraRecipe),
+    )
     watched = watched_rows(recipe.watch, inputs["data"])
     score = rewards_of(recipe.rewards, inputs, [*rows, *watched], start if recipe.share_base else None)
     work.log({"shares_base": float(score.shares_base)})

@@ -12,8 +12,9 @@ from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.artifact import InputError, Row, Work, link_tree
-from tasks.models.adapters import PromptRecipe, attach, save_whole
+from tasks.models.adapters import PromptRecipe, QloraRecipe, attach, save_whole
 from tasks.models.loading import (
+    device,
     load_causal_lm,
     load_tokenizer,
     merge_adapter,
@@ -82,7 +83,8 @@ def _opened(
     if recipe.base is None:
         tokenizer = load_tokenizer(inputs["base"])
         torch.manual_seed(work.seed)
-        policy = load_causal_lm([inputs["base"], inputs["sft"]], trainable=True)
+        small = isinstance(recipe.adapter, QloraRecipe)
+        policy = load_causal_lm([inputs["base"], inputs["sft"]], trainable=True, to_quantise=small)
         model = start_reward_model(policy, tokenizer, recipe.heads.count)
         return model, score_modules(model), tokenizer
     folder, commit = find_model(recipe.base, recipe.revision, "reward.base")
@@ -125,6 +127,7 @@ def save_reward_model(
     tokenizer.save_pretrained(work.out / "tokenizer")
     if is_quantised(model):
         model = merge_adapter(_opened(recipe, inputs, work)[0], work.out / "adapter").eval()
+        model.to(device())  # type: ignore[arg-type]
     if recipe.base is None and (work.out / "adapter").is_dir():
         _keep_start(model, inputs["sft"], work.out)
     values = head_values(model, groups, recipe.heads, pad_id_of(tokenizer))

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tasks.artifact import InputError, Work, read_jsonl
-from tasks.models.adapters import PromptRecipe
+from tasks.models.adapters import PromptRecipe, QloraRecipe
 from tasks.recipe import Part
 from tasks.training.hyperparameters import Hyperparameters
 
@@ -90,7 +90,8 @@ def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None
     earlier = inputs.get("earlier")
     if earlier is None or recipe.adapter.kind == "full":
         chain = [inputs["base"], *([earlier] if earlier else [])]
-        model = attach(load_causal_lm(chain, trainable=True), recipe.adapter, seed=work.seed)
+        model = load_causal_lm(chain, trainable=True, to_quantise=isinstance(recipe.adapter, QloraRecipe))
+        model = attach(model, recipe.adapter, seed=work.seed)
     else:
         model = open_adapter(load_causal_lm([inputs["base"]], trainable=True), earlier / "adapter", trainable=True)
     encoded = encode_rows(rows, tokenizer, recipe.turns)
