@@ -412,7 +412,7 @@ def test_the_budget_holds_over_all_steps(tmp_path: Path) -> None:
 def test_a_writer_that_makes_no_lists_ends_the_run_in_one_sentence(tmp_path: Path) -> None:
     with serving(lambda body, number: (200, completion("As you wish."))) as server:
         with pytest.raises(
-            InputError, match=r"step '1 self_instruct' .* keeps nothing: .* is no list of tasks"
+            InputError, match=r"step '1 self_instruct' .* keeps nothing \(4 of 4 times: it is no list of tasks\)"
         ) as error:
             made(tmp_path / "w", endpoint(server.url), chain(tmp_path, patience=2))
         assert len(server.requests) == 4, "two prompts at once, twice"
@@ -533,7 +533,7 @@ def test_a_local_model_answers_the_same_again_also_when_it_was_interrupted(tmp_p
     first = made(tmp_path / "a", writer, steps, rows=rows)
     texts = [row["messages"][1]["content"] for row in rows_of(first)]
     assert 8 < len({*texts}) == len(texts) < 70, "each is drawn by itself"
-    assert dropped(first) == {("1 answer", "was cut at 100 tokens"): 70 - len(texts)}
+    assert dropped(first)["1 answer", "was cut at 100 tokens"] > 30
     about = rows_of(first)[0]["made"]
     assert about["model"] == "model" and len(about["digest"]) == 64 and about["temperature"] == 1.0
     work = work_in(tmp_path / "b")
@@ -554,7 +554,8 @@ def test_a_local_model_answers_the_same_again_also_when_it_was_interrupted(tmp_p
 def test_what_a_local_model_does_not_end_or_cannot_hold_is_dropped(tmp_path: Path) -> None:
     writer, rows = local(tmp_path / "model", max_new_tokens=3, temperature=0.0), questions(tmp_path, 8)
     save(tmp_path / "mine.jsonl", [{"prompt": "Name " + "very " * 2000 + "tall trees."}, {"prompt": "Name a tree."}])
-    with pytest.raises(InputError, match="keeps nothing") as error:
+    reason = r"keeps nothing \(1 of 2 times: it got no text from the writer \(longer than the writer's context of 1024"
+    with pytest.raises(InputError, match=reason) as error:
         made(tmp_path / "a", writer, [{"kind": "answer"}], rows=rows)
     assert "\n" not in str(error.value)
 
