@@ -175,6 +175,10 @@ def test_from_seed_tasks_to_revised_answers_and_every_row_says_how(tmp_path: Pat
     pairs, broken = read_preferences(work.out / "preferences.jsonl")
     assert len(pairs) == len(rows) and not broken
     assert all(pair["chosen"][0]["content"].endswith("Be well.") for pair in pairs)
+    spread = {row["of"]: row for row in table(work.out, "spread")}
+    assert 0 < spread["nearest ROUGE-L to one another"]["median"] < 1
+    lengths = [len(row["messages"][0]["content"].split()) for row in rows]
+    assert spread["words of instructions"]["least"] == min(lengths)
     first_words = {row["first words"] for row in table(work.out, "first words")}
     assert first_words & {"explain how", "compare why", "list where"} and work.metrics["unique_share"] == 1
     assert (work.out / "report" / "novelty.png").stat().st_size > 1000
@@ -499,6 +503,12 @@ def test_a_synthesis_that_cannot_be_is_refused(change: Row, message: str) -> Non
     with pytest.raises(ValidationError, match=message) as error:
         SynthesisRecipe.model_validate({**BASE, **change})
     assert "secret" not in "; ".join(explain(SynthesisRecipe, error.value))
+
+
+def test_a_revision_without_answers_is_named(tmp_path: Path) -> None:
+    rows = {"kind": "json", "name": "mine", "path": save(tmp_path / "mine.jsonl", [{"prompt": "Name three trees."}])}
+    with pytest.raises(InputError, match="No row has an answer for the step '1 revise'; put a step"):
+        made(tmp_path / "w", endpoint("http://127.0.0.1:9/v1"), [{"kind": "revise", "principles": ["x"]}], rows=rows)
 
 
 def test_principles_that_are_not_there_are_named(tmp_path: Path) -> None:
