@@ -31,6 +31,7 @@ SEEDS = [
     }
     for n in range(12)
 ]
+REAL = Path(__file__).parents[2] / "shared" / "data" / "self-instruct" / "seed_tasks.jsonl"
 PRINCIPLES = ["Be kind to whoever asks.", "Say nothing that may hurt somebody."]
 
 
@@ -574,3 +575,16 @@ def test_a_writer_that_is_not_there_is_named(tmp_path: Path) -> None:
     rows, steps = questions(tmp_path, 4), [{"kind": "answer"}]
     with pytest.raises(InputError, match=r"The writer's folder .*none does not exist; give a folder, a hub id\."):
         made(tmp_path / "a", {"kind": "local", "model": str(tmp_path / "none")}, steps, rows=rows)
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="shared/data/self-instruct is not beside the project")
+def test_the_published_seed_tasks_are_read_and_pass_their_own_rules(tmp_path: Path) -> None:
+    step = {"kind": "self_instruct", "seeds": str(REAL), "instructions": 3}
+    with serving(Author()) as server:
+        work = made(tmp_path / "w", endpoint(server.url), [step])
+        text = server.requests[0]["messages"][0]["content"]
+    assert not [row for row in read_jsonl(work.out / "dropped.jsonl") if "line" in row], "every line is a seed"
+    seeds = {" ".join(row["instruction"].split()): row for row in read_jsonl(REAL)}
+    shown = re.findall(r"^\d+\. (.*)$", text, re.MULTILINE)
+    assert len(shown) == 8 and {*shown} <= seeds.keys()
+    assert {seeds[each]["id"] for each in shown} == {*rows_of(work)[0]["made"]["steps"][0]["shown"]}
