@@ -27,7 +27,7 @@ WORDS = 20_000
 
 
 def main() -> None:
-    counts = [int(count) for count in sys.argv[1:]] or [25_000, 100_000]
+    counts = [int(count) for count in sys.argv[1:]] or [25_000, 50_000, 100_000, 200_000]
     found = []
     with tempfile.TemporaryDirectory(prefix="rlhf-benchmark-") as folder:
         for count in counts:

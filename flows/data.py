@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.text import Text
 
 from flows import faults, services
@@ -33,24 +34,36 @@ def preview(
 ) -> None:
     """Rendered conversations with the loss mask in colour, token counts, the shares of the sets and what filters do."""
     parsed = load(recipe, set_, None)
-    from tasks.data.preview import sample, shown, tables_of
+    from tasks.artifact import PipelineError
+    from tasks.data.preview import check_set, sample, shown, tables_of
 
+    if of is not None:
+        check_set(parsed.data, of)
     with tempfile.TemporaryDirectory(prefix="rlhf-preview-") as folder:
-        made = prepared(parsed, Path(folder), head)
-        tables = tables_of(made)
-        tokenizer, said = _tokenizer(parsed)
-        conversations = [shown(row, tokenizer, parsed.sft.turns) for row in sample(made, rows, of, parsed.seed)]
+        try:
+            made = prepared(parsed, Path(folder), head)
+            tables = tables_of(made)
+            tokenizer, said = _tokenizer(parsed)
+            drawn = sample(made, rows, of, parsed.seed, parsed.sft.mixture)
+        except PipelineError:  # what the filters dropped says why
+            _tables(err, tables_of(Path(folder) / "out"), head)
+            raise
+        conversations = [shown(row, tokenizer, parsed.sft.turns) for row in drawn]
     if as_json:
         document = {**{name.replace(" ", "_"): each for name, each in tables.items()}, "head": head}
         print(json.dumps({**document, "tokenizer": said, "conversations": conversations}, ensure_ascii=False))
         return
     for conversation in conversations:
         _show(conversation)
+    _tables(out, tables, head)
+    out.print(f"\nTokens: {said}. [black on green]Green[/] is what the loss is on.", highlight=False)
+
+
+def _tables(console: Console, tables: dict[str, list[dict[str, Any]]], head: int | None) -> None:
     for name, each in tables.items():
         if each:
-            out.print(f"\n[bold]{name}[/]" + (f" (of the first {head} rows of each set)" if head else ""))
-            out.print(table_of(each))
-    out.print(f"\nTokens: {said}. [black on green]Green[/] is what the loss is on.", highlight=False)
+            console.print(f"\n[bold]{name}[/]" + (f" (of the first {head} rows of each set)" if head else ""))
+            console.print(table_of(each))
 
 
 @data.command()

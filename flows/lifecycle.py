@@ -41,7 +41,7 @@ from tasks.store import Order, Stage, Store
 from tasks.synthesis.synthesise import synthesise
 from tasks.training.direct import DIRECT, train_direct
 from tasks.training.grpo import train_groups
-from tasks.training.ppo import train_ppo
+from tasks.training.ppo import PpoRecipe, train_ppo
 from tasks.training.rejection import train_rejection
 from tasks.training.reward import check_bar, train_reward
 from tasks.training.sft import train_sft
@@ -158,6 +158,8 @@ def build_round(
     preferences = build.one(order(PREFERENCES, recipe.preferences, behind))
 
     def optimise(policy: PolicyRecipe, needs: Mapping[str, Artifact]) -> Order:
+        if isinstance(policy, PpoRecipe):
+            policy = policy.after_sft(recipe.sft.mixtures(), recipe.sft.turns)
         return order(OPTIMISE[policy.method], policy, {**begin, "data": data, **needs}, policy_name(policy))
 
     # The direct methods need no reward model, so all are trained side by side; what needs the reward model follows.

@@ -106,6 +106,11 @@ class LifecycleRecipe(Part):
             raise ValueError(f"'sft' learns from the mixture '{unknown[0]}', which 'data.stages' lacks; add it there")
         if idle := sorted(mixtures - learnt):
             raise ValueError(f"'data.stages' has '{idle[0]}', which 'sft.stages' does not learn from; add it there")
+        asked = {name for each in self.policy for name in getattr(each, "ptx_mixtures", None) or () if name}
+        if unknown := sorted(asked - mixtures):
+            raise ValueError(
+                f"'ptx_mixtures' names the mixture '{unknown[0]}', which 'data.stages' lacks; add it there"
+            )
         self._check_syntheses()
         self._check_prompts()
         imports = self.data.source == "preferences"

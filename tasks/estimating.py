@@ -1,12 +1,11 @@
 """What a run will cost, before it runs: parameters, memory by stage, tokens by the data's real lengths, hours, money.
 
-Memory is that of a step on the longest rows a batch may hold, made on tensors that have shapes only (`footprint`);
-hours are by a probe of a few steps of the model's width, one and three layers deep, on this machine.
+Memory is told by `stage_memory`; hours are by a probe of a few steps of the model's width, one and three layers deep,
+on this machine.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from pydantic import Field
 from tasks.artifact import Row, read_jsonl
 from tasks.probing import Probe, probe
 from tasks.recipe import Part
+from tasks.stage_memory import Lengths, memory_of
 from tasks.training.direct import DIRECT
 
 FORWARD = 1 / 3
@@ -32,26 +32,19 @@ class Prices(Part):
     """How long a person takes for one record."""
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """Tokens of conversations and prompts."""
-
-    sft: list[int]
-    completions: list[int]
-    """Of the demonstrations: what is learnt of each."""
-    prompts: dict[str, list[int]]
-    """By split: those for comparisons, for RL and for evaluation."""
-
-
 def lengths_of(base: Any, data: Path, seed: int) -> tuple[Lengths, Any]:
     """A data artifact's rows in tokens, and the configuration of the model that a base part stands for.
 
     A base that is yet to be pre-trained has its tokenizer made of a sixth of its text. Raises what the stages would.
     """
+    tokenizer, config = _model_of(base, seed)
+    return lengths_in(tokenizer, data), config
+
+
+def lengths_in(tokenizer: Any, data: Path) -> Lengths:
+    """A data artifact's rows in tokens."""
     from tasks.models.chat import encode_prompt
     from tasks.training.sft_engine import encode_rows
-
-    tokenizer, config = _model_of(base, seed)
 
     def rows(name: str) -> list[Row]:
         file = data / f"{name}.jsonl"
@@ -65,7 +58,7 @@ def lengths_of(base: Any, data: Path, seed: int) -> tuple[Lengths, Any]:
     }
     prompts = {name: [len(encode_prompt(tokenizer, row["prompt"])) for row in each] for name, each in splits.items()}
     own = [sum(each.labels_mask) for each in encoded]
-    return Lengths([len(each.input_ids) for each in encoded], own, prompts), config
+    return Lengths([len(each.input_ids) for each in encoded], own, prompts)
 
 
 def _model_of(base: Any, seed: int) -> tuple[Any, Any]:
@@ -74,7 +67,7 @@ def _model_of(base: Any, seed: int) -> tuple[Any, Any]:
 
     from tasks.models.loading import load_tokenizer
     from tasks.models.pretrain_engine import new_llama, train_tokenizer
-    from tasks.models.source import find_model
+    from tasks.models.source import find_configuration
     from tasks.models.templates import prepare_tokenizer
     from tasks.recipe import resolve
 
@@ -85,7 +78,7 @@ def _model_of(base: Any, seed: int) -> tuple[Any, Any]:
                 tokenizer, seed, hidden=base.hidden, layers=base.layers, heads=base.heads, positions=base.positions
             )
         return tokenizer, model.config
-    folder, _ = find_model(base.model, base.revision, "base.model")
+    folder = find_configuration(base.model, base.revision, "base.model")
     return prepare_tokenizer(load_tokenizer(folder), base.chat_template), AutoConfig.from_pretrained(folder)
 
 
@@ -97,28 +90,36 @@ def estimate(recipe: Any, prices: Prices, data: Path) -> dict[str, Any]:
     """
     lengths, config = lengths_of(recipe.base, data, recipe.seed)
     found = probe(config)
-    rows = [_pretrained(recipe.base, config, found)] if recipe.base.model is None else []
-    rows += [_fitted("sft", recipe.sft, config, lengths.sft, lengths.completions, found)]
-    typical = _mean(lengths.completions)
+    scorer = _reward_config(recipe.reward) or config
+    typical, compared = _mean(lengths.completions), lengths.prompts["compared"]
     imported = recipe.preferences.source == "data"
-    compared = lengths.prompts["compared"]
     drawn = 2 if imported else recipe.sample.completions_per_prompt
     most = max(lengths.completions, default=0) if imported else recipe.sample.max_new_tokens
+    pairs = [n + min(typical, most) for n in compared]
+
+    def memory(kind: str, part: Any, of: Any = config) -> Row:
+        return memory_of(kind, part, of, lengths, drawn, most, scorer)
+
+    rows: list[Row] = []
+    if recipe.base.model is None:
+        rows.append({"stage": "base", **memory("base", recipe.base), **_pretrained_work(recipe.base, found)})
+    for part in recipe.sft.in_turn():
+        name = f"sft {part.mixture}" if part.mixture else "sft"
+        rows.append({"stage": name, **memory("sft", part), **_fitted_work(part, lengths.sft, found)})
     if not imported:
-        rows.append(_decoded("sample", config, recipe.sample, compared, drawn, typical, found))
-    pairs = [(n + most, n + min(typical, most)) for n in compared]
-    rows.append(_grouped("reward", recipe.reward, config, pairs, drawn, most, found))
+        work = _decoded_work(recipe.sample, compared, drawn, typical, found)
+        rows.append({"stage": "sample", **memory("sample", recipe.sample), **work})
+    work = _grouped_work(recipe.reward, pairs, drawn, found)
+    rows.append({"stage": "reward", **memory("reward", recipe.reward, scorer), **work})
     for policy in recipe.policy:
-        name = policy.name or policy.method
-        if policy.method in DIRECT:
-            rows.append(_grouped(name, policy, config, pairs, drawn, most, found))
-        else:
-            rows.append(_on_policy(name, policy, config, lengths, typical, found))
-    evaluated = lengths.prompts["evaluation"]
+        grouped = policy.method in DIRECT
+        work = _grouped_work(policy, pairs, drawn, found) if grouped else None
+        work = work or _on_policy_work(policy, lengths.prompts["rl"], typical, found)
+        rows.append({"stage": policy.name or policy.method, **memory(policy.method, policy), **work})
     n = recipe.evaluate.samples_per_prompt
-    one = _decoded("evaluate", config, recipe.evaluate, evaluated, n, typical, found)
-    models = len(recipe.policy) + 1
-    rows.append(one | {"tokens": one["tokens"] * models, "hours": one["hours"] * models})
+    one = _decoded_work(recipe.evaluate, lengths.prompts["evaluation"], n, typical, found)
+    work = {name: value * (len(recipe.policy) + 1) for name, value in one.items()}
+    rows.append({"stage": "evaluate", **memory("evaluate", recipe.evaluate), **work})
     judgements = 0 if imported or recipe.label.source == "simulated" else len(compared) * recipe.label.min_submitted
     hours = sum(row["hours"] for row in rows)
     people = judgements * prices.seconds_per_judgement / 3600
@@ -134,6 +135,17 @@ def estimate(recipe: Any, prices: Prices, data: Path) -> dict[str, Any]:
     }
 
 
+def _reward_config(part: Any) -> Any:
+    """The configuration of a reward model on another base than the policy's."""
+    if part.base is None:
+        return None
+    from transformers import AutoConfig
+
+    from tasks.models.source import find_configuration
+
+    return AutoConfig.from_pretrained(find_configuration(part.base, part.revision, "reward.base"))
+
+
 def histogram(lengths: Sequence[int]) -> dict[str, int]:
     """How many rows have up to so many tokens, by powers of two."""
     found: dict[str, int] = {}
@@ -143,102 +155,42 @@ def histogram(lengths: Sequence[int]) -> dict[str, int]:
     return found
 
 
-def _step(name: str, part: Any, config: Any, rows: int, length: int, kept: int) -> Row:
-    """Memory of a step: what it is made of, in bytes."""
-    from tasks.training.footprint import of_step
-    from tasks.training.precision import choose
-
-    print_of = of_step(config, part.adapter, rows, length, kept)
-    if hasattr(part, "precision"):
-        bf16, _ = choose(part.precision, print_of.parameters)
-        if bf16 or part.gradient_checkpointing or "8bit" in part.optimizer:
-            print_of = of_step(
-                config, part.adapter, rows, length, kept, bf16=bf16, eight_bit="8bit" in part.optimizer,
-                checkpointing=part.gradient_checkpointing,
-            )  # fmt: skip
-    return {
-        "stage": name, "parameters": print_of.parameters, "trainable": print_of.trainable, "rule": print_of.rule,
-        "weights": print_of.weights, "gradients": print_of.gradients, "optimizer": print_of.optimizer,
-        "activations": print_of.activations, "cache": 0.0, "total": print_of.total,
-    }  # fmt: skip
+def _fitted_work(part: Any, lengths: Sequence[int], found: Probe) -> Row:
+    tokens = sum(n for n in lengths if n <= part.max_length) * part.epochs
+    return {"tokens": round(tokens), "hours": tokens * found.token / 3600}
 
 
-def _fitted(name: str, part: Any, config: Any, lengths: list[int], own: list[int], found: Probe) -> Row:
-    fits = [n for n in lengths if n <= part.max_length] or [part.max_length]
-    longest = sorted(fits)[-part.batch_size :]
-    share = sum(own) / max(1, sum(lengths))
-    kept = max(1, round(share * sum(longest)))
-    tokens = sum(fits) * part.epochs
-    memory = _step(name, part, config, len(longest), longest[-1], kept)
-    return memory | {"tokens": round(tokens), "hours": tokens * found.token / 3600}
-
-
-def _pretrained(part: Any, config: Any, found: Probe) -> Row:
+def _pretrained_work(part: Any, found: Probe) -> Row:
     """At most: documents shorter than the context cost less."""
-    memory = _step("base", part, config, part.batch_size, part.context, part.batch_size * part.context)
     tokens = part.documents * part.context * part.epochs
-    return memory | {"tokens": round(tokens), "hours": tokens * found.token / 3600}
+    return {"tokens": round(tokens), "hours": tokens * found.token / 3600}
 
 
-def _grouped(
-    name: str, part: Any, config: Any, rows: list[tuple[int, float]], drawn: int, most: int, found: Probe
-) -> Row:
-    longest = max((n for n, _ in rows), default=8)
-    batch = min(part.batch_size, max(1, len(rows))) * drawn
-    kept = 1 if name == "reward" else batch * most
-    tokens = sum(typical for _, typical in rows) * drawn * part.epochs
-    reference = sum(typical for _, typical in rows) * drawn * FORWARD
-    memory = _step(name, part, config, batch, min(longest, part.max_length), kept)
-    return memory | {"tokens": round(tokens), "hours": (tokens + reference) * found.token / 3600}
+def _grouped_work(part: Any, rows: Sequence[float], drawn: int, found: Probe) -> Row:
+    tokens = sum(rows) * drawn * part.epochs
+    reference = sum(rows) * drawn * FORWARD
+    return {"tokens": round(tokens), "hours": (tokens + reference) * found.token / 3600}
 
 
-def _decoded(name: str, config: Any, part: Any, prompts: list[int], n: int, typical: float, found: Probe) -> Row:
-    from tasks.training.footprint import cache_bytes, parameters_of
-
-    parameters, rows = parameters_of(config), min(part.batch_size, max(1, len(prompts) * n))
-    cache = cache_bytes(config, rows, max(prompts, default=1) + part.max_new_tokens)
-    length = min(typical, part.max_new_tokens)
+def _decoded_work(part: Any, prompts: Sequence[int], n: int, typical: float, found: Probe) -> Row:
+    rows, length = min(part.batch_size, max(1, len(prompts) * n)), min(typical, part.max_new_tokens)
     batches = math.ceil(len(prompts) * n / rows) * max(1.0, rows / 32)
     seconds = batches * length * found.decoded + sum(prompts) * found.token * FORWARD
-    weights = 4.0 * parameters
-    return {
-        "stage": name, "parameters": parameters, "trainable": 0, "rule": 1.2 * weights, "weights": weights,
-        "gradients": 0.0, "optimizer": 0.0, "activations": 0.0, "cache": float(cache), "total": weights + cache,
-        "tokens": round(len(prompts) * n * length), "hours": seconds / 3600,
-    }  # fmt: skip
+    return {"tokens": round(len(prompts) * n * length), "hours": seconds / 3600}
 
 
-def _on_policy(name: str, part: Any, config: Any, lengths: Lengths, typical: float, found: Probe) -> Row:
-    """Samples and learns in turn: the higher of both, and with every weight trained a reference beside it; a reward
-    model of the policy's size is loaded too."""
-    from tasks.training.footprint import cache_bytes
-
-    prompts = lengths.prompts["rl"]
-    longest, mean = max(prompts, default=8), _mean(prompts)
+def _on_policy_work(part: Any, prompts: Sequence[int], typical: float, found: Probe) -> Row:
     if part.method == "rejection":
         sampled, each, updates = len(prompts) * part.samples, part.decode_batch_size, 1
         learnt, passes = len(prompts) * part.keep, part.epochs
-        width = min(part.batch_size, max(1, learnt))
     else:
         sampled = part.episodes if part.method == "ppo" else part.prompts * part.completions_per_prompt
         each, updates, learnt = sampled, part.updates, sampled
         passes = part.epochs if part.method == "ppo" else 1
-        width = part.micro_batch_size if part.method == "ppo" else part.rows_at_once
-    rows, length = min(width, learnt), longest + part.max_new_tokens
-    memory = _step(name, part, config, max(1, rows), length, max(1, rows) * part.max_new_tokens)
-    copies = 1 + (part.adapter.kind == "full" and part.method != "rejection")
-    shared = getattr(part, "share_base", False)
-    memory["weights"] += 4.0 * memory["parameters"] * (copies - (1 if shared else 0))
-    memory["cache"] = float(cache_bytes(config, min(each, sampled), length))
-    held = memory["weights"] + memory["optimizer"]
-    memory["total"] = held + max(memory["cache"], memory["activations"] + memory["gradients"])
-    row = mean + min(typical, part.max_new_tokens)
+    row = _mean(prompts) + min(typical, part.max_new_tokens)
     decoding = math.ceil(sampled / each) * min(typical, part.max_new_tokens) * found.decoded * max(1.0, each / 32)
     learning = (learnt * row * passes + sampled * row * 2 * FORWARD) * found.token
-    return memory | {
-        "tokens": round(updates * learnt * row * passes),
-        "hours": updates * (decoding + learning) / 3600,
-    }
+    return {"tokens": round(updates * learnt * row * passes), "hours": updates * (decoding + learning) / 3600}
 
 
 def _mean(values: Sequence[int]) -> float:

@@ -24,7 +24,7 @@ class MergeRecipe(Part):
 
 def merge_policy(recipe: MergeRecipe, inputs: Mapping[str, Path], work: Work) -> None:
     """inputs: base, sft (or `start`), policy. Writes `model/` with tokenizer, as `from_pretrained` loads it, and
-    `prompt/` for a soft prompt, which no weights can hold: whoever uses the model without it has another one.
+    `model/prompt/` for a soft prompt, which no weights can hold: whoever uses the model without it has another one.
 
     Raises `PipelineError` when the stored model's logits are not the adapter chain's.
     """

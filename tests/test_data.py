@@ -191,7 +191,7 @@ def test_real_preferences_are_split_with_their_broken_pairs_counted(tmp_path: Pa
 
 def test_templates_are_sandboxed_and_name_what_is_missing() -> None:
     assert render("{{ item | upper }}!", {"item": "tea"}) == "TEA!"
-    with pytest.raises(InputError, match="'price' is undefined"):
+    with pytest.raises(InputError, match="there is no column 'price'"):
         render("{{ price }}", {"item": "tea"})
     with pytest.raises(InputError, match="is not valid Jinja"):
         render("{{ price", {})

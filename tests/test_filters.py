@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,8 @@ from tasks.data.decontamination import Protected
 from tasks.data.duplicates import MISSED, PERMUTATIONS, Signatures, rows_per_band, similarity
 from tasks.data.filters import repetition
 from tasks.data.mixture import AnyFilter
-from tasks.data.pii import redact
+from tasks.data.pii import Pii, redact
+from tasks.data.preview import table
 from tasks.data.rows import Example
 from tests.test_mixture import prepare, question, save
 
@@ -81,12 +82,31 @@ def test_language_keeps_what_is_short_or_uncertain() -> None:
         ("SSN 123-45-6789, not 000-45-6789", "SSN [SSN], not 000-45-6789"),
         ("It takes 2*12 = 24 hours, $3,600.00 in 1998-2003, version 3.11.4, pi 3.14159265358979", None),
         ("The set {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14}; ratio 12:30:45", None),
-        ("@ann said: a@b is no address", None),
+        ("@ann said: a@b is no address; git@code.example:ann/x.git", None),
+        ("Connect to 10.1.2.3:8080, [2001:db8::7]:443 or fe80::1.", "Connect to [IP]:8080, [[IP]]:443 or [IP]."),
+        ("Mine: (555) 123-4567, 1 (555)123-4567, ((555) 123 4567).", "Mine: [PHONE], [PHONE], ([PHONE])."),
+        ("1-800-555-0199 or +44 (0)20 7946 0958, 0049 30 1234567", "[PHONE] or [PHONE], [PHONE]"),
+        ("Tel: 0171 1234567, phone number 01 23 45 67 89", "Tel: [PHONE], phone number [PHONE]"),
+        ("The phone: 2023-10-12, mobile 12.10.2023, cell 512, fax 3", None),
+        ("NO93 8601 1117 947 BE68 5390 0754 7034 PAID 100 DE89370400440532013000", "[IBAN] [IBAN] PAID 100 [IBAN]"),
+        ("DE89 3704 0044 0532 0130 01 has a wrong digit, as AB12 3456 7890 1234 has", None),
+        ("Amex 378282246310005, MC 5555-5555-5555-4444", "Amex [CARD], MC [CARD]"),
+        ("ISBN 978-3-16-148410-0, 9783161484100, 0-306-40615-2 and 99921-58-10-7", None),
+        ("1700000000000 ms, order 1234567812345670, points +150000, sizes 512 768 1024, id 00123456789", None),
+        ("version 1.2.3.4, v10.0.0.1, section 3.1.2.4, 127.0.0.1, 0.0.0.0/0, 255.255.255.0, 1.2.3.4.5", None),
+        ("On 2024-05-06 at 10:20:30, in 1999, 12/05/2021, 31.12.1999, from 1914-1918, 5-7 pm, 3.5-4.5", None),
+        (
+            "postgres://ann:pa:ss@db.example/x http://a.example:80/b@c",
+            "postgres://[PASSWORD]@db.example/x http://a.example:80/b@c",
+        ),
+        (f"key={'sk-' + 'Ab1' * 12}; {'ghp_' + 'x1' * 18}, {'AKIA' + 'Q' * 16}", "key=[KEY]; [KEY], [KEY]"),
+        (f"{'hf_' + 'a' * 34} {'eyJ' + 'a' * 20}.{'eyJ' + 'b' * 20}.{'c' * 20}", "[KEY] [KEY]"),
+        ("-----BEGIN RSA PRIVATE " + "KEY-----\nMIIE\nabc=\n-----END RSA PRIVATE " + "KEY-----", "[KEY]"),
+        ("a sk-learn task-based hf_token ghp_ eyJust AKIA in risk-adjusted-return-on-capital-figures", None),
     ],
 )
 def test_personal_data_is_masked_and_numbers_are_not(text: str, masked: str | None) -> None:
-    every = ("email", "phone", "card", "iban", "ip", "ssn")
-    assert redact(text, every) == (masked or text)
+    assert redact(text, get_args(Pii)) == (masked or text)
     assert redact(text, ()) == text
 
 
@@ -96,7 +116,7 @@ def test_personal_data_is_masked_in_every_turn_or_drops_the_row() -> None:
     after = part.rule()(example)
     assert after.prompt[0]["content"] == "I am [EMAIL]" and after.completions == ["Hello, [EMAIL]"]
     assert why("I am a@b.example", "x", kind="pii", action="drop") == "there is personal data in it"
-    with pytest.raises(ValidationError, match="'email', 'phone'"):
+    with pytest.raises(ValidationError, match="'email', 'iban'"):
         TypeAdapter(AnyFilter).validate_python({"kind": "pii", "find": ["name"]})
 
 
@@ -192,3 +212,14 @@ def test_rows_dropped_for_personal_data_are_kept_without_it(tmp_path: Path) -> N
     dropped = (work.out / "dropped.jsonl").read_text()
     assert dropped.count("[EMAIL]") == 53 and "@" not in dropped
     assert "@" not in (work.out / "report" / "dropped.json").read_text()
+    assert table(work.out, "personal data") == [{"set": "chat", "kind": "email", "found": 2}], "of what pii dropped"
+
+
+def test_what_was_masked_is_counted_by_kind(tmp_path: Path) -> None:
+    rows = [{"prompt": question(n), "completion": f"Write to a{n}@b.example or ann@c.example."} for n in range(40)]
+    rows += [{"prompt": question(n), "completion": "Call (555) 123-4567, [EMAIL]."} for n in range(50, 60)]
+    sets = [{"name": "chat", "kind": "json", "path": save(tmp_path / "chat.jsonl", rows)}]
+    work = prepare(tmp_path, sets=sets, filters=[{"kind": "pii"}])
+    assert {row["kind"]: row["found"] for row in table(work.out, "personal data")} == {"email": 80, "phone": 10}
+    assert work.metrics["pii/email"] == 80 and work.metrics["pii/phone"] == 10
+    assert {row["filter"]: row["changed"] for row in table(work.out, "filters")}["pii"] == 50

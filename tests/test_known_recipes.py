@@ -137,7 +137,7 @@ def test_trivia_is_learnt_by_gpt2_and_llama3_with_every_adapter(
     assert figures["last_loss"] < (1 if soft else 0.97) * figures["first_loss"]
     merged = work_in(tmp_path / "merged")
     merge_policy(recipe.merge, {"base": inputs["base"], "policy": inputs["sft"]}, merged)
-    assert (merged.out / "prompt").is_dir() == soft
+    assert (merged.out / "model" / "prompt").is_dir() == soft
     loaded = load_causal_lm([merged.out])
     [[said]] = generate(loaded, load_tokenizer(merged.out), [[5, 6, 7]], max_new_tokens=4, greedy=True, seed=0)
     assert said.token_ids

@@ -204,6 +204,8 @@ ONE = {"name": "a", "kind": "json", "path": "x"}
         ({"sets": [{**ONE, "cot": {"rationale": "y"}}]}, "'cot' without templates"),
         ({"sets": [ONE], "filters": [{"kind": "length", "sets": ["b"]}]}, "names the set 'b'"),
         ({"sets": [ONE], "filters": [{"kind": "characters", "forbidden": ["("]}]}, "not a regular"),
+        ({"sets": [ONE | {"templates": [{"prompt": "{{ a"}]}]}, r"The template '\{\{ a' is not valid Jinja"),
+        ({"sets": [ONE | {"templates": [{"prompt": "a", "completion": "{% if b %}"}]}]}, "is not valid Jinja"),
         ({"sets": [ONE], "shares": {"sft": 0.4, "evaluation": 0}}, "shares.evaluation"),
     ],
 )
@@ -220,7 +222,11 @@ def test_a_mixture_that_cannot_be_is_refused(settings: dict[str, Any], message: 
         ('{"text": "x"}\n' * 3, {}, "no usable row: 3 of 3 has no prompt"),
         ('{"prompt": "x"}\n{"prompt": "y"}\n', {}, "No row of the data has a completion|stays empty"),
         ('{"prompt": "x", "completion": "y"}\n', {"filters": [{"kind": "contamination"}]}, "nothing to protect"),
-        ('{"prompt": "x", "completion": "y"}\n', {"filters": [{"kind": "length", "completion": [5]}]}, "stays empty"),
+        (
+            '{"prompt": "x", "completion": "y"}\n',
+            {"filters": [{"kind": "length", "completion": [5]}]},
+            "No row is left: of 1 rows 'length' dropped 1; loosen",
+        ),
     ],
 )
 def test_sets_that_give_nothing_are_refused_in_one_sentence(
@@ -232,6 +238,44 @@ def test_sets_that_give_nothing_are_refused_in_one_sentence(
     with pytest.raises(InputError, match=message) as error:
         prepare(tmp_path, sets=[{"name": "a", "kind": "json", "path": str(path)}], **extra)
     assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+def test_few_shot_examples_count_for_no_fault_and_rows_with_different_details_for_one(tmp_path: Path) -> None:
+    good = [{"q": question(n), "a": "So."} for n in range(20)]
+    sets: list[Any] = [{"name": "a", "kind": "json", "path": save(tmp_path / "a.jsonl", [*good, *([{"q": "x"}] * 9)])}]
+    sets[0] |= {"templates": [{"prompt": "{{ q }}", "completion": "{{ a }}"}], "fewshot": {"pool": 32}}
+    save(tmp_path / "b.jsonl", [{"prompt": " " * n} for n in range(5)] + [{"messages": [{"role": "x"}]}] * 4)
+    with pytest.raises(InputError, match="'b' has no usable row: 5 of 9 has no prompt; check its format"):
+        prepare(tmp_path / "b", sets=[*sets, {"name": "b", "kind": "json", "path": str(tmp_path / "b.jsonl")}])
+
+
+def test_what_a_mixture_falls_short_of_is_told_with_figures(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(f"A story about {noun}." for noun in NOUNS[:5]))
+    sets: list[dict[str, Any]] = [
+        {"name": "chat", "kind": "json", "path": alpaca(tmp_path / "chat.jsonl", 60), "use": "sft"},
+        {"name": "other", "kind": "json", "path": alpaca(tmp_path / "other.jsonl", 40, 500)},
+        {"name": "short", "kind": "json", "path": alpaca(tmp_path / "short.jsonl", 9, 900)},
+        {"name": "text", "kind": "text", "path": str(tmp_path / "text.txt"), "share": 0.5},
+    ]
+    filters = [{"kind": "length", "completion": [9], "sets": ["short"]}]
+    told: list[str] = []
+    work = Work(tmp_path / "out", tmp_path / "scratch", on_notify=told.append)
+    work.out.mkdir()
+    recipe = {"source": "mixture", "sets": sets, "mix": {"rows": 1000, "repeats": 2}, "filters": filters}
+    prepare_data(TypeAdapter(DataRecipe).validate_python(recipe), {}, work)
+    used = {row["set"]: row["rows"] for row in table(work.out, "mixture")}
+    assert told[0] == "The set 'short' gives nothing: of 9 rows 'length' dropped 9."
+    assert told[1].startswith(f"The mixture has {sum(used.values())} of the 1000 rows that mix.rows asks for")
+    assert told[2].startswith("The set 'text' is 6.") and "instead of 50.0%: it has 5 rows" in told[2]
+    assert table(work.out, "notices") == [{"notice": notice} for notice in told] and len(told) == 3
+
+
+def test_what_filters_dropped_is_in_the_report_of_data_that_they_emptied(tmp_path: Path) -> None:
+    sets = [{"name": "chat", "kind": "json", "path": alpaca(tmp_path / "chat.jsonl", 30)}]
+    with pytest.raises(InputError, match="of 30 rows 'length' dropped 30"):
+        prepare(tmp_path, sets=sets, filters=[{"kind": "length", "completion": [9]}])
+    assert [row["dropped"] for row in table(tmp_path / "out", "filters")] == [0, 30]
+    assert len(read_jsonl(tmp_path / "out" / "dropped.jsonl")) == 30
 
 
 def test_the_recipe_that_shows_instruction_data_prepares_files_like_its_own(tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,6 +1,7 @@
 """`rlhf data preview`: conversations as SFT will see them, the shares, what the filters do; and training on it."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from tasks.artifact import read_jsonl
-from tasks.data.preview import shown
+from tasks.data.preview import sample, shown
 from tasks.training.sft import SftRecipe, train_sft
 from tests.lifecycle_runs import RLHF, rlhf
 from tests.test_ai_endpoint import KEY, serving
@@ -61,7 +62,37 @@ def test_the_verb_shows_masks_counts_and_shares(tmp_path: Path, monkeypatch: pyt
         [RLHF, "data", "preview", recipe, "--of", "chat"], capture_output=True, text=True, check=True
     )
     assert "mixture" in plain.stdout and "filters" in plain.stdout and "not counted" in plain.stdout
-    assert "the sets there are chat, text" in rlhf("data", "preview", recipe, "--of", "nothing").error
+    assert "has no set 'nothing'; its sets are chat, text" in rlhf("data", "preview", recipe, "--of", "nothing").error
+
+
+def test_rows_shown_are_different_and_those_of_evaluation_sets_are_prompts(tmp_path: Path) -> None:
+    sets: list[dict[str, Any]] = [
+        {"name": "few", "kind": "json", "path": alpaca(tmp_path / "few.jsonl", 6), "use": "sft", "boost": 50.0},
+        {"name": "chat", "kind": "json", "path": alpaca(tmp_path / "chat.jsonl", 60, 100)},
+        {"name": "exam", "kind": "json", "path": alpaca(tmp_path / "exam.jsonl", 9, 500), "use": "evaluation"},
+    ]
+    data = prepare(tmp_path / "data", sets=sets, mix={"rows": 320, "repeats": 50})
+    assert sum(row["set"] == "few" for row in read_jsonl(data.out / "sft.jsonl")) > 18
+    rows = sample(data.out, 6, None, 0)
+    assert [row["set"] for row in rows] == ["chat"] * 6 + ["exam"] * 6 + ["few"] * 6
+    assert len({json.dumps(row) for row in rows}) == 18 and rows == sample(data.out, 6, None, 0)
+    assert rows[:6] != sample(data.out, 6, "chat", 1)
+    exam = sample(data.out, 20, "exam", 0)
+    assert len(exam) == 9
+    for tokenizer in (None, tiny_tokenizer()):
+        document = shown(exam[0], tokenizer)
+        said = "".join(piece["text"] for piece in document["pieces"])
+        assert "What of" in said and "It is" not in said and not any(piece["loss"] for piece in document["pieces"])
+    assert document["loss_tokens"] == 0 < document["tokens"]
+
+
+def test_a_filter_that_drops_everything_is_shown_with_what_it_dropped(tmp_path: Path) -> None:
+    recipe = tmp_path / "seen.toml"
+    recipe.write_text(RECIPE.format(**files(tmp_path)).replace('"length"', '"length"\ncompletion = [100]'))
+    command = [RLHF, "data", "preview", recipe]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "150"})
+    assert done.returncode == 1 and "the completion has fewer than 100 words" in done.stderr
+    assert "error: No row is left: of 130 rows 'length' dropped 130; loosen the filters" in done.stderr
 
 
 def test_a_mixture_with_plain_text_is_trained_on(tmp_path: Path) -> None:

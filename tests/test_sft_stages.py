@@ -7,13 +7,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from flows.lifecycle import build_sft
+from flows.lifecycle import SFT, build_round, build_sft
 from flows.recipe import LifecycleRecipe
-from tasks.artifact import Artifact, InputError, Row, read_jsonl
+from tasks.artifact import Artifact, InputError, Row, read_jsonl, write_jsonl
 from tasks.data.preview import table
-from tasks.models.loading import load_causal_lm
+from tasks.models.loading import load_causal_lm, load_tokenizer
 from tasks.store import Order
+from tasks.training.ppo import PpoRecipe, _demonstrations
 from tasks.training.sft import SftRecipe, train_sft
+from tasks.training.sft_engine import encode_rows
 from tests.test_mixture import alpaca, prepare
 from tests.tiny_models import tiny_base, work_in
 
@@ -98,3 +100,55 @@ def test_the_lifecycle_orders_stages_one_after_the_other(tmp_path: Path) -> None
 def test_stages_that_do_not_fit_are_refused(tmp_path: Path, stages: list[Row], sft: Row, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         recipe({"source": "mixture", "sets": sets(tmp_path), "stages": stages}, **sft)
+
+
+@pytest.mark.parametrize("turns", ["all", "last"])
+def test_ppo_keeps_what_all_stages_of_sft_taught(tmp_path: Path, turns: str) -> None:
+    """The demonstrations beside PPO's rewards are the rows that SFT saw, with the loss where SFT had it."""
+    data = prepare(tmp_path / "data", sets=sets(tmp_path), stages=STAGES).out
+    rows = read_jsonl(data / "sft.polish.jsonl")
+    talk = [{"role": role, "content": f"{role} {n}"} for n in range(2) for role in ("user", "assistant")]
+    write_jsonl(data / "sft.polish.jsonl", [*rows, {"messages": talk}])
+    taught = recipe(
+        {"source": "mixture", "sets": sets(tmp_path), "stages": STAGES}, turns=turns, stages=[{"mixture": "polish"}]
+    ).sft
+    policy = PpoRecipe(ptx_coefficient=0.5).after_sft(taught.mixtures(), taught.turns)
+    base, work = tiny_base(tmp_path / "base"), work_in(tmp_path / "ppo")
+    tokenizer = load_tokenizer(base)
+    found = _demonstrations(policy, data, tokenizer, load_causal_lm([base]), work)
+    learnt = [read_jsonl(data / name) for name in ("sft.jsonl", "sft.polish.jsonl")]
+    assert found == [each for rows in learnt for each in encode_rows(rows, tokenizer, taught.turns)]
+    said = [tokenizer.decode([i for i, m in zip(found[-1].input_ids, found[-1].labels_mask, strict=True) if m])]
+    assert ("assistant 0" in said[0]) == (turns == "all") and "assistant 1" in said[0] and "user" not in said[0]
+    assert PpoRecipe().after_sft(taught.mixtures(), taught.turns) == PpoRecipe(), "without it nothing is rebuilt"
+
+
+def test_the_lifecycle_says_to_ppo_what_sft_learnt(tmp_path: Path) -> None:
+    class Asked(Exception):
+        pass
+
+    class Looking:
+        def one(self, order: Order) -> Artifact:
+            return Artifact(order.name, "x", order.name, tmp_path, "", {"accuracy": 1.0})
+
+        by_people = one
+
+        def side_by_side(self, orders: list[Order]) -> list[Artifact]:
+            if any(isinstance(order.part, PpoRecipe) for order in orders):
+                raise Asked(orders[0].part)
+            return [self.one(order) for order in orders]
+
+        def require(self, check: Any) -> None:
+            pass
+
+    values = {"source": "mixture", "sets": sets(tmp_path), "stages": STAGES}
+    whole = LifecycleRecipe.model_validate(
+        {"name": "s", "data": values, "sft": {"turns": "last", "stages": [{"mixture": "polish"}]},
+         "policy": [{"method": "ppo", "ptx_coefficient": 0.1}]}
+    )  # fmt: skip
+    anything = Looking().one(Order(SFT, whole.sft, {}, 0))
+    with pytest.raises(Asked) as asked:
+        build_round(whole, Looking(), None, 1, anything, anything, anything, None, [])  # type: ignore[arg-type]
+    assert (asked.value.args[0].ptx_mixtures, asked.value.args[0].ptx_turns) == (("", "polish"), "last")
+    with pytest.raises(ValidationError, match="'ptx_mixtures' names the mixture 'none'"):
+        LifecycleRecipe.model_validate({**whole.model_dump(), "policy": [{"method": "ppo", "ptx_mixtures": ["none"]}]})

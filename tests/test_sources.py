@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from tasks.artifact import InputError, Row, read_jsonl
 from tasks.data import reading
+from tasks.data.columns import column_types, typed
 from tasks.data.flan import kinds_of, read_flan
 from tasks.data.mixture import AnySet
 from tasks.data.promptsource import read_promptsource
@@ -104,6 +105,12 @@ def test_every_kind_of_source_gives_the_same_rows(
     assert part.source_files() and all(file.is_file() for file in part.source_files())
 
 
+def test_quotation_marks_are_plain_characters_where_the_recipe_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,completion\n"Six feet" is 72",yes\nsay "a,b\n')
+    assert prompts(told(kind="csv", path=str(path), quotes=False)) == ['"Six feet" is 72"', 'say "a']
+
+
 def test_a_table_without_a_header_or_with_ragged_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.tsv"
     path.write_text('"A" is it?\tyes\nno answer\nWhat\\nnow?\tgo\n')
@@ -115,7 +122,18 @@ def test_a_table_without_a_header_or_with_ragged_lines(tmp_path: Path) -> None:
 BROKEN = [
     ("a.json", "[1, {}", "is not whole JSON after its row 1"),
     ("a.json", '"text"', "is not a JSON array of objects"),
-    ("a.csv", "a,a\n1,2\n", "does not begin with the names of its columns"),
+    (
+        "a.csv",
+        "a,a\n1,2\n",
+        "does not begin with the names of its columns: 'a' is there twice; mend that line, or name",
+    ),
+    ("a.csv", ",\n1,2\n", "does not begin with the names of its columns"),
+    (
+        "a.csv",
+        'a,b\n"x\ny",2\n3,"4\n5,6\n7,8\n',
+        r"a\.csv: the record that begins in line 4 .*never closed",
+    ),
+    ("a.csv", 'a,b\n1,"2\n3,"4"\n', "in line 2 .* goes on after its closing .* set quotes = false"),
     ("a.parquet", "no", "cannot be read as Parquet"),
     ("a.jsonl.gz", "no", "cannot be read"),
 ]
@@ -182,6 +200,32 @@ def test_phrasings_are_drawn_by_the_seed_and_the_kinds_weights(tmp_path: Path) -
         told(0, path=path, templates=TEMPLATES[2:], variants={"inverted": 0})
 
 
+MISSPELT = [
+    ({"templates": [{"prompt": "{{ claim }}", "completion": "{{ answer }}"}, {"prompt": "{{ clame }}"}]},
+     "no row that fits 'template 2': tried on .*there is no column 'clame'.* the columns claim, answer, why"),
+    ({"templates": [{"prompt": "{{ claim }}", "completion": "{{ answer }}"}], "cot": {"rationale": "reason"}},
+     "no row that fits 'template 1 cot'.* has no column .reason.* the columns claim, answer, why"),
+    ({"templates": [{"prompt": "{{ claim.text }}", "completion": "{{ answer }}"}]},
+     "no row that fits 'template 1': tried on 120, .* has no attribute 'text'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "message"), MISSPELT)
+def test_a_phrasing_that_fits_no_row_is_named_with_the_columns_there_are(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        told(path=claims(tmp_path / "claims.jsonl"), **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_row_without_a_column_that_others_have_is_dropped_by_the_templates_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"q": "Why?", "a": "So."}\n{"q": "How?"}\n')
+    found = told(path=str(path), templates=[{"prompt": "{{ q }}", "completion": "{{ a }}"}])
+    assert [row.problem for row in found] == ["", "does not fit 'template 1'"] and "no column 'a'" in found[1].detail
+
+
 @pytest.mark.parametrize("form", ["text", "turns"])
 def test_few_shot_examples_are_solved_and_used_as_nothing_else(tmp_path: Path, form: str) -> None:
     path = claims(tmp_path / "claims.jsonl")
@@ -236,10 +280,33 @@ def test_promptsource_files_reach_no_python(tmp_path: Path) -> None:
         path.write_text("templates:\n  a: !Template\n    name: n\n    jinja: " + json.dumps(jinja) + "\n")
         rows = tmp_path / "rows.jsonl"
         rows.write_text('{"a": 1}\n')
-        assert told(path=str(rows), promptsource={"path": str(path)})[0].problem == "does not fit a template"
+        assert told(path=str(rows), promptsource={"path": str(path)})[0].problem == "does not fit 'promptsource n'"
     path.write_text("templates:\n  a: !Template\n    name: n\n    jinja: '{{ a '\n")
     with pytest.raises(InputError, match="the template 'n' is not valid Jinja"):
         read_promptsource(path)
+
+
+def test_promptsource_templates_tell_a_table_of_texts_by_what_the_texts_stand_for(tmp_path: Path) -> None:
+    table, templates = tmp_path / "rows.csv", tmp_path / "templates.yaml"
+    table.write_text("text,label,same,year,id\n" + "fine,1,TRUE,1999,007\nbad,0,false,2001,1\n12,,False,n/a,2\n" * 4)
+    jinja = "{{ text.strip() }} {{ year }} {{ id }} {{ 'same' if same else 'other' }}?|||{{ answer_choices[label] }}"
+    templates.write_text(
+        "templates:\n  a: !Template\n    name: n\n    answer_choices: 'no ||| yes'\n    jinja: "
+        + json.dumps(jinja)
+        + "\n"
+    )
+    found = told(kind="csv", path=str(table), promptsource={"path": str(templates)})
+    assert prompts(found)[:2] == ["fine 1999 007 same?", "bad 2001 1 other?"]
+    assert [row.examples[0].completions for row in found[:2]] == [["yes"], ["no"]]
+    assert found[2].problem == "does not fit 'promptsource n'", "it has no label"
+
+
+def test_what_a_column_holds_is_told_where_it_is_plain() -> None:
+    rows = [{"a": "1", "b": "-2.50", "c": "true", "d": "01", "e": "", "f": "1", "g": "3"},
+            {"a": "", "b": "7", "c": "FALSE", "d": "2", "e": "", "f": "x", "g": "0"}]  # fmt: skip
+    types = column_types(rows)
+    assert typed(rows[0], types) == {"a": 1, "b": -2.5, "c": True, "d": "01", "e": "", "f": "1", "g": 3}
+    assert typed({"a": "", "b": "n/a", "g": "1e3"}, types) == {"a": None, "b": "n/a", "g": "1e3"}
 
 
 def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:
@@ -272,7 +339,7 @@ def test_lines_and_elements_without_an_end_are_refused(tmp_path: Path, monkeypat
 def test_a_header_that_is_too_large_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a" * ((1 << 24) + 1) + ",b\n1,2\n")
-    with pytest.raises(InputError, match="is not a table of separated values"):
+    with pytest.raises(InputError, match="the record that begins in line 1 is garbled"):
         told(kind="csv", path=str(path))
 
 

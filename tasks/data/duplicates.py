@@ -4,9 +4,11 @@ Broder 1997, "On the resemblance and containment of documents"; bands as in Lesk
 Datasets", chapter 3. A text takes 512 bytes on disk and a few in memory, so sets larger than memory can be compared.
 """
 
+import os
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from rensa import RMinHash  # type: ignore[attr-defined]
@@ -17,6 +19,9 @@ PERMUTATIONS = 128
 MISSED = 1e-3
 """At most this share of the pairs that are just as similar as the threshold is never compared."""
 _LEADERS = 64
+_BYTES = 4 * PERMUTATIONS
+_BLOCK = 4096
+"""Signatures read at once."""
 _MARGIN = 0.12
 """Signatures tell a similarity to about 0.035 (one standard deviation at 0.8): only within this of the threshold are
 texts read."""
@@ -42,6 +47,7 @@ class Signatures:
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, path.open("wb")
         self.count = 0
+        self._read: IO[bytes] | None = None
 
     def add(self, text: str) -> None:
         """The signature of the next text."""
@@ -55,15 +61,13 @@ class Signatures:
 
         `among` (bool) leaves out texts, which are then groups of their own.
         """
-        parent = np.arange(self.count)
-        if not self.count:
-            return parent
-        stored = self._stored()
-        taken = np.arange(self.count) if among is None else np.flatnonzero(among)
+        parent = np.arange(self.count, dtype=np.int32)
+        taken = parent.copy() if among is None else np.flatnonzero(among).astype(np.int32)
         rows = rows_per_band(threshold)
+        self._file.flush()
         for begin in range(0, PERMUTATIONS - rows + 1, rows):
-            for bucket in _buckets(_keys(stored, taken, begin, rows), taken):
-                _join_bucket(bucket, stored, parent, threshold, text_of)
+            for bucket in _buckets(self._keys(taken, begin, rows), taken):
+                _join_bucket(bucket, self.signature, parent, threshold, text_of)
         return _flattened(parent)
 
     def repeats(self, threshold: float, text_of: Callable[[int], str], among: np.ndarray) -> np.ndarray:
@@ -72,50 +76,66 @@ class Signatures:
         What a text is held against stays itself: a chain of small changes is not dropped whole, as its group would be.
         """
         groups = self.groups(threshold, text_of, among)
-        found = np.arange(self.count)
-        stored = self._stored() if self.count else np.empty((0, PERMUTATIONS), np.uint32)
+        found = np.arange(self.count, dtype=np.int32)
         staying: dict[int, list[int]] = {}
         for index in map(int, np.flatnonzero(np.bincount(groups, minlength=self.count)[groups] > 1)):
             leaders = staying.setdefault(int(groups[index]), [])
-            estimates = np.mean(stored[leaders] == stored[index], axis=1) if leaders else []
-            for leader, estimate in zip(leaders, estimates, strict=True):
-                if _alike(float(estimate), threshold, leader, index, text_of):
+            signature = self.signature(index)
+            for leader in leaders:
+                if _alike(_agreement(self.signature(leader), signature), threshold, leader, index, text_of):
                     found[index] = leader
                     break
             else:
                 leaders.append(index)
         return found
 
-    def _stored(self) -> np.ndarray:
-        self._file.flush()
-        return np.memmap(self._path, dtype=np.uint32, mode="r", shape=(self.count, PERMUTATIONS))
+    def signature(self, index: int) -> np.ndarray:
+        """One text's signature. Read and not mapped: pages of a mapped file would count as memory."""
+        return np.frombuffer(os.pread(self._reading(), _BYTES, index * _BYTES), np.uint32)
+
+    def _keys(self, taken: np.ndarray, begin: int, rows: int) -> np.ndarray:
+        """One 64-bit key of a band of every text, read a block at a time."""
+        keys = np.empty(len(taken), np.uint64)
+        done = 0
+        for start in range(0, self.count, _BLOCK):
+            here = taken[np.searchsorted(taken, start) : np.searchsorted(taken, start + _BLOCK)] - start
+            block = np.frombuffer(os.pread(self._reading(), _BLOCK * _BYTES, start * _BYTES), np.uint32)
+            key = np.zeros(len(here), np.uint64)
+            for column in block.reshape(-1, PERMUTATIONS)[here, begin : begin + rows].T:
+                key = (key ^ column) * np.uint64(0x9E3779B97F4A7C15)
+                key ^= key >> np.uint64(29)
+            keys[done : done + len(here)] = key
+            done += len(here)
+        return keys
+
+    def _reading(self) -> int:
+        if self._read is None:
+            self._read = self._path.open("rb")
+        return self._read.fileno()
 
 
-def _keys(stored: np.ndarray, taken: np.ndarray, begin: int, rows: int) -> np.ndarray:
-    """One 64-bit key of a band of every text, read a block at a time."""
-    keys = np.empty(len(taken), np.uint64)
-    for start in range(0, len(taken), 65536):
-        block = np.asarray(stored[taken[start : start + 65536], begin : begin + rows], np.uint64)
-        key = np.zeros(len(block), np.uint64)
-        for column in block.T:
-            key = (key ^ column) * np.uint64(0x9E3779B97F4A7C15)
-            key ^= key >> np.uint64(29)
-        keys[start : start + len(block)] = key
-    return keys
+def _agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """The share of two signatures that is the same: an estimate of the texts' similarity."""
+    return np.count_nonzero(a == b) / PERMUTATIONS
 
 
 def _buckets(keys: np.ndarray, taken: np.ndarray) -> Iterator[np.ndarray]:
     """The texts that share a key, at least two, in their order."""
     order = np.argsort(keys, kind="stable")
-    sorted_keys = keys[order]
-    starts = np.flatnonzero(np.r_[True, sorted_keys[1:] != sorted_keys[:-1]])
-    ends = np.r_[starts[1:], len(keys)]
-    for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
-        yield taken[order[start:end]]
+    keys = keys[order]
+    again = np.concatenate([[False], keys[1:] == keys[:-1], [False]])
+    starts = np.flatnonzero(~again[:-1] & again[1:])
+    ends = np.flatnonzero(again[:-1] & ~again[1:])
+    for start, end in zip(starts, ends, strict=True):
+        yield taken[order[start : end + 1]]
 
 
 def _join_bucket(
-    bucket: np.ndarray, stored: np.ndarray, parent: np.ndarray, threshold: float, text_of: Callable[[int], str]
+    bucket: np.ndarray,
+    read: Callable[[int], np.ndarray],
+    parent: np.ndarray,
+    threshold: float,
+    text_of: Callable[[int], str],
 ) -> None:
     """Join what is alike: each text is compared with those before it that are unlike each other (at most 64)."""
     leaders: list[int] = []
@@ -125,16 +145,16 @@ def _join_bucket(
         root = find_root(parent, index)
         if root in roots:
             continue
-        signature = stored[index]
+        signature = read(index)
         for leader, other in zip(leaders, signatures, strict=True):
-            if _alike(float(np.mean(signature == other)), threshold, leader, index, text_of):
+            if _alike(_agreement(signature, other), threshold, leader, index, text_of):
                 join(parent, leader, index)
                 roots.add(find_root(parent, index))
                 break
         else:
             if len(leaders) < _LEADERS:
                 leaders.append(index)
-                signatures.append(np.array(signature))
+                signatures.append(signature)
                 roots.add(root)
 
 

@@ -6,6 +6,7 @@ file of its own.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, get_args
@@ -13,14 +14,12 @@ from typing import Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from tasks.artifact import Message
+from tasks.data.pii import Pii, found, redact, redact_calls, redact_json, redact_values
 from tasks.data.rows import Example
 from tasks.recipe import Part
 
 Rule = Callable[[Example], Example | str]
 """The conversation, perhaps changed, or why it is dropped."""
-
-
-Pii = Literal["email", "phone", "card", "iban", "ip", "ssn"]
 
 
 class FilterPart(Part):
@@ -206,8 +205,6 @@ class PiiFilter(FilterPart):
 
     def masked(self, example: Example) -> Example:
         """The conversation without what was found in its turns, tools, calls and reference."""
-        from tasks.data.pii import redact, redact_calls, redact_values
-
         return replace(
             example,
             prompt=[self._masked_turn(turn) for turn in example.prompt],
@@ -216,9 +213,15 @@ class PiiFilter(FilterPart):
             reference=redact_values(example.reference, self.find),
         )
 
-    def _masked_turn(self, turn: Message) -> Message:
-        from tasks.data.pii import redact, redact_calls, redact_json
+    def found(self, example: Example) -> Counter[str]:
+        """How much of each kind is in a conversation."""
+        before, after = (
+            str([each.prompt, each.completions, each.calls, each.reference])
+            for each in (example, self.masked(example))
+        )  # fmt: skip
+        return found(before, after)
 
+    def _masked_turn(self, turn: Message) -> Message:
         masked: Message = {**turn, "content": redact(turn["content"], self.find)}
         if "tools" in turn:
             masked["tools"] = redact_json(turn["tools"], self.find)

@@ -1,5 +1,6 @@
 """The ledger of a mixture: which rows are learnt from and which are held out, near-duplicates never apart."""
 
+from array import array
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -8,8 +9,9 @@ import numpy as np
 from tasks.artifact import InputError, Row
 from tasks.data.decontamination import Phrases
 from tasks.data.duplicates import find_root, join
+from tasks.data.filter_report import losses
 from tasks.data.intake import NEAR, Asked, Intake
-from tasks.data.splits import SPLITS, assign, normalise, prompt_id
+from tasks.data.splits import SPLITS, assigned, normalise, prompt_id
 from tasks.data.spool import Kept, plain
 
 if TYPE_CHECKING:
@@ -41,51 +43,43 @@ def share_out(recipe: "MixtureData", intake: Intake) -> tuple[np.ndarray, np.nda
     _join_made(groups, intake)
     use = np.array([each.use for each in recipe.sets])[intake.sets()]
     plain_text = np.array([each.kind == "text" for each in recipe.sets])[intake.sets()]
-    splits = np.full(len(spool), -1)
+    splits = np.full(len(spool), -1, np.int8)
     splits[plain_text] = SPLITS.index("sft")
     told = np.array([each.kind == "identity" for each in recipe.sets])[intake.sets()]
-    said = set(groups[keep & told].tolist())
-    held = set(groups[keep & (use == "evaluation")].tolist()) - said
-    shown = set(groups[intake.shots].tolist())
-    forced = shown | set(groups[keep & (use == "sft") & ~plain_text].tolist())
-    free: list[int] = []
-    ids: list[str] = []
-    mute: list[bool] = []
+    said = _groups_with(keep & told, groups)
+    held = _groups_with(keep & (use == "evaluation"), groups) & ~said
+    shown = np.zeros(len(groups), bool)
+    shown[groups[intake.shots]] = True
+    forced = shown | _groups_with(keep & (use == "sft") & ~plain_text, groups)
+    free = np.flatnonzero(keep & ~plain_text & ~held[groups] & ~forced[groups])
+    splits[keep & ~plain_text & forced[groups]] = SPLITS.index("sft")
+    splits[keep & ~plain_text & held[groups]] = SPLITS.index("evaluation")
+    ids, mute = np.zeros(len(free), "S16"), np.zeros(len(free), bool)
     for index, kept in spool.rows(keep & ~plain_text):
-        group = int(groups[index])
-        if group in said and use[index] == "evaluation":
+        group = groups[index]
+        if said[group] and use[index] == "evaluation":
             keep[index] = False
             _drop(recipe, intake, kept, NEAR_IDENTITY)
-        elif group in held:
-            splits[index] = SPLITS.index("evaluation")
-            if use[index] != "evaluation" or group in shown:
+        elif held[group]:
+            if use[index] != "evaluation" or shown[group]:
                 keep[index] = False
                 _drop(recipe, intake, kept, NEAR if use[index] != "evaluation" else NEAR_SHOT)
-        elif group in forced:
-            splits[index] = SPLITS.index("sft")
-        else:
-            free.append(index)
-            ids.append(prompt_id(kept.examples[0].prompt))
-            mute.append(not any(example.completions for example in kept.examples))
-    assigned = assign(ids, [int(groups[i]) for i in free], recipe.shares, recipe.split_seed, no_sft=mute)
-    splits[free] = [SPLITS.index(split) for split in assigned]
+        elif not forced[group]:
+            place = np.searchsorted(free, index)
+            ids[place] = prompt_id(kept.examples[0].prompt)
+            mute[place] = not any(example.completions for example in kept.examples)
+    splits[free] = assigned(ids, groups[free], recipe.shares, recipe.split_seed, no_sft=mute)
     _keep_out_of_text(recipe, intake, splits, groups, plain_text)
     splits[~keep] = -1
-    _check_filled(recipe, splits)
+    _check_filled(recipe, intake, splits)
     return splits, groups
 
 
-def shared_prompts(intake: Intake, groups: np.ndarray) -> set[str]:
-    """Prompts that rows of different groups have, because their phrasing says nothing of the row: in SFT only."""
-    first: dict[str, int] = {}
-    shared: set[str] = set()
-    for index, kept in intake.spool.rows(intake.keep):
-        for example in kept.examples:
-            if example.kind and example.prompt:
-                known = prompt_id(example.prompt)
-                if first.setdefault(known, int(groups[index])) != groups[index]:
-                    shared.add(known)
-    return shared
+def _groups_with(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Marks the groups that hold one of these rows."""
+    found = np.zeros(len(groups), bool)
+    found[groups[rows]] = True
+    return found
 
 
 def _keep_out_of_text(
@@ -95,14 +89,14 @@ def _keep_out_of_text(
     texts = intake.keep & plain_text
     if not texts.any():
         return
-    away = {*groups[intake.keep & (splits != SPLITS.index("sft"))].tolist()}
+    away = _groups_with(intake.keep & (splits != SPLITS.index("sft")), groups)
     evaluated, phrases = Asked(), Phrases()
     for _, kept in intake.spool.rows(intake.keep & (splits == SPLITS.index("evaluation"))):
         evaluated.add(kept.asked, kept.examples[0])
     for text in evaluated.texts():
         phrases.add(text)
     for index, kept in intake.spool.rows(texts):
-        near = int(groups[index]) in away
+        near = bool(away[groups[index]])
         if near or phrases.within(kept.content):
             intake.keep[index] = False
             _drop(recipe, intake, kept, NEAR_HELD if near else HOLDS)
@@ -115,21 +109,24 @@ def _drop(recipe: "MixtureData", intake: Intake, kept: Kept, reason: str) -> Non
 
 def _join_conversations(groups: np.ndarray, intake: Intake) -> None:
     """Join the groups of conversations of which one begins as the other."""
-    longer: list[tuple[int, int]] = []
+    whole, of_whole, begun, of_begun = array("q"), array("i"), array("q"), array("i")
     for index, turns in _turns(intake):
-        if len(turns) > 1:
-            said = [normalise(turn) for turn in turns]
-            longer += [(hash(tuple(said[:length])), index) for length in range(1, len(said), 2)]
-    if not longer:
+        said = [normalise(turn) for turn in turns]
+        whole.append(hash(tuple(said)))
+        of_whole.append(index)
+        for length in range(1, len(said), 2):
+            begun.append(hash(tuple(said[:length])))
+            of_begun.append(index)
+    if not begun:
         return
-    beginnings = {beginning for beginning, _ in longer}
-    seen: dict[int, int] = {}
-    for index, turns in _turns(intake):
-        known = hash(tuple(normalise(turn) for turn in turns))
-        if known in beginnings:
-            seen.setdefault(known, index)
-    for beginning, index in longer:
-        join(groups, seen.setdefault(beginning, index), index)
+    beginnings = np.unique(np.frombuffer(begun, np.int64))
+    said = np.frombuffer(whole, np.int64)
+    met = np.isin(said, beginnings)
+    known = np.concatenate([said[met], np.frombuffer(begun, np.int64)])
+    rows = np.concatenate([np.frombuffer(of_whole, np.int32)[met], np.frombuffer(of_begun, np.int32)])
+    _, first, same = np.unique(known, return_index=True, return_inverse=True)
+    for index, other in zip(rows, rows[first[same]], strict=True):
+        join(groups, int(other), int(index))
     for index in range(len(groups)):
         groups[index] = find_root(groups, index)
 
@@ -174,10 +171,15 @@ def _turns(intake: Intake) -> Iterator[tuple[int, list[str]]]:
                 yield index, turns
 
 
-def _check_filled(recipe: "MixtureData", splits: np.ndarray) -> None:
+def _check_filled(recipe: "MixtureData", intake: Intake, splits: np.ndarray) -> None:
+    if not intake.keep.any():
+        raise InputError(f"No row is left: {losses(intake)}; loosen the filters, or check the sets.")
+    for number, each in enumerate(recipe.sets):
+        if not intake.keep[intake.sets() == number].any():
+            intake.notify(f"The set '{each.name}' gives nothing: {losses(intake, each.name)}.")
     for place, split in enumerate(SPLITS):
         if getattr(recipe.shares, split) > 0 and not (splits == place).any():
             raise InputError(
-                f"The split '{split}' stays empty: after the filters there are too few different prompts; "
+                f"The split '{split}' stays empty: there are too few different prompts ({losses(intake)}); "
                 f"add rows, loosen the filters, or set data.shares.{split} = 0."
             )

@@ -1,6 +1,6 @@
 """Rows of all sets on their way in: told in phrasings, through the filters, onto disk."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -40,9 +40,13 @@ class Intake:
         self.read: Counter[str] = Counter()
         self.seen: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
+        self.pii: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        """By set: personal data that a filter found, by its kind."""
         self.names = _filter_names(recipe.filters)
         self.scores: list[Row] = []
         self.keep = np.zeros(0, bool)
+        self.notices: list[str] = []
+        """What is not as the recipe asks, and does not stop it."""
         self.shots: list[int] = []
         """Rows in `spool` that are shown as few-shot examples; they are not in `keep`."""
         self.held = Protected(WHOLE)
@@ -71,6 +75,11 @@ class Intake:
                 self._without_duplicates(name, part)
             elif isinstance(part, ModelFilter):
                 self._without_low_scores(name, part)
+
+    def notify(self, notice: str) -> None:
+        """A sentence for the person at the terminal and for the report."""
+        self.notices.append(notice)
+        self.work.notify(notice)
 
     def sets(self) -> np.ndarray:
         """Of each row the place of its set in the recipe."""
@@ -103,15 +112,17 @@ class Intake:
         part, total = self.recipe.sets[number], len(self.recipe.sets) + 3
         evaluated = part.use == "evaluation"
         exempt = evaluated or part.kind == "identity"
-        reasons: Counter[str] = Counter()
-        begun = len(self.spool) - len(self.shots)
+        problems: Counter[str] = Counter()
+        details: dict[str, str] = {}
+        before = self.read[part.name] - len(self.shots)
         with closing(part.lines()) as lines:  # type: ignore[arg-type]
             for told in tell(part, lines, self.work.seed, self._known):
                 self.read[part.name] += 1
                 if self.read[part.name] % 1000 == 0:
                     self.work.progress(done, total, f"{part.name}: {self.read[part.name]} rows")
                 if told.problem:
-                    reasons[f"{told.problem} {told.detail}".strip()] += 1
+                    problems[told.problem] += not told.shot
+                    details.setdefault(told.problem, told.detail)
                     self.drops.add(part.name, told.line, "form", told.problem, self._masked(part.name, told.excerpt))
                     if told.shot:
                         self.shots.append(len(self.spool))
@@ -125,11 +136,12 @@ class Intake:
                 self._put(Kept(number, told.line, told.content, examples, told.asked))
         if not self.read[part.name]:
             raise InputError(f"The set '{part.name}' is empty; check its path in the recipe.")
-        if len(self.spool) - len(self.shots) == begun and sum(reasons.values()) == self.read[part.name]:
-            reason, count = reasons.most_common(1)[0]
+        rows = self.read[part.name] - len(self.shots) - before
+        if sum(problems.values()) == rows:
+            problem, count = problems.most_common(1)[0]
             raise InputError(
-                f"The set '{part.name}' has no usable row: {count} of {self.read[part.name]} {reason}; "
-                "check its format, or give it templates."
+                f"The set '{part.name}' has no usable row: {count} of {rows} {problem} {details[problem]}".rstrip()
+                + "; check its format, or give it templates."
             )
 
     def _masked(self, name: str, dropped: Said) -> Said:
@@ -159,6 +171,8 @@ class Intake:
                     continue
                 self.seen[filter_] += 1
                 after = rule(here)
+                if after is not here and isinstance(part, PiiFilter):
+                    self.pii[name] += part.found(here)
                 if isinstance(after, str):
                     self.drops.add(name, told.line, filter_, after, plain(self._masked(name, here)))
                     here = after
@@ -232,32 +246,6 @@ class Intake:
                     self.drops.add(self.recipe.sets[kept.set].name, kept.line, name, reasons[at], plain(example))
             self.spool.without[index] = out | reasons.keys()
             self.keep[index] = len(reasons) < len(kept.examples)
-
-    def report(self) -> None:
-        """What each filter did, as tables and figures."""
-        work, drops = self.work, self.drops
-        names = ["form", *self.names, "ledger"]
-        table = []
-        for name in names:
-            seen = {"form": sum(self.read.values())}.get(name, self.seen[name])
-            dropped = drops.by_filter(name)
-            if name != "ledger" or dropped:
-                share = round(dropped / seen, 4) if seen else 0.0
-                row = {"filter": name, "seen": seen, "dropped": dropped, "share": share}
-                table.append({**row, "changed": self.changed[name]})
-        work.table("filters", table)
-        if self.scores:
-            work.table("scores", self.scores)
-        work.table(
-            "dropped by set",
-            [
-                {"set": set_, "filter": name, "reason": reason, "rows": count}
-                for (set_, name, reason), count in sorted(drops.counts.items(), key=lambda item: -item[1])
-            ],
-        )
-        work.table("dropped", drops.first)
-        work.log({"dropped/all": sum(drops.counts.values())})
-        work.log({f"dropped/{row['filter']}": row["dropped"] for row in table})
 
 
 def _filter_names(filters: Sequence[Any]) -> dict[str, Any]:

@@ -90,6 +90,24 @@ def amounts(mix: Mix, sets: Sequence[Wanted]) -> dict[str, int]:
     return _whole({name: full.get(name, rate * scale) for name, rate in share.items()})
 
 
+def shortfalls(mix: Mix, sets: Sequence[Wanted]) -> list[str]:
+    """What `repeats` keeps a mixture from: its number of rows, and the rates of sets, where a tenth is missing."""
+    rate, count = rates(mix, sets), amounts(mix, sets)
+    total = sum(count.values())
+    why = f"no set is used more than {mix.repeats:g} times over (mix.repeats)"
+    found = []
+    if mix.rows and total < mix.rows:
+        found.append(f"The mixture has {total} of the {mix.rows} rows that mix.rows asks for, because {why}.")
+    for each in sets:
+        share = count[each.name] / total if total else 0.0
+        if count[each.name] < 0.9 * rate[each.name] * total - 1:
+            found.append(
+                f"The set '{each.name}' is {share:.1%} of the mixture instead of {rate[each.name]:.1%}: it has "
+                f"{each.size} rows for fine-tuning, and {why}."
+            )
+    return found
+
+
 def _counted(mix: Mix, each: Wanted) -> int:
     """What a set adds to the size of a mixture that has no size of its own."""
     if each.share is not None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tasks.artifact import Work
+from tasks.data.filter_report import report
 from tasks.data.filters import (
     CharacterFilter,
     ContaminationFilter,
@@ -129,11 +130,13 @@ def prepare_mixture(recipe: MixtureData, inputs: Mapping[str, Path], work: Work)
     sets = tuple(each.made(inputs) if isinstance(each, SynthesisSet) else each for each in recipe.sets)
     recipe = recipe.model_copy(update={"sets": sets})
     intake, total = Intake(recipe, work), len(recipe.sets) + 3
-    intake.run()
-    work.progress(total - 2, total, "splitting")
-    splits, groups = share_out(recipe, intake)
-    work.progress(total - 1, total, "mixing")
-    write_files(recipe, intake, splits, groups, work)
-    intake.drops.close()
-    intake.report()
+    try:
+        intake.run()
+        work.progress(total - 2, total, "splitting")
+        splits, groups = share_out(recipe, intake)
+        work.progress(total - 1, total, "mixing")
+        write_files(recipe, intake, splits, groups, work)
+    finally:  # what the filters did is told of data that they emptied too
+        intake.drops.close()
+        report(intake)
     work.progress(total, total, f"{int(work.metrics['rows/sft'])} rows")

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.artifact import InputError, Row, Work, write_jsonl
-from tasks.data.held_out import shared_prompts
+from tasks.artifact import InputError, Row, Work
 from tasks.data.intake import Intake
-from tasks.data.mixing import Wanted, amounts, rates
+from tasks.data.mixing import Wanted, amounts, rates, shortfalls
+from tasks.data.prompts import Prompts
 from tasks.data.rows import Example
-from tasks.data.splits import SPLITS, prompt_id
+from tasks.data.splits import SPLITS
 from tasks.data.spool import answer_of, made_of, plain
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Drawn:
     """Empty for the first."""
     table: list[Row]
     """A line for each set."""
-    times: dict[int, dict[int, int]]
+    times: dict[int, np.ndarray]
     """By set: how often its n-th demonstration is used."""
     words: Counter[str]
     """By set: words of completions that were written."""
@@ -48,45 +48,54 @@ class Drawn:
 
 def write_files(recipe: "MixtureData", intake: Intake, splits: np.ndarray, groups: np.ndarray, work: Work) -> None:
     """Write everything the stage promises but what was dropped. Raises `InputError` without any demonstration."""
-    shared = shared_prompts(intake, groups)
+    prompts = Prompts(intake, groups)
     sizes = _sizes(recipe, intake, splits)
     stages = [_drawn_for(recipe, intake, sizes, stage, work.seed) for stage in (None, *recipe.stages)]
     rows: Counter[str] = Counter()
-    ledger: dict[str, Row] = {}
-    named: dict[int, str] = {}  # groups by their first prompt here: a group may begin with plain text
+    ledger: Counter[str] = Counter()
+    named = np.zeros(len(groups), "S16")  # groups by their first prompt here: a group may begin with plain text
+    listed = np.zeros(len(groups), bool)
     position: Counter[int] = Counter()
+    place = -1
     with ExitStack() as opened:
-        names = [*(f"{split}.jsonl" for split in SPLITS), *(stage.file for stage in stages[1:])]
+        names = [*(f"{split}.jsonl" for split in SPLITS), *(stage.file for stage in stages[1:]), "ledger.jsonl"]
         files = {name: opened.enter_context((work.out / name).open("w", encoding="utf-8")) for name in names}
         for index, kept in intake.spool.rows(intake.keep):
             split, name = SPLITS[splits[index]], recipe.sets[kept.set].name
             for example in kept.examples:
-                known = prompt_id(example.prompt) if example.prompt else ""
-                if known in shared and split != "sft":
+                place += 1
+                known = prompts.name(place)
+                if known and prompts.is_shared(place) and split != "sft":
                     reason = "has a prompt that rows of several splits share"
                     intake.drops.add(name, kept.line, "ledger", reason, plain(example))
                     continue
+                if split == "sft" and not example.completions:
+                    intake.drops.add(name, kept.line, "ledger", "has no completion to learn from", plain(example))
+                    continue
+                new = bool(known) and prompts.note(place)
                 if split == "sft":
-                    if not example.completions:
-                        intake.drops.add(name, kept.line, "ledger", "has no completion to learn from", plain(example))
-                        continue
                     for stage in stages:
-                        times = stage.times.get(kept.set, {}).get(position[kept.set], 0)
+                        drawn = stage.times.get(kept.set)
+                        times = 0 if drawn is None else int(drawn[position[kept.set]])
                         files[stage.file].write(_line(_sft_row(known, example, name)) * times)
                         rows[stage.file] += times
                         stage.forms[name, example.form, example.kind] += times
                         stage.words[name] += times * len(example.completions[0].split())
                     position[kept.set] += 1
-                elif known not in ledger:
+                elif new:
                     row = {"id": known, "prompt": example.prompt, "reference": example.reference, "set": name}
                     row |= made_of(example)
                     files[f"{split}.jsonl"].write(_line(row))
                     rows[f"{split}.jsonl"] += 1
-                if known:
-                    group = named.setdefault(int(groups[index]), known)
-                    ledger.setdefault(known, {"id": known, "split": split, "group": group})
-    write_jsonl(work.out / "ledger.jsonl", ledger.values())
-    _report(work, rows, ledger, stages)
+                group = groups[index]
+                named[group] = named[group] or known
+                if new:
+                    listed[group] = True
+                    files["ledger.jsonl"].write(
+                        _line({"id": known, "split": split, "group": bytes(named[group]).decode()})
+                    )
+                    ledger[split] += 1
+    _report(work, rows, ledger, len(np.unique(named[listed])), stages)
 
 
 def _sizes(recipe: "MixtureData", intake: Intake, splits: np.ndarray) -> Counter[int]:
@@ -118,6 +127,8 @@ def _drawn_for(
     ]
     share, count = rates(mix, wanted), amounts(mix, wanted)
     times = {i: _drawn(sizes[i], count[each.name], Random(f"{seed}/{each.name}/mixture{name}")) for i, each in trained}
+    for notice in shortfalls(mix, wanted):
+        intake.notify(f"Stage '{name}': {notice}" if name else notice)
     total = sum(count.values()) or 1
     table = [
         {
@@ -136,14 +147,11 @@ def _drawn_for(
     return Drawn(name, table, times, Counter(), Counter())
 
 
-def _drawn(size: int, count: int, rng: Random) -> dict[int, int]:
+def _drawn(size: int, count: int, rng: Random) -> np.ndarray:
     """How often each of `size` rows is used that `count` may be used in all: as equally often as can be."""
-    if not size or not count:
-        return {}
-    times, rest = divmod(count, size)
-    drawn = dict.fromkeys(range(size), times) if times else {}
-    for place in rng.sample(range(size), rest):
-        drawn[place] = times + 1
+    times, rest = divmod(count, size) if size else (0, 0)
+    drawn = np.full(size, times, np.uint32)
+    drawn[rng.sample(range(size), rest)] += 1
     return drawn
 
 
@@ -158,8 +166,9 @@ def _line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def _report(work: Work, rows: Mapping[str, int], ledger: Mapping[str, Row], stages: Sequence[Drawn]) -> None:
-    prompts = Counter(row["split"] for row in ledger.values())
+def _report(
+    work: Work, rows: Mapping[str, int], prompts: Mapping[str, int], groups: int, stages: Sequence[Drawn]
+) -> None:
     for stage in stages:
         total = sum(stage.words.values()) or 1
         table = [{**row, "share of words": round(stage.words[row["set"]] / total, 4)} for row in stage.table]
@@ -172,7 +181,7 @@ def _report(work: Work, rows: Mapping[str, int], ledger: Mapping[str, Row], stag
     work.log({f"prompts/{split}": prompts[split] for split in SPLITS})
     files = [f"{split}.jsonl" for split in SPLITS] + [stage.file for stage in stages[1:]]
     work.log({f"rows/{file.removesuffix('.jsonl')}": rows.get(file, 0) for file in files})
-    work.log({"prompts/all": len(ledger), "groups": len({row["group"] for row in ledger.values()})})
+    work.log({"prompts/all": sum(prompts.values()), "groups": groups})
 
 
 def _phrasings(stage: Drawn) -> list[Row]:

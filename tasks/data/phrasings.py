@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from pydantic import Field, model_validator
 
 from tasks.artifact import InputError, Message
+from tasks.data.columns import Read
 from tasks.data.flan import FlanTable
 from tasks.data.promptsource import PromptsourceFile
 from tasks.data.rows import BadRow
@@ -138,11 +139,15 @@ class PhrasedSet(Part):
         """Files of templates, part of the identity."""
         return [Path(part.path).expanduser() for part in (self.flan, self.promptsource) if part]
 
+    def column_types(self) -> dict[str, Read]:
+        """How to read the columns of a source whose values are all texts."""
+        return {}
+
     def phrasings(self) -> list[Phrasing]:
         """All ways to tell a row. Raises `InputError` when a file of templates cannot be used."""
         found: list[Phrasing] = [_Written(template, number) for number, template in enumerate(self.templates, 1)]
         found += self.flan.phrasings() if self.flan else []
-        found += self.promptsource.phrasings() if self.promptsource else []
+        found += self.promptsource.phrasings(self.column_types()) if self.promptsource else []
         if self.cot:
             found += [_Reasoned(phrasing, self.cot) for phrasing in found if phrasing.kind == "direct"]
         if found and not any(getattr(self.variants, phrasing.kind) for phrasing in found):
@@ -187,7 +192,9 @@ class _Reasoned:
         return "cot"
 
     def say(self, row: Mapping[str, Any], rng: Random) -> Said:
-        rationale = row.get(self.cot.rationale)
+        if self.cot.rationale not in row:
+            raise BadRow(f"has no column '{self.cot.rationale}'")
+        rationale = row[self.cot.rationale]
         if not isinstance(rationale, str) or not rationale.strip():
             raise BadRow(f"has no text in the column '{self.cot.rationale}'")
         prompt, answer = self.direct.say(row, rng)

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
-from tasks.artifact import InputError, Message, Row, read_jsonl
+from tasks.artifact import InputError, Message, Row, iterate_jsonl
+from tasks.data.splits import SPLITS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,30 +38,44 @@ def tokenizer_of(artifact: Path, model: str | None, chat_template: str) -> "PreT
     return prepare_tokenizer(load_tokenizer(folder), chat_template) if folder else None
 
 
-def sample(data: Path, per_set: int, only: str | None, seed: int) -> list[Row]:
-    """Rows of `sft.jsonl`, so many of each set, drawn by the seed. Raises `InputError` for a set that has none."""
-    by_set: dict[str, list[Row]] = {}
-    seen: dict[str, int] = {}
-    rng = Random(seed)
-    for row in read_jsonl(data / "sft.jsonl"):
-        name = row.get("set", "")
-        seen[name] = seen.get(name, 0) + 1
-        chosen = by_set.setdefault(name, [])
-        if len(chosen) < per_set:
-            chosen.append(row)
-        elif (place := rng.randrange(seen[name])) < per_set:  # every row is as likely to be shown
-            chosen[place] = row
-    if only is not None and only not in by_set:
-        names = ", ".join(sorted(by_set)) or "none"
-        raise InputError(f"The fine-tuning rows hold none of the set '{only}'; the sets there are {names}.")
-    return [row for name, rows in sorted(by_set.items()) if only in (None, name) for row in rows]
+def check_set(recipe: Any, name: str) -> None:
+    """Raise `InputError` when a data recipe has no set of this name."""
+    names = [each.name for each in getattr(recipe, "sets", ())]
+    if name not in names:
+        there = f"its sets are {', '.join(names)}" if names else "it has no sets, so leave --of out"
+        raise InputError(f"The data has no set '{name}'; {there}.")
+
+
+def sample(data: Path, per_set: int, only: str | None, seed: int, stage: str | None = None) -> list[Row]:
+    """So many different rows of each set, drawn by the seed: of what SFT (or a stage of it) learns from, and of a set
+    that gives it nothing the prompts of the other splits.
+
+    Raises `InputError` for a set that has none.
+    """
+    chosen: dict[str, list[tuple[bytes, Row]]] = {}
+    for file in (f"sft.{stage}" if stage else "sft", *(split for split in SPLITS if split != "sft")):
+        new: dict[str, list[tuple[bytes, Row]]] = {}
+        for row in iterate_jsonl(data / f"{file}.jsonl"):
+            name = row.get("set", "")
+            if name in chosen or (not name and file != "sft"):
+                continue
+            drawn = new.setdefault(name, [])
+            rank = sha256(f"{seed}/{json.dumps(row, sort_keys=True)}".encode()).digest()  # equal rows are drawn once
+            if (len(drawn) < per_set or rank < drawn[-1][0]) and all(rank != other for other, _ in drawn):
+                drawn[:] = sorted([*drawn, (rank, row)], key=lambda pair: pair[0])[:per_set]
+        chosen |= new
+    if only is not None and only not in chosen:
+        raise InputError(f"Nothing is left of the set '{only}'; the tables 'filters' and 'dropped by set' say why.")
+    return [row for name, rows in sorted(chosen.items()) if only in (None, name) for _, row in rows]
 
 
 def shown(row: Row, tokenizer: "PreTrainedTokenizerBase | None", turns: Literal["all", "last"] = "all") -> Row:
     """A row as a document: its pieces with the loss mask of SFT, and how many tokens it has and learns from.
 
-    Without a tokenizer the pieces are the turns, and there are no counts.
+    Without a tokenizer the pieces are the turns, and there are no counts. A prompt is not learnt from.
     """
+    if "prompt" in row:
+        return _prompt(row, tokenizer)
     about = {"set": row.get("set"), "form": row.get("form"), "messages": row.get("messages"), "text": row.get("text")}
     about["made"] = row.get("made")
     if tokenizer is None:
@@ -72,6 +87,22 @@ def shown(row: Row, tokenizer: "PreTrainedTokenizerBase | None", turns: Literal[
     mask = encoded.labels_mask
     pieces = [(str(tokenizer.decode(run)), loss) for run, loss in _runs(encoded.input_ids, mask)]
     return {**about, "pieces": _listed(pieces), "tokens": len(mask), "loss_tokens": sum(mask)}
+
+
+def _prompt(row: Row, tokenizer: "PreTrainedTokenizerBase | None") -> Row:
+    from tasks.models.chat import encode_prompt
+
+    about = {"set": row.get("set"), "form": "a prompt alone", "messages": row["prompt"], "text": None}
+    about["made"] = row.get("made")
+    if tokenizer is None:
+        return {
+            **about,
+            "pieces": _listed(list(_turns({"messages": row["prompt"]}))),
+            "tokens": None,
+            "loss_tokens": None,
+        }
+    ids = encode_prompt(tokenizer, row["prompt"])
+    return {**about, "pieces": _listed([(str(tokenizer.decode(ids)), False)]), "tokens": len(ids), "loss_tokens": 0}
 
 
 def made_by(made: Row) -> str:
@@ -108,7 +139,17 @@ def tables_of(data: Path) -> dict[str, list[Row]]:
     """What the report says of shares and filters, by the tables' names."""
     mixtures = sorted(path.stem for path in (data / "report").glob("mixture*.json"))
     return {
-        name: table(data, name) for name in (*mixtures, "phrasings", "filters", "scores", "ledger", "dropped by set")
+        name: table(data, name)
+        for name in (
+            *mixtures,
+            "phrasings",
+            "filters",
+            "scores",
+            "ledger",
+            "dropped by set",
+            "personal data",
+            "notices",
+        )
     }
 
 

@@ -8,7 +8,7 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -18,6 +18,7 @@ import yaml
 from jinja2 import StrictUndefined, Template, TemplateError
 
 from tasks.artifact import InputError, Message
+from tasks.data.columns import Read, typed
 from tasks.data.rows import BadRow, PassedOver
 from tasks.data.sandbox import TEMPLATE_FAULTS, Sandbox, filled, reason_of
 from tasks.data.templates import Kind
@@ -39,8 +40,11 @@ class PromptsourceFile(Part):
     original_only: bool = False
     """Only templates of the data set's own task, as their authors marked them."""
 
-    def phrasings(self) -> list["JinjaPhrasing"]:
-        """The chosen phrasings. Raises `InputError` when the file, or one of the names, is not there."""
+    def phrasings(self, types: Mapping[str, Read]) -> list["JinjaPhrasing"]:
+        """The chosen phrasings. Raises `InputError` when the file, or one of the names, is not there.
+
+        types: how to read columns of rows that are all texts.
+        """
         found = read_promptsource(Path(self.path).expanduser())
         unknown = [name for name in self.names if name not in {phrasing.title for phrasing in found}]
         if unknown:
@@ -50,7 +54,7 @@ class PromptsourceFile(Part):
         chosen = [phrasing for phrasing in chosen if phrasing.kind == "direct" or not self.original_only]
         if not chosen:
             raise InputError(f"{self.path} has no template of the original task; set original_only = false.")
-        return chosen
+        return [replace(phrasing, types=types) for phrasing in chosen]
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,23 @@ class JinjaPhrasing:
     """"inverted" where the authors say that it is not the data set's original task."""
     metrics: tuple[str, ...]
     languages: tuple[str, ...]
+    types: Mapping[str, Read] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return f"promptsource {self.title.strip()}"
 
     def say(self, row: Mapping[str, Any], rng: Random) -> tuple[list[Message], str | None]:
-        """Prompt and completion; of several right completions one is drawn. Raises as `render` does."""
-        prompt, targets = self.render(row, rng)
+        """Prompt and completion; of several right completions one is drawn. Raises as `render` does.
+
+        Where the template does not fit the values that texts stand for, it is filled with the texts.
+        """
+        try:
+            prompt, targets = self.render(typed(row, self.types) if self.types else row, rng)
+        except InputError:
+            if not self.types:
+                raise
+            prompt, targets = self.render(row, rng)
         return [{"role": "user", "content": prompt}], rng.choice(targets)
 
     def render(self, row: Mapping[str, Any], rng: Random) -> tuple[str, list[str]]:

@@ -45,13 +45,32 @@ def read_text(file: IO[str], path: Path) -> str:
     return text
 
 
-def table_rows(read: Iterator[list[str]], path: Path) -> Iterator[list[str]]:
-    try:
-        for values in read:
-            if values:
-                yield values
-    except csv.Error as error:
-        raise InputError(f"{path} is not a table of separated values ({error}); check its delimiter.") from error
+def table_rows(file: IO[str], path: Path, delimiter: str, quotes: bool) -> Iterator[list[str]]:
+    """The records of a table, but for empty ones. Raises `InputError` naming the line of one that is garbled."""
+    csv.field_size_limit(1 << 24)
+    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    read = csv.reader(text_lines(file, path), delimiter=delimiter, quoting=quoting, strict=quotes)
+    while True:
+        begin = read.line_num + 1
+        try:
+            values = next(read)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            hint = " or, where quotation marks are plain characters, set quotes = false" if quotes else ""
+            raise InputError(
+                f"{path}: the record that begins in line {begin} is garbled ({_garbled(error)}); mend it{hint}."
+            ) from error
+        if values:
+            yield values
+
+
+def _garbled(error: csv.Error) -> str:
+    if "unexpected end" in str(error):
+        return "a quotation mark is never closed"
+    if "expected after" in str(error):
+        return "a value goes on after its closing quotation mark"
+    return f"{first_line(error)}, as where a quotation mark is never closed or the delimiter is another"
 
 
 def unescaped(value: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Template, TemplateError, nodes, pass_context
 from jinja2.compiler import CodeGenerator, Frame
-from jinja2.exceptions import SecurityError
+from jinja2.exceptions import SecurityError, UndefinedError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -23,6 +23,7 @@ WRITTEN = 50_000_000
 _left: ContextVar[int] = ContextVar("_left", default=WRITTEN)
 _WIDE = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{5})")
 _WIDE_FIELD = re.compile(r"\{[^{}]*:[^{}]*(?:\d{5}|\{)")
+_UNDEFINED = re.compile(r"'(\w+)' is undefined")
 _PADDING = {"center", "ljust", "rjust", "zfill", "expandtabs", "indent", "batch", "slice", "tojson"}
 """Filters, and methods of texts, whose numbers say how much is written."""
 _LIMITED = {*_PADDING, "replace", "join", "format"}
@@ -113,6 +114,8 @@ def reason_of(error: BaseException) -> str:
         return "it calls itself without end or is nested too deeply"
     if isinstance(error, MemoryError):
         return "it takes too much memory"
+    if isinstance(error, UndefinedError) and (missing := _UNDEFINED.fullmatch(str(error))):
+        return f"there is no column '{missing[1]}'"
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 

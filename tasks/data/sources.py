@@ -3,14 +3,15 @@
 Only as much of a file is in memory as its format needs: lines, a row group, a record of an array (reading.py).
 """
 
-import csv
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from tasks.artifact import InputError
+from tasks.data.columns import Read, column_types
 from tasks.data.phrasings import PhrasedSet
 from tasks.data.reading import (
     Line,
@@ -19,7 +20,6 @@ from tasks.data.reading import (
     opened,
     read_text,
     table_rows,
-    text_lines,
     unescaped,
 )
 
@@ -61,24 +61,38 @@ class CsvSet(PhrasedSet):
         """What is read."""
         return [Path(self.path).expanduser()]
 
+    def column_types(self) -> dict[str, Read]:
+        """How to read columns whose values all stand for numbers, or yes or no, by the first 1000 rows: promptsource's
+        templates were written for typed columns."""
+        first = (row for _, row in islice(self.lines(), 1000) if isinstance(row, dict))
+        types = column_types(first)
+        return {self.rename.get(name, name): read for name, read in types.items()}
+
     def lines(self) -> Iterator[Line]:
-        """The rows, every value a string. Raises `InputError` when the file is missing or has no header."""
+        """The rows, every value a string. Raises `InputError` when the file is missing, garbled or has no header."""
         path = Path(self.path).expanduser()
-        csv.field_size_limit(1 << 24)
         delimiter = self.delimiter or ("\t" if path.name.removesuffix(".gz").endswith(".tsv") else ",")
         with opened(path) as file:
             quotes = delimiter != "\t" if self.quotes is None else self.quotes
-            quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-            rows = table_rows(csv.reader(text_lines(file, path), delimiter=delimiter, quoting=quoting), path)
+            rows = table_rows(file, path, delimiter, quotes)
             names = list(self.header) or next(rows, [])
-            if len(set(names)) < len(names) or not any(names):
-                raise InputError(f"{path} does not begin with the names of its columns; name them with header = [...].")
+            _check_names(names, path)
             for number, values in enumerate(rows, 1):
                 if len(values) != len(names):
                     yield number, f"has another number of values than there are columns ({len(names)})"
                 else:
                     values = [unescaped(value) for value in values] if self.escapes else values
                     yield number, dict(zip(names, values, strict=True))
+
+
+def _check_names(names: list[str], path: Path) -> None:
+    if not any(names):
+        raise InputError(f"{path} does not begin with the names of its columns; name them with header = [...].")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"{path} does not begin with the names of its columns: '{twice[0]}' is there twice; mend that line, or "
+            "name them with header = [...] if it is a row already."
+        )
 
 
 class ParquetSet(PhrasedSet):

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from tasks.artifact import Message
@@ -149,24 +150,44 @@ def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def assign(
-    ids: Sequence[str], groups: Sequence[int], shares: Shares, seed: int, *, no_sft: Sequence[bool] | None = None
+    ids: Sequence[str] | np.ndarray,
+    groups: Sequence[int] | np.ndarray,
+    shares: Shares,
+    seed: int,
+    *,
+    no_sft: Sequence[bool] | np.ndarray | None = None,
 ) -> list[Split]:
-    """The split of each prompt: whole groups, in an order made of the seed and their ids, each to the split that is
-    furthest below its share. A group with a prompt marked in `no_sft` never goes to SFT."""
-    weights: dict[Split, float] = {split: getattr(shares, split) for split in SPLITS}
-    members: dict[int, list[int]] = defaultdict(list)
-    for index, group in enumerate(groups):
-        members[group].append(index)
-    barred = {groups[index] for index, marked in enumerate(no_sft or []) if marked}
+    """The split of each prompt, see `assigned`."""
+    return [SPLITS[place] for place in assigned(ids, groups, shares, seed, no_sft=no_sft)]
 
-    def order(group: int) -> tuple[bool, str]:
-        name = min(ids[index] for index in members[group])
-        return group not in barred, hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()
 
-    missing = {split: weights[split] * len(ids) for split in SPLITS}
-    chosen: dict[int, Split] = {}
-    for group in sorted(members, key=order):
-        open_to: list[Split] = [s for s in SPLITS if weights[s] > 0 and not (s == "sft" and group in barred)]
-        chosen[group] = max(open_to, key=lambda split: missing[split])
-        missing[chosen[group]] -= len(members[group])
-    return [chosen[group] for group in groups]
+def assigned(
+    ids: Sequence[str] | np.ndarray,
+    groups: Sequence[int] | np.ndarray,
+    shares: Shares,
+    seed: int,
+    *,
+    no_sft: Sequence[bool] | np.ndarray | None = None,
+) -> np.ndarray:
+    """The place in `SPLITS` of each prompt: whole groups, in an order made of the seed and their ids (ASCII), each to
+    the split that is furthest below its share. A group with a prompt marked in `no_sft` never goes to SFT."""
+    names = np.asarray(ids, dtype=bytes)
+    if not len(names):
+        return np.zeros(0, np.int8)
+    _, members, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    barred = np.zeros(len(sizes), bool)
+    if no_sft is not None:
+        barred[members[np.asarray(no_sft, bool)]] = True
+    by_name = np.lexsort((names, members))
+    first = names[by_name[np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)]]
+    drawn = np.array([hashlib.sha256(f"{seed}/".encode() + name).digest() for name in first], dtype="V32").view("S32")
+    weights = {place: getattr(shares, split) for place, split in enumerate(SPLITS)}
+    missing = {place: weight * len(names) for place, weight in weights.items()}
+    open_to = [place for place, weight in weights.items() if weight > 0]
+    not_sft = [place for place in open_to if SPLITS[place] != "sft"]
+    chosen = np.zeros(len(sizes), np.int8)
+    for group in np.lexsort((drawn, ~barred)):
+        place = max(not_sft if barred[group] else open_to, key=missing.__getitem__)
+        chosen[group] = place
+        missing[place] -= int(sizes[group])
+    return chosen[members]

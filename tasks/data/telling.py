@@ -11,9 +11,10 @@ from itertools import chain, islice
 from random import Random
 from typing import Any
 
-from tasks.artifact import InputError, Message, Row
-from tasks.data.phrasings import FewShot, PhrasedSet, Phrasing, Variants
-from tasks.data.rows import BadRow, Example, PassedOver, check_characters, checked, read_row
+from tasks.artifact import InputError, Row
+from tasks.data.fitting import Fits, with_shots
+from tasks.data.phrasings import PhrasedSet, Phrasing, Variants
+from tasks.data.rows import BadRow, Example, PassedOver, check_characters, read_row
 from tasks.data.splits import normalise
 
 
@@ -53,8 +54,9 @@ def tell(
     """Every row of a set as conversations, or with the reason why not; in the order of the rows.
 
     Few-shot examples come first. A row of which `known` says that its texts are evaluated on is never one of them.
+    Raises `InputError` at the end when a phrasing fits no row.
     """
-    phrasings = part.phrasings()
+    phrasings, fits = part.phrasings(), Fits()
     rows = islice(lines, part.max_rows)
     pool: list[Row] = []
     if part.fewshot:
@@ -80,16 +82,19 @@ def tell(
                 raise BadRow(row)
             check_characters(row)
             row, made = _apart(_prepared(part, row))
-            told = _told(part, phrasings, row, number, pool, seed)
+            told = _told(part, phrasings, row, number, pool, seed, fits)
             told.examples = [replace(example, made=made) for example in told.examples] if made else told.examples
             yield told
         except (BadRow, InputError) as bad:
             excerpt = str(row)[:200].encode("utf-8", "replace").decode()
             detail = " ".join(map(str, bad.args[1:]))
             yield Told(number, [], [], problem=str(bad.args[0]), detail=detail, excerpt=excerpt)
+    fits.check(part.name)
 
 
-def _told(part: PhrasedSet, phrasings: Sequence[Phrasing], row: Row, number: int, pool: list[Row], seed: int) -> Told:
+def _told(
+    part: PhrasedSet, phrasings: Sequence[Phrasing], row: Row, number: int, pool: list[Row], seed: int, fits: Fits
+) -> Told:
     if "text" in row and part.kind == "text":  # type: ignore[attr-defined]
         return Told(number, [row["text"]], [Example([], [row["text"]], form="text")])
     rng = Random(f"{seed}/{part.name}/{number}")
@@ -98,16 +103,16 @@ def _told(part: PhrasedSet, phrasings: Sequence[Phrasing], row: Row, number: int
         asked = [turn["content"] for turn in example.prompt if turn["role"] == "user"]
         said = _turns_of(example)
         if part.fewshot and pool and rng.random() < part.fewshot.share:
-            example = _with_shots(example, part.fewshot, pool, rng, None)
+            example = with_shots(example, part.fewshot, pool, rng, None)
         return Told(number, said, [example], asked)
     examples: list[Example] = []
     bare: list[Example] = []
     for phrasing in _drawn(phrasings, part.variants, rng):
         with suppress(PassedOver):
-            example = _said(phrasing, row, rng)
+            example = fits.say(phrasing, row, rng)
             bare.append(example)
             shown = part.fewshot and pool and rng.random() < part.fewshot.share
-            examples.append(_with_shots(example, part.fewshot, pool, rng, phrasing) if shown else example)  # type: ignore[arg-type]
+            examples.append(with_shots(example, part.fewshot, pool, rng, phrasing) if shown else example)  # type: ignore[arg-type]
         if len(examples) == part.templates_per_row:
             break
     if not examples:
@@ -161,48 +166,6 @@ def _drawn(phrasings: Sequence[Phrasing], variants: Variants, rng: Random) -> It
         yield drawn
 
 
-def _said(phrasing: Phrasing, row: Row, rng: Random) -> Example:
-    try:
-        prompt, completion = phrasing.say(row, rng)
-    except InputError as error:
-        raise BadRow("does not fit a template", f"({error})") from error
-    if completion is not None and not completion.strip():
-        raise BadRow("has an empty completion")
-    reference = row.get("reference", {name: value for name, value in row.items() if _plain(value)})
-    reference = reference if isinstance(reference, dict) else {"value": reference}
-    completions = [] if completion is None else [completion]
-    return Example(checked(prompt), completions, reference, form=phrasing.name, kind=phrasing.kind)
-
-
-def _with_shots(example: Example, shots: FewShot, pool: list[Row], rng: Random, phrasing: Phrasing | None) -> Example:
-    """The example after solved ones in the same phrasing; those of the pool that do not fit it are passed over."""
-    wanted = rng.randint(*shots.shots)
-    solved: list[tuple[str, str]] = []
-    for row in rng.sample(pool, len(pool)):
-        try:
-            shown = read_row(row) if phrasing is None else _said(phrasing, row, rng)
-        except BadRow:
-            continue
-        if shown.completions and len(shown.prompt) == 1 + (shown.prompt[0]["role"] == "system"):
-            solved.append((shown.prompt[-1]["content"], shown.completions[0]))
-        if len(solved) == wanted:
-            break
-    if not solved:
-        return example
-    before = [turn for turn in example.prompt if turn["role"] == "system"]
-    turns = example.prompt[len(before) :]
-    shown_turns: list[Message] = []
-    if shots.form == "turns":
-        for question, answer in solved:
-            shown_turns.append({"role": "user", "content": question})
-            shown_turns.append({"role": "assistant", "content": answer})
-    else:
-        texts = [f"{question}{shots.answer}{answer}" for question, answer in solved]
-        first: Message = {**turns[0], "content": shots.separator.join([*texts, turns[0]["content"]])}
-        turns = [first, *turns[1:]]
-    return replace(example, prompt=[*before, *shown_turns, *turns], form=f"{example.form} {len(solved)}-shot")
-
-
 def _prepared(part: PhrasedSet, row: Row) -> Row:
     if part.rename:
         missing = [old for old in part.rename if old not in row]
@@ -241,12 +204,3 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping):
         for each in value.values():
             yield from _texts(each)
-
-
-def _plain(value: Any) -> bool:
-    """Whether a value can stand in a reference, which is kept as JSON."""
-    if isinstance(value, (list, tuple)):
-        return all(_plain(each) for each in value)
-    if isinstance(value, Mapping):
-        return all(_plain(each) for each in value.values())
-    return value is None or (isinstance(value, (str, int, float)) and value == value)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from jinja2 import StrictUndefined, Template, TemplateError
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tasks.artifact import InputError, Message
 from tasks.data.sandbox import TEMPLATE_FAULTS, Sandbox, filled, reason_of
@@ -31,13 +31,24 @@ class ChatTemplate(Part):
     kind: Kind = "direct"
     """"inverted": from the answer to the question, say; "cot": the answer after its reasons."""
 
+    @field_validator("prompt", "completion", "system")
+    @classmethod
+    def _parsed(cls, template: str | None) -> str | None:
+        try:
+            _ = template is not None and _compiled(template)
+        except InputError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+        return template
+
 
 @lru_cache(maxsize=4096)
 def _compiled(template: str) -> Template:
     try:
         return _sandbox.from_string(template)
     except (TemplateError, RecursionError, MemoryError) as error:
-        raise InputError(f"The template '{template[:80]}' is not valid Jinja ({reason_of(error)}); mend it.") from error
+        raise InputError(
+            f"The template '{_short(template)}' is not valid Jinja ({reason_of(error)}); mend it."
+        ) from error
 
 
 def render(template: str, row: Mapping[str, Any]) -> str:
@@ -47,7 +58,13 @@ def render(template: str, row: Mapping[str, Any]) -> str:
         return filled(compiled, row).strip()
     except TEMPLATE_FAULTS as error:
         reason = reason_of(error)
-        raise InputError(f"The template '{template[:80]}' cannot be filled ({reason}); mend it or the row.") from error
+        raise InputError(
+            f"The template '{_short(template)}' cannot be filled ({reason}); mend it or the row."
+        ) from error
+
+
+def _short(template: str) -> str:
+    return " ".join(template[:80].split())
 
 
 def converse(template: ChatTemplate, row: Mapping[str, Any]) -> tuple[list[Message], list[Message]]:

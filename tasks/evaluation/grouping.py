@@ -56,7 +56,7 @@ def _adapters(inputs: Mapping[str, Path], models: Iterable[str]) -> dict[str, Pa
     """The models that are plain LoRA on what this round began with, or that itself; a soft prompt in it takes part in
     every forward pass and is left out."""
     weights = [inputs[name] for name in below(inputs)]
-    if any((folder / "prompt").is_dir() or _is_prompt(folder / "adapter") for folder in weights):
+    if any((folder / "model" / "prompt").is_dir() or _is_prompt(folder / "adapter") for folder in weights):
         return {}
     found: dict[str, Path | None] = {} if "start" in inputs else {"sft": None}
     for name in models:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -188,7 +189,9 @@ def attach(
     torch.manual_seed(seed)  # the A matrices are random
     config = adapter_config(model, recipe, task, [*recipe.modules_to_save, *whole])
     try:
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():  # PEFT asks by a name that transformers has replaced
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         if config.target_modules and "not found in the base model" not in str(error):
             raise
@@ -223,8 +226,8 @@ def _check_tied(adapted: Any) -> None:
 
 
 def save(model: "PeftModel | PreTrainedModel", out: Path) -> None:
-    """Write `out/adapter` for an adapter, `out/model` otherwise (and `out/prompt`, where a soft prompt is in front of
-    it): safetensors, and nothing that differs between runs."""
+    """Write `out/adapter` for an adapter, `out/model` otherwise (and `out/model/prompt`, where a soft prompt is in
+    front of it): safetensors, and nothing that differs between runs."""
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):
@@ -240,7 +243,7 @@ def save(model: "PeftModel | PreTrainedModel", out: Path) -> None:
 
 
 def save_whole(model: "PreTrainedModel", out: Path) -> None:
-    """Write `out/model`, and `out/prompt` where a soft prompt is in front of it."""
+    """Write `out/model`, and in it `prompt`, where a soft prompt is in front of it: the folder alone is the model."""
     from tasks.models.prompts import installed
 
     prompt = installed(model)
@@ -249,8 +252,8 @@ def save_whole(model: "PreTrainedModel", out: Path) -> None:
         return
     weights = {name: value for name, value in model.state_dict().items() if ".soft_prompt." not in name}
     model.save_pretrained(out / "model", state_dict=weights)
-    prompt.write(out / "prompt")
-    _settle(out / "prompt" / "adapter_config.json")
+    prompt.write(out / "model" / "prompt")
+    _settle(out / "model" / "prompt" / "adapter_config.json")
 
 
 def _settle(path: Path) -> None:

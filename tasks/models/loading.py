@@ -37,6 +37,11 @@ def batch_tokens() -> int:
     return 8192 if torch.cuda.is_available() else 768
 
 
+def loads_quantised() -> bool:
+    """Whether 4-bit weights are made while a model is loaded, a layer at a time: on a GPU."""
+    return torch.cuda.is_available()
+
+
 def compute_dtype() -> torch.dtype:
     """bf16 on CUDA, fp32 elsewhere."""
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
@@ -67,8 +72,8 @@ def load_causal_lm(
     model: Any = _load_weights(chain[start], torch.float32)
     if (chain[0] / "tokenizer").is_dir():
         fit_embeddings(model, load_tokenizer(chain[0]))
-    if (chain[start] / "prompt").is_dir():
-        model = merge_adapter(model, chain[start] / "prompt")
+    if (prompt := model_folder(chain[start]) / "prompt").is_dir():
+        model = merge_adapter(model, prompt)
     for folder in chain[start + 1 :]:
         model = merge_adapter(model, folder / "adapter")
     return model.to(device=device(), dtype=dtype).eval().requires_grad_(trainable)
@@ -208,8 +213,8 @@ def load_reward_model(
         model = AutoModelForSequenceClassification.from_pretrained(
             reward / "model", use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
-        if (reward / "prompt").is_dir():
-            model = merge_adapter(model, reward / "prompt")
+        if (prompt := reward / "model" / "prompt").is_dir():
+            model = merge_adapter(model, prompt)
     elif (reward / "source.json").is_file():
         model, _ = open_reward_base(model_folder(reward), tokenizer, _heads(reward))
         model = merge_adapter(model, reward / "adapter")

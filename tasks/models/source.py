@@ -44,6 +44,12 @@ def find_model(model: str, revision: str | None, field: str) -> tuple[Path, str 
     return folder, commit
 
 
+def find_configuration(model: str, revision: str | None, field: str) -> Path:
+    """As `find_model`, where weights are not needed: of a hub model everything but them is fetched."""
+    folder = local_folder(model, field)
+    return folder or download(model, revision, weights=False)
+
+
 def refer(out: Path, model: str, folder: Path, commit: str | None) -> None:
     """Let the artifact in `out` stand on a model that stays where it is: `source.json` says what, `LOCATION` where."""
     files = {path.name: _sha256(path) for path in model_files(folder)}
@@ -81,12 +87,12 @@ def resolve_hub_model(model: str, revision: str | None) -> tuple[Path, str]:
     return folder, folder.name  # the cache keeps snapshots in folders named by commit
 
 
-def download(model: str, revision: str | None) -> Path:
+def download(model: str, revision: str | None, weights: bool = True) -> Path:
     """A hub model's folder in the local cache: configuration, tokenizer and safetensors, never pickles or code."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    patterns = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
+    patterns = ["*.json", "*.jinja", "tokenizer.model", "*.txt", *(["*.safetensors"] if weights else [])]
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except (OSError, HFValidationError, httpx.HTTPError) as error:

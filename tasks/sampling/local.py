@@ -214,7 +214,7 @@ def _decode_batch(
     device, steps = model.device, noise.shape[1]
     width = max(len(ids) for ids in prompts)
     capacity = width + steps
-    step = _Step(model, len(prompts) * n, capacity, keep_features=result.features is not None)
+    step = Step(model, len(prompts) * n, capacity, keep_features=result.features is not None)
     tokens = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
     sizes = torch.tensor([len(ids) for ids in prompts], device=device)
     padded = bool((sizes != width).any())
@@ -251,7 +251,7 @@ def _decode_batch(
         logits, features = step(chosen.unsqueeze(1), seen, (sizes + t).unsqueeze(1))
 
 
-class _Step:
+class Step:
     """One forward of the model over new columns: float32 logits of the last one, and the features behind them."""
 
     def __init__(self, model: CausalLM, rows: int, capacity: int, keep_features: bool) -> None:

@@ -4,18 +4,24 @@ What is counted is every storage that is alive at once, as PyTorch's own allocat
 (interpreter, libraries) comes on top.
 """
 
+import copy
 import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.ia3 import Linear as Ia3Linear
+from peft.tuners.lora import Linear as LoraLinear
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
 from tasks.models.adapters import FullRecipe, PrefixTuningRecipe, PromptRecipe, PTuningRecipe, QloraRecipe, attach
+from tasks.models.loading import score_modules
 from tasks.models.targets import linear_layers
+from tasks.sampling.cache import PreallocatedLayer
+from tasks.sampling.local import Sampler, Step
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Footprint:
     optimizer: float
     activations: float
     """What a step needs at its highest beside the other three."""
+    folded: float = 0.0
+    """A copy of the layers under an adapter, into which it is folded while the policy samples."""
 
     @property
     def total(self) -> float:
@@ -52,14 +60,21 @@ def of_step(
     bf16: bool = False,
     eight_bit: bool = False,
     checkpointing: bool = False,
+    scored: bool = False,
 ) -> Footprint:
-    """A training step of `rows` x `length` tokens, `kept` of which have a loss, by AdamW and in fp32 weights."""
+    """A training step of `rows` x `length` tokens, `kept` of which have a loss, by AdamW and in fp32 weights.
+
+    scored: of a reward model, which has a head in place of the output layer.
+    """
+    quantised = isinstance(adapter, QloraRecipe)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config).requires_grad_(False)
+        model, heads = _without_values(config, scored)
         base = sum(parameter.numel() for parameter in model.parameters())
         small = sum(layer.weight.numel() for layer in linear_layers(model).values())
         if not isinstance(adapter, PromptRecipe):
-            model = attach(model, _unquantised(adapter)).train()
+            model = attach(model, _unquantised(adapter), "SEQ_CLS" if scored else "CAUSAL_LM", heads=heads).train()
+        layers: list[Any] = [layer for layer in model.modules() if type(layer) in (LoraLinear, Ia3Linear)]
+        folded = 0 if quantised else sum(layer.get_base_layer().weight.numel() for layer in layers)
     if checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
@@ -72,15 +87,50 @@ def of_step(
         trainable = sum(parameter.numel() for parameter in trained)
         places = length + (adapter.virtual_tokens if isinstance(adapter, PromptRecipe) else 0)
         with _Peak() as seen, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            _step(model, rows, places, kept, virtual)
+            if scored:
+                model(inputs_embeds=_embedded(model, rows, places, virtual)).logits.sum().backward()
+            else:
+                _step(model, rows, places, kept, virtual)
     weights, gradients = 4.0 * base, 4.0 * trainable
-    if isinstance(adapter, QloraRecipe):
+    if quantised:
         weights -= small * (4 - 0.5 - (0.016 if adapter.double_quantisation else 0.0625))
     if not isinstance(adapter, FullRecipe):
         weights += gradients
     moments = (2.0 if eight_bit else 8.0) * trainable
     step = max(seen.most - gradients, 0.0)
-    return Footprint(base, trainable, weights, gradients, moments, step)
+    return Footprint(base, trainable, weights, gradients, moments, step, 4.0 * folded)
+
+
+def _without_values(config: PreTrainedConfig, scored: bool) -> tuple[Any, list[str]]:
+    """A model on the meta device, frozen, and the modules of it that are new."""
+    if not scored:
+        return AutoModelForCausalLM.from_config(config).requires_grad_(False), []
+    config = copy.deepcopy(config)
+    config.num_labels = 1
+    model: Any = AutoModelForSequenceClassification.from_config(config).requires_grad_(False)
+    return model, score_modules(model)
+
+
+def of_sampling(config: PreTrainedConfig, prompts: int, n: int, length: int, new: int, features: bool = False) -> float:
+    """Bytes beside the weights of drawing n completions of `new` tokens for each of so many prompts of `length` tokens
+    at once, in fp32: the cache, one step's results, and what is kept of each token."""
+    rows, capacity = prompts * n, length + new
+    with torch.device("meta"):
+        model, _ = _without_values(config, scored=False)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        _fill(model.eval())
+        with _Peak() as seen:
+            kept = [torch.empty(rows, new, 1 + (config.hidden_size if features else 0)) for _ in range(1)]
+            kept += [torch.empty(rows, new, dtype=torch.long), torch.empty(rows, new)]
+            step = Step(model, rows, capacity, keep_features=False)
+            step(torch.zeros(prompts, length, dtype=torch.long), None, torch.arange(length).expand(prompts, -1))
+            for layer in step.cache.layers:
+                if isinstance(layer, PreallocatedLayer):
+                    layer.live, layer.length = rows, capacity - 1
+            logits, _ = step(torch.zeros(rows, 1, dtype=torch.long), None, torch.full((rows, 1), capacity - 1))
+            torch.log_softmax(logits, -1)
+            Sampler(1.0, 1.0, False)(logits, torch.zeros(rows))
+    return float(seen.most)
 
 
 def _unquantised(adapter: Any) -> Any:
@@ -106,10 +156,10 @@ def _prompt_size(config: PreTrainedConfig, adapter: Any) -> int:
     return adapter.virtual_tokens * width
 
 
-def parameters_of(config: PreTrainedConfig) -> int:
-    """How many a model has."""
+def parameters_of(config: PreTrainedConfig, scored: bool = False) -> int:
+    """How many a language model has, or a reward model on it."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model, _ = _without_values(config, scored)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -125,13 +175,15 @@ def cache_bytes(config: PreTrainedConfig, rows: int, length: int, each: int = 4)
     return 2 * config.num_hidden_layers * keys_width(config) * rows * length * each
 
 
+def _embedded(model: Any, rows: int, length: int, virtual: torch.Tensor | None) -> torch.Tensor:
+    embeds = model.get_input_embeddings()(torch.zeros(rows, length, dtype=torch.long))
+    return embeds if virtual is None else embeds + virtual.sum()
+
+
 def _step(model: Any, rows: int, length: int, kept: int, virtual: torch.Tensor | None) -> None:
     """Forward and backward; a soft prompt is added to what goes in, so that gradients go as far."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    ids = torch.zeros(rows, length, dtype=torch.long)
-    embeds = inner.get_input_embeddings()(ids)
-    if virtual is not None:
-        embeds = embeds + virtual.sum()
+    embeds = _embedded(inner, rows, length, virtual)
     hidden = inner.get_decoder()(inputs_embeds=embeds, use_cache=False).last_hidden_state
     logits = inner.get_output_embeddings()(hidden.flatten(0, 1)[:kept]).float()
     targets = torch.zeros(len(logits), dtype=torch.long)

@@ -48,6 +48,11 @@ class PpoRecipe(OnlineHyperparameters):
     """Demonstrations in each optimiser step."""
     ptx_max_length: Annotated[int, Field(ge=8)] = 1024
     """Longer demonstrations (in tokens) are left out and counted."""
+    ptx_mixtures: tuple[str, ...] | None = None
+    """The stages of `data.stages` that the demonstrations are of, "" for the first mixture; none: all that SFT learns
+    from."""
+    ptx_turns: Literal["all", "last"] | None = None
+    """Which of a conversation's assistant turns are learnt; none: as `sft.turns` says."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Discount per token."""
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
@@ -68,6 +73,13 @@ class PpoRecipe(OnlineHyperparameters):
     """Bring an update's advantages to mean 0 and variance 1."""
     micro_batch_size: Annotated[int, Field(ge=1)] = 16
     """Rows of like length computed at once while learning: less padding, less memory; only rounding differs."""
+
+    def after_sft(self, mixtures: tuple[str, ...], turns: Literal["all", "last"]) -> "PpoRecipe":
+        """The recipe with the demonstrations that SFT learns from, where it has a use for them."""
+        if not self.ptx_coefficient:
+            return self
+        update = {"ptx_mixtures": self.ptx_mixtures or mixtures, "ptx_turns": self.ptx_turns or turns}
+        return self.model_copy(update=update)
 
     @model_validator(mode="after")
     def _possible(self) -> "PpoRecipe":
@@ -130,7 +142,9 @@ def _demonstrations(
     from tasks.models.loading import positions
     from tasks.training.sft_engine import encode_rows
 
-    rows = encode_rows(read_jsonl(data / "sft.jsonl"), tokenizer)
+    files = [f"sft.{name}.jsonl" if name else "sft.jsonl" for name in recipe.ptx_mixtures or ("",)]
+    learnt = [row for file in files for row in read_jsonl(data / file)]
+    rows = encode_rows(learnt, tokenizer, recipe.ptx_turns or "all")
     limit = min(recipe.ptx_max_length, positions(model) or recipe.ptx_max_length)
     kept = [row for row in rows if len(row.input_ids) <= limit]
     work.log({"demonstrations": len(kept), "demonstrations_dropped": len(rows) - len(kept)})

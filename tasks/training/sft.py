@@ -68,6 +68,10 @@ class SftRecipe(Hyperparameters):
         first = self.model_copy(update={"stages": ()})
         return [first, *(first.model_copy(update=stage.model_dump(exclude_none=True)) for stage in self.stages)]
 
+    def mixtures(self) -> tuple[str, ...]:
+        """The stages of `data.stages` that are learnt from, "" for the first mixture."""
+        return tuple(dict.fromkeys(part.mixture or "" for part in self.in_turn()))
+
 
 def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None:
     """inputs: base, data (`sft.jsonl`), perhaps `earlier`: the stage whose adapter or model goes on being trained.
