@@ -31,6 +31,7 @@ SEEDS = [
     }
     for n in range(12)
 ]
+REAL = Path(__file__).parents[2] / "shared" / "data" / "self-instruct" / "seed_tasks.jsonl"
 PRINCIPLES = ["Be kind to whoever asks.", "Say nothing that may hurt somebody."]
 
 
@@ -175,6 +176,10 @@ def test_from_seed_tasks_to_revised_answers_and_every_row_says_how(tmp_path: Pat
     pairs, broken = read_preferences(work.out / "preferences.jsonl")
     assert len(pairs) == len(rows) and not broken
     assert all(pair["chosen"][0]["content"].endswith("Be well.") for pair in pairs)
+    spread = {row["of"]: row for row in table(work.out, "spread")}
+    assert 0 < spread["nearest ROUGE-L to one another"]["median"] < 1
+    lengths = [len(row["messages"][0]["content"].split()) for row in rows]
+    assert spread["words of instructions"]["least"] == min(lengths)
     first_words = {row["first words"] for row in table(work.out, "first words")}
     assert first_words & {"explain how", "compare why", "list where"} and work.metrics["unique_share"] == 1
     assert (work.out / "report" / "novelty.png").stat().st_size > 1000
@@ -412,7 +417,7 @@ def test_the_budget_holds_over_all_steps(tmp_path: Path) -> None:
 def test_a_writer_that_makes_no_lists_ends_the_run_in_one_sentence(tmp_path: Path) -> None:
     with serving(lambda body, number: (200, completion("As you wish."))) as server:
         with pytest.raises(
-            InputError, match=r"step '1 self_instruct' .* keeps nothing: .* is no list of tasks"
+            InputError, match=r"step '1 self_instruct' .* keeps nothing \(4 of 4 times: it is no list of tasks\)"
         ) as error:
             made(tmp_path / "w", endpoint(server.url), chain(tmp_path, patience=2))
         assert len(server.requests) == 4, "two prompts at once, twice"
@@ -501,6 +506,12 @@ def test_a_synthesis_that_cannot_be_is_refused(change: Row, message: str) -> Non
     assert "secret" not in "; ".join(explain(SynthesisRecipe, error.value))
 
 
+def test_a_revision_without_answers_is_named(tmp_path: Path) -> None:
+    rows = {"kind": "json", "name": "mine", "path": save(tmp_path / "mine.jsonl", [{"prompt": "Name three trees."}])}
+    with pytest.raises(InputError, match="No row has an answer for the step '1 revise'; put a step"):
+        made(tmp_path / "w", endpoint("http://127.0.0.1:9/v1"), [{"kind": "revise", "principles": ["x"]}], rows=rows)
+
+
 def test_principles_that_are_not_there_are_named(tmp_path: Path) -> None:
     steps = [{"kind": "revise", "principles_file": str(tmp_path / "none.txt")}]
     rows = {"kind": "json", "name": "mine", "path": conversations(tmp_path / "mine.jsonl")}
@@ -533,7 +544,7 @@ def test_a_local_model_answers_the_same_again_also_when_it_was_interrupted(tmp_p
     first = made(tmp_path / "a", writer, steps, rows=rows)
     texts = [row["messages"][1]["content"] for row in rows_of(first)]
     assert 8 < len({*texts}) == len(texts) < 70, "each is drawn by itself"
-    assert dropped(first) == {("1 answer", "was cut at 100 tokens"): 70 - len(texts)}
+    assert dropped(first)["1 answer", "was cut at 100 tokens"] > 30
     about = rows_of(first)[0]["made"]
     assert about["model"] == "model" and len(about["digest"]) == 64 and about["temperature"] == 1.0
     work = work_in(tmp_path / "b")
@@ -554,7 +565,8 @@ def test_a_local_model_answers_the_same_again_also_when_it_was_interrupted(tmp_p
 def test_what_a_local_model_does_not_end_or_cannot_hold_is_dropped(tmp_path: Path) -> None:
     writer, rows = local(tmp_path / "model", max_new_tokens=3, temperature=0.0), questions(tmp_path, 8)
     save(tmp_path / "mine.jsonl", [{"prompt": "Name " + "very " * 2000 + "tall trees."}, {"prompt": "Name a tree."}])
-    with pytest.raises(InputError, match="keeps nothing") as error:
+    reason = r"keeps nothing \(1 of 2 times: it got no text from the writer \(longer than the writer's context of 1024"
+    with pytest.raises(InputError, match=reason) as error:
         made(tmp_path / "a", writer, [{"kind": "answer"}], rows=rows)
     assert "\n" not in str(error.value)
 
@@ -563,3 +575,16 @@ def test_a_writer_that_is_not_there_is_named(tmp_path: Path) -> None:
     rows, steps = questions(tmp_path, 4), [{"kind": "answer"}]
     with pytest.raises(InputError, match=r"The writer's folder .*none does not exist; give a folder, a hub id\."):
         made(tmp_path / "a", {"kind": "local", "model": str(tmp_path / "none")}, steps, rows=rows)
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason="shared/data/self-instruct is not beside the project")
+def test_the_published_seed_tasks_are_read_and_pass_their_own_rules(tmp_path: Path) -> None:
+    step = {"kind": "self_instruct", "seeds": str(REAL), "instructions": 3}
+    with serving(Author()) as server:
+        work = made(tmp_path / "w", endpoint(server.url), [step])
+        text = server.requests[0]["messages"][0]["content"]
+    assert not [row for row in read_jsonl(work.out / "dropped.jsonl") if "line" in row], "every line is a seed"
+    seeds = {" ".join(row["instruction"].split()): row for row in read_jsonl(REAL)}
+    shown = re.findall(r"^\d+\. (.*)$", text, re.MULTILINE)
+    assert len(shown) == 8 and {*shown} <= seeds.keys()
+    assert {seeds[each]["id"] for each in shown} == {*rows_of(work)[0]["made"]["steps"][0]["shown"]}

@@ -31,6 +31,7 @@ from tasks.synthesis.rules import (
         ("one two three", "one two three four five six", 6 / 9),
         ("one two", "three four", 0.0),
         ("same words here", "Same, words: here!", 1.0),
+        ("告诉我三种树", "告诉我三条河", 4 / 6),
         ("", "words", 0.0),
         ("", "", 0.0),
     ],
@@ -97,9 +98,10 @@ def test_the_last_item_of_a_cut_list_is_left_out() -> None:
         ("Input: none\nOutput: Seven\nlines.", False, [("", "Seven\nlines.")]),
         ("Example 1\nInput: a\nOutput: b\n\nExample 2:\nInput: c\nOutput: d", False, [("a", "b"), ("c", "d")]),
         ("**Input:** a\n**Output:** b", False, [("a", "b")]),
-        ("Here it is.\n\ninput : N/A\nANSWER: b", False, [("", "b")]),
+        ("Here it is.\n\ninput : N/A\nOUTPUT: b", False, [("", "b")]),
         ("Label: green\nInput: grass\nClass label: blue\nInput: sky", True, [("grass", "green"), ("sky", "blue")]),
         ("Output: b", False, []),
+        ("Input: a\nOutput: Label: b\nAnswer: c", False, [("a", "Label: b\nAnswer: c")]),
         ("Input: a\nInput: c\nOutput: d", False, [("c", "d")]),
         ("The answer is seven.", False, []),
     ],
@@ -136,6 +138,7 @@ def test_the_rules_on_instructions(text: str, fault: str) -> None:
 def test_the_rules_on_instructions_can_be_set() -> None:
     assert instruction_fault("Name the picture there.", (4, 150), (), (), True) == ""
     assert instruction_fault("Éclairs are baked how long?", (4, 150), (), (), False) == ""
+    assert instruction_fault("告诉我三种树。", (4, 150), (), (), False) == ""
     assert instruction_fault("Compte les arbres ici.", (4, 150), ("arbres",), (), True).startswith("says 'arbres'")
 
 

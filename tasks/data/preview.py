@@ -93,6 +93,7 @@ def _prompt(row: Row, tokenizer: "PreTrainedTokenizerBase | None") -> Row:
     from tasks.models.chat import encode_prompt
 
     about = {"set": row.get("set"), "form": "a prompt alone", "messages": row["prompt"], "text": None}
+    about["made"] = row.get("made")
     if tokenizer is None:
         return {
             **about,

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from labeling.question import prompt_text
-from tasks.artifact import Message
+from tasks.artifact import InputError, Message
 from tasks.data.splits import normalise
 from tasks.synthesis.drafts import Draft, Making
 from tasks.synthesis.recipe import AnswerStep, Revise
@@ -64,9 +64,16 @@ def _conversation(system: str, prompt: list[Message]) -> list[dict[str, str]]:
 
 
 def revise(step: Revise, drafts: list[Draft], making: Making) -> list[Draft]:
-    """The rows with revised answers; a row whose revision cannot be used keeps the answer it had."""
+    """The rows with revised answers; a row whose revision cannot be used keeps the answer it had.
+
+    Raises `InputError` where no row has an answer.
+    """
     constitution = step.constitution()
     rows = [place for place, draft in enumerate(drafts) if draft.answer]
+    if not rows:
+        raise InputError(
+            f"No row has an answer for the step '{making.step}'; put a step of the kind 'answer' before it."
+        )
     drawn = {place: _principles(constitution, step.rounds, drafts[place], making) for place in rows}
     answers = {place: drafts[place].answer for place in rows}
     used: dict[int, list[str]] = {place: [] for place in rows}

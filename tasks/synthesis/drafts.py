@@ -102,11 +102,19 @@ class Making:
         self.asked = 0
         if not drafts:
             reasons = Counter({reason: n for (step, reason), n in self.counts.items() if step == self.step})
-            why = f": {reasons.most_common(1)[0][1]} of {dropped} {reasons.most_common(1)[0][0]}" if dropped else ""
+            reason, count = reasons.most_common(1)[0] if reasons else ("", 0)
+            why = f" ({count} of {dropped} times: it {reason})" if reason else ""
             raise InputError(
-                f"The step '{self.step}' of the synthesis '{self.recipe.name}' keeps nothing{why}; take a writer that "
-                "follows instructions, or loosen that step."
+                f"The step '{self.step}' of the synthesis '{self.recipe.name}' keeps nothing{why}; {_remedy(reason)}."
             )
+
+
+def _remedy(reason: str) -> str:
+    if reason.startswith("was cut"):
+        return "raise the writer's max_new_tokens, or take one that ends its answers"
+    if "longer than" in reason:
+        return "take a writer with a longer context"
+    return "take a writer that follows instructions, or loosen that step"
 
 
 def read_rows(part: Rows, inputs: Mapping[str, Path], making: Making) -> list[Draft]:

@@ -8,7 +8,7 @@ from tasks.data.splits import normalise
 from tasks.synthesis.drafts import Draft, Making
 from tasks.synthesis.novelty import Known
 from tasks.synthesis.recipe import Evolve, Operation
-from tasks.synthesis.rules import apologises, copied_words, only_text, says_nothing, yes_or_no
+from tasks.synthesis.rules import apologises, copied_words, only_text, says_nothing, words_in, yes_or_no
 
 
 def evolve(step: Evolve, drafts: list[Draft], making: Making) -> list[Draft]:
@@ -79,7 +79,7 @@ def _fault(step: Evolve, text: str, parent: str) -> str:
         return f"says '{words}', which is from its prompt"
     if normalise(text) == normalise(parent):
         return "is the instruction it was made from"
-    return f"has more than {step.most_words} words" if len(text.split()) > step.most_words else ""
+    return f"has more than {step.most_words} words" if len(words_in(text)) > step.most_words else ""
 
 
 def _with_more(

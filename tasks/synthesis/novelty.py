@@ -12,6 +12,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
 from tasks.data.splits import normalise
+from tasks.synthesis.rules import words_in
 
 _BLOCK = 256
 
@@ -25,7 +26,7 @@ class Vocabulary:
     def encode(self, text: str) -> str:
         """A text with one character for each word, upper and lower case and punctuation left out."""
         known = self._known
-        return "".join(chr(known.setdefault(word, len(known)) % 0x110000) for word in normalise(text).split())
+        return "".join(chr(known.setdefault(word, len(known)) % 0x110000) for word in words_in(normalise(text)))
 
 
 class Known:

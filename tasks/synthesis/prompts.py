@@ -11,8 +11,8 @@ _PLACE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _EVOLVE = """You rewrite instructions for an assistant.
 
 {change}
-The new instruction must make sense by itself, be something that a person could ask and that can be answered in text,
-and be at most 20 words longer than the old one. Leave tables, code and other material of the old one in it. Do not
+The new instruction must make sense by itself, and be something that a person could ask and that can be answered in
+text. Leave tables, code and other material of the old one in it. Do not
 answer it, and do not speak of this task.
 
 The old instruction, between the lines:
@@ -54,16 +54,20 @@ Input: ...
 {{ examples }}
 
 Task: {{ instruction }}""",
-    "evolve_constraints": _EVOLVE.format(change="Add one more constraint or requirement to the instruction below."),
+    "evolve_constraints": _EVOLVE.format(
+        change="Add one more constraint or requirement to the instruction below, in at most 20 more words."
+    ),
     "evolve_deepen": _EVOLVE.format(
-        change="Where the instruction below asks about something, let it ask for more depth and more breadth."
+        change="Where the instruction below asks about something, let it ask for more depth and more breadth, in at "
+        "most 20 more words."
     ),
     "evolve_concretise": _EVOLVE.format(
-        change="Replace what is general in the instruction below with something more concrete and particular."
+        change="Replace what is general in the instruction below with something more concrete and particular, in at "
+        "most 20 more words."
     ),
     "evolve_reasoning": _EVOLVE.format(
         change="Where the instruction below can be done in a few simple steps, change it so that it takes several "
-        "steps of reasoning."
+        "steps of reasoning, in at most 20 more words."
     ),
     "evolve_complicate_input": _EVOLVE.format(
         change="Give the instruction below material to work on (a table, a text, code, numbers, JSON or the like), or "

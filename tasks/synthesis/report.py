@@ -13,6 +13,7 @@ from tasks.data.splits import normalise
 from tasks.evaluation.text import distinct_n
 from tasks.synthesis.drafts import Draft, Making
 from tasks.synthesis.novelty import nearest_scores
+from tasks.synthesis.rules import words_in
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +25,7 @@ FIRST = 30
 
 
 def report(drafts: Sequence[Draft], making: Making) -> None:
-    """Tables `steps`, `dropped`, `diversity`, `first words` and `examples`, the figure of novelty, the numbers."""
+    """Write tables (`steps`, `dropped`, `diversity`, `spread`, `first words`, `examples`), the figure and numbers."""
     work = making.work
     instructions = list({normalise(draft.instruction): draft.instruction for draft in drafts}.values())
     sampled = instructions
@@ -47,10 +48,13 @@ def report(drafts: Sequence[Draft], making: Making) -> None:
         **{f"distinct_{n}": distinct_n(instructions, n) for n in (1, 2, 3)},
         "nearest_rouge_l": float(among.mean()) if len(sampled) > 1 else 0.0,
         "nearest_rouge_l_to_start": float(start.mean()),
-        "instruction_words": float(np.mean([len(text.split()) for text in instructions])),
-        "answer_words": float(np.mean([len(text.split()) for text in answers])) if answers else 0.0,
+        "instruction_words": float(np.mean(_lengths(instructions))),
+        "answer_words": float(np.mean(_lengths(answers))),
     }
     work.table("diversity", [{"measure": name, "value": round(value, 4)} for name, value in numbers.items()])
+    measured = {"words of instructions": _lengths(instructions), "words of answers": _lengths(answers)}
+    measured |= {"nearest ROUGE-L to one another": among, "nearest ROUGE-L to what it began with": start}
+    work.table("spread", [_spread(name, values) for name, values in measured.items()])
     work.table("first words", _first_words(instructions))
     work.table("examples", _examples(drafts, making))
     work.figure("novelty", _figure(among, start))
@@ -62,6 +66,15 @@ def report(drafts: Sequence[Draft], making: Making) -> None:
     if part.kind == "endpoint":
         prices = (part.prompt_price, part.completion_price)
         work.log({"cost": usage.cost(*prices), "cost_now": paid.cost(*prices)})
+
+
+def _lengths(texts: Sequence[str]) -> np.ndarray:
+    return np.array([len(words_in(text)) for text in texts] or [0])
+
+
+def _spread(name: str, values: np.ndarray) -> Row:
+    quantiles = {"least": 0, "lower quarter": 0.25, "median": 0.5, "upper quarter": 0.75, "most": 1}
+    return {"of": name} | {title: round(float(np.quantile(values, at)), 3) for title, at in quantiles.items()}
 
 
 def _first_words(instructions: Sequence[str]) -> list[Row]:

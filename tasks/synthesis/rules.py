@@ -24,13 +24,16 @@ COPIED = (
 )
 """Words of the writer's task that its text must not hold, unless what it was made from holds them."""
 
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
 _ITEM = re.compile(r"^\s*(?:[*_#>]*\s*)(?:(?:task|instruction)\s*)?(\d{1,4})\s*[.):\-][*_]*\s*(.*)$", re.IGNORECASE)
 _BULLET = re.compile(r"^\s*[-*•]\s+(.*)$")
 _FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
-_PART = re.compile(
-    r"^[ \t]*(?:[*_#]+[ \t]*)?(input|output|answer|class label|label)(?:[ \t]*[*_]+)?[ \t]*:(?:[ \t]*[*_]+)?",
-    re.IGNORECASE | re.MULTILINE,
-)
+_PART = r"^[ \t]*(?:[*_#]+[ \t]*)?(input|{other})(?:[ \t]*[*_]+)?[ \t]*:(?:[ \t]*[*_]+)?"
+_PARTS = {
+    first: re.compile(_PART.format(other=other), re.IGNORECASE | re.MULTILINE)
+    for first, other in ((False, "output"), (True, "class label|label"))
+}
+"""Where a part of an instance begins, by whether the label comes first."""
 _HEADING = re.compile(r"\n+[ \t]*[*_#]*[ \t]*(?:example|instance)[ \t]*\d*[ \t]*[:.]?[*_]*[ \t]*$", re.IGNORECASE)
 _NOTHING = {"", "none", "n a", "no input", "not needed", "none needed", "empty", "noinput"}
 _PREFACE = re.compile(
@@ -40,6 +43,11 @@ _PREFACE = re.compile(
     re.IGNORECASE,
 )
 _NO_TEXT = re.compile(r"[^\w]|_")
+
+
+def words_in(text: str) -> list[str]:
+    """The words between spaces; in Chinese and Japanese, which have none, every character is one."""
+    return _WORD.findall(text)
 
 
 def listed(text: str, whole: bool) -> list[str]:
@@ -96,7 +104,7 @@ def instances_in(text: str, whole: bool, label_first: bool) -> list[tuple[str, s
     A part without its partner is left out, and so is the last pair of a text that was cut.
     """
     parts: list[tuple[bool, str]] = []
-    marks = list(_PART.finditer(text))
+    marks = list(_PARTS[label_first].finditer(text))
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     for mark, end in zip(marks, ends, strict=False):  # without a mark there is no end either
         content = text[mark.end() : end]
@@ -116,7 +124,7 @@ def instruction_fault(
     text: str, words: tuple[int, int], forbidden: Sequence[str], forbidden_starts: Sequence[str], ascii_start: bool
 ) -> str:
     """Why an instruction is not used; empty where it is."""
-    count = len(text.split())
+    count = len(words_in(text))
     if count < words[0]:
         return f"has fewer than {words[0]} words"
     if count > words[1]:

@@ -15,6 +15,8 @@ from tasks.synthesis.rules import instance_faults, instances_in, instruction_fau
 
 EXAMPLES = 3
 """Seed tasks shown where instances are asked for."""
+SHORT = 1500
+"""Characters of such an example, unless all are longer."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,9 @@ def _instance_question(step: SelfInstruct, task: Task, seeds: list[Task], making
     label_first = bool(task.classification)
     fitting = [seed for seed in seeds if seed.instances and bool(seed.classification) == label_first]
     rng = Random(making.rng_name("instances", task.id))
-    examples = [_example(seed, label_first) for seed in rng.sample(fitting, min(EXAMPLES, len(fitting)))]
+    told = [_example(seed, label_first) for seed in fitting]
+    told = [text for text in told if len(text) <= SHORT] or told
+    examples = rng.sample(told, min(EXAMPLES, len(told)))
     values = {"examples": "\n\n".join(examples), "instruction": task.instruction, "count": step.instances}
     return making.recipe.prompt("output_first" if label_first else "input_first", values)
 
