@@ -18,7 +18,7 @@ test: install
 	$(BIN)/pytest -n 2 --dist loadfile
 
 slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2 --dist loadfile
 
 # QLoRA's tests, with bitsandbytes beside the environment and not in it
 qlora: install
