@@ -28,21 +28,8 @@ from tasks.training.rewards import ModelReward
 from tasks.training.sft import SftRecipe
 
 RESERVED = {
-    *(
-        "synthesis",
-        "base",
-        "data",
-        "sft",
-        "sample",
-        "select",
-        "judge",
-        "label",
-        "preferences",
-        "reward",
-        "merge",
-        "evaluate",
-    ),
-    *("gate", "champion", "pairs", "blind", BLIND_LABEL),
+    *("synthesis", "base", "data", "sft", "sample", "select", "judge", "label", "preferences", "reward", "merge"),
+    *("evaluate", "gate", "champion", "pairs", "blind", BLIND_LABEL),
 }
 """Names that a policy cannot go by: they stand for stages and for whom it is compared with."""
 
