@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -33,6 +34,7 @@ app.add_typer(operations)
 
 def main() -> None:
     """Entry point of the console script."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # PEFT's affair, not the user's
     with faults.told():
         app()
 

@@ -189,8 +189,7 @@ def attach(
     torch.manual_seed(seed)  # the A matrices are random
     config = adapter_config(model, recipe, task, [*recipe.modules_to_save, *whole])
     try:
-        with warnings.catch_warnings():  # PEFT asks by a name that transformers has replaced, and tells what it mends
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        with warnings.catch_warnings():  # it tells what it mends
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
             adapted = get_peft_model(model, config)
     except ValueError as error:
