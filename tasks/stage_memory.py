@@ -170,7 +170,7 @@ def _scorer(part: Any, config: Any) -> float:
     from tasks.training.footprint import parameters_of
 
     terms = part.rewards or ()
-    if part.share_base if hasattr(part, "share_base") else False:
+    if getattr(part, "share_base", False):
         return 0.0
     return float(_bytes_of_a_number() * parameters_of(config, scored=True)) if _asks(terms) else 0.0
 

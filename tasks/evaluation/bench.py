@@ -14,7 +14,7 @@ from tasks.evaluation.evaluate import EvaluateRecipe, check_name
 from tasks.evaluation.grouping import Group
 from tasks.models.chat import encode_prompt
 from tasks.models.loading import load_causal_lm, load_tokenizer, open_adapter, twin
-from tasks.recipe import resolve
+from tasks.recipe import resolve, stable_hash
 from tasks.sampling.engine import Engine
 from tasks.sampling.local import CausalLM, Completion
 from tasks.sampling.together import generate_together
@@ -53,7 +53,7 @@ class Bench:
 
     def sample(self, group: Group) -> dict[str, list[Row]]:
         """The scored rows of a group's models: from scratch where they are whole, else sampled now."""
-        kept = {name: self.work.scratch / f"samples-{_short_hash(name)}.jsonl" for name in group.chains}
+        kept = {name: self.work.scratch / f"samples-{stable_hash(name)[:16]}.jsonl" for name in group.chains}
         rows = {name: read_jsonl(path) for name, path in kept.items() if path.exists()}
         missing = [name for name in group.chains if name not in rows]
         drawn = self._draw(group, missing) if missing else {}
@@ -205,10 +205,6 @@ def _same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -
 def _seed(seed: int, name: str) -> int:
     """Models are sampled independently of each other, and a model alike whatever stands beside it."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4])
-
-
-def _short_hash(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _short(value: float | None) -> float | None:

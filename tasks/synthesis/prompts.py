@@ -22,6 +22,17 @@ The old instruction, between the lines:
 
 Write the new instruction and nothing else."""
 
+_ANSWERED = """The request:
+----------
+{{ request }}
+----------
+
+The answer:
+----------
+{{ answer }}
+----------
+"""
+
 PROMPTS: dict[str, str] = {
     "instructions": """Below is a numbered list of tasks that people give an assistant who answers in text.
 
@@ -90,38 +101,20 @@ The second:
 ----------
 
 Do they ask for the same, with the same constraints, depth and breadth? Answer yes or no.""",
-    "critique": """Below are a request to an assistant and the assistant's answer.
+    "critique": f"""Below are a request to an assistant and the assistant's answer.
 
-The request:
-----------
-{{ request }}
-----------
-
-The answer:
-----------
-{{ answer }}
-----------
-
-Hold the answer against this principle: {{ principle }}
+{_ANSWERED}
+Hold the answer against this principle: {{{{ principle }}}}
 
 Say in a few sentences where the answer falls short of it and what to change. If it does not fall short, say so.""",
-    "revision": """Below are a request to an assistant, the assistant's answer, and a critique of that answer.
+    "revision": f"""Below are a request to an assistant, the assistant's answer, and a critique of that answer.
 
-The request:
-----------
-{{ request }}
-----------
-
-The answer:
-----------
-{{ answer }}
-----------
-
-The principle: {{ principle }}
+{_ANSWERED}
+The principle: {{{{ principle }}}}
 
 The critique:
 ----------
-{{ critique }}
+{{{{ critique }}}}
 ----------
 
 Write the answer anew so that the critique no longer holds. Keep what was good. Write the new answer and nothing

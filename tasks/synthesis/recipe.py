@@ -24,16 +24,21 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Similarity = Annotated[float, Field(gt=0, le=1)]
 
 
-class LocalWriter(LocalModel):
+class Sampled(Part):
+    """How a writer's texts are drawn."""
+
+    temperature: float = Field(default=0.7, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the likeliest tokens that have this share of the probability."""
+
+
+class LocalWriter(LocalModel, Sampled):
     """A causal language model on this machine; best one trained on instructions."""
 
     who: ClassVar[str] = "writer"
     max_new_tokens: int = Field(default=512, ge=1)
     """The longest text; what is cut there is not used."""
-    temperature: float = Field(default=0.7, ge=0)
-    """0 is greedy."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Sample from the likeliest tokens that have this share of the probability."""
 
     @model_validator(mode="after")
     def _not_of_this_run(self) -> Self:
@@ -42,16 +47,12 @@ class LocalWriter(LocalModel):
         return self
 
 
-class EndpointWriter(EndpointModel):
+class EndpointWriter(EndpointModel, Sampled):
     """A model behind an OpenAI-compatible endpoint."""
 
     who: ClassVar[str] = "writer"
     max_new_tokens: int = Field(default=1024, ge=1)
     """The longest text (`max_tokens` of a request); what is cut there is not used."""
-    temperature: float = Field(default=0.7, ge=0)
-    """0 is greedy."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Sample from the likeliest tokens that have this share of the probability."""
 
     @model_validator(mode="after")
     def _own_fields(self) -> Self:
