@@ -77,9 +77,13 @@ class Signatures:
         """
         groups = self.groups(threshold, text_of, among)
         found = np.arange(self.count, dtype=np.int32)
-        staying: dict[int, list[int]] = {}
-        for index in map(int, np.flatnonzero(np.bincount(groups, minlength=self.count)[groups] > 1)):
-            leaders = staying.setdefault(int(groups[index]), [])
+        several = groups != found
+        several[groups[several]] = True
+        in_company = np.flatnonzero(several).astype(np.int32)
+        group, leaders = -1, list[int]()
+        for index in map(int, in_company[np.argsort(groups[in_company], kind="stable")]):
+            if groups[index] != group:
+                group, leaders = groups[index], []
             signature = self.signature(index)
             for leader in leaders:
                 if _alike(_agreement(self.signature(leader), signature), threshold, leader, index, text_of):
@@ -94,8 +98,10 @@ class Signatures:
         return np.frombuffer(os.pread(self._reading(), _BYTES, index * _BYTES), np.uint32)
 
     def _keys(self, taken: np.ndarray, begin: int, rows: int) -> np.ndarray:
-        """One 64-bit key of a band of every text, read a block at a time."""
+        """One key of a band of every text, read a block at a time: its upper bits are a hash, the others the place in
+        `taken`, so that one array can be sorted where it lies."""
         keys = np.empty(len(taken), np.uint64)
+        places = _place_bits(len(taken))
         done = 0
         for start in range(0, self.count, _BLOCK):
             here = taken[np.searchsorted(taken, start) : np.searchsorted(taken, start + _BLOCK)] - start
@@ -104,7 +110,7 @@ class Signatures:
             for column in block.reshape(-1, PERMUTATIONS)[here, begin : begin + rows].T:
                 key = (key ^ column) * np.uint64(0x9E3779B97F4A7C15)
                 key ^= key >> np.uint64(29)
-            keys[done : done + len(here)] = key
+            keys[done : done + len(here)] = key >> places << places | np.arange(done, done + len(here), dtype=np.uint64)
             done += len(here)
         return keys
 
@@ -119,15 +125,24 @@ def _agreement(a: np.ndarray, b: np.ndarray) -> float:
     return np.count_nonzero(a == b) / PERMUTATIONS
 
 
+def _place_bits(count: int) -> np.uint64:
+    return np.uint64(max(count - 1, 1).bit_length())
+
+
 def _buckets(keys: np.ndarray, taken: np.ndarray) -> Iterator[np.ndarray]:
-    """The texts that share a key, at least two, in their order."""
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    again = np.concatenate([[False], keys[1:] == keys[:-1], [False]])
+    """The texts that share a hash, at least two, in their order. Hashes of 40 bits and more: few meet by chance, and
+    what meets is compared anyway."""
+    keys.sort()
+    places = _place_bits(len(taken))
+    again = np.zeros(len(keys) + 1, bool)
+    for start in range(1, len(keys), _BLOCK):
+        block = keys[start - 1 : start + _BLOCK] >> places
+        again[start : start + len(block) - 1] = block[1:] == block[:-1]
     starts = np.flatnonzero(~again[:-1] & again[1:])
     ends = np.flatnonzero(again[:-1] & ~again[1:])
+    mask = (np.uint64(1) << places) - np.uint64(1)
     for start, end in zip(starts, ends, strict=True):
-        yield taken[order[start : end + 1]]
+        yield taken[(keys[start : end + 1] & mask).astype(np.int64)]
 
 
 def _join_bucket(

@@ -11,7 +11,7 @@ from tasks.data.decontamination import Phrases
 from tasks.data.duplicates import find_root, join
 from tasks.data.filter_report import losses
 from tasks.data.intake import NEAR, Asked, Intake
-from tasks.data.splits import SPLITS, assigned, normalise, prompt_id
+from tasks.data.splits import SPLITS, assign_places, normalise, prompt_id
 from tasks.data.spool import Kept, plain
 
 if TYPE_CHECKING:
@@ -38,34 +38,35 @@ def share_out(recipe: "MixtureData", intake: Intake) -> tuple[np.ndarray, np.nda
     groups = intake.contents.groups(recipe.near_duplicates, lambda index: spool.read(index).content, among)
     _join_conversations(groups, intake)
     _join_made(groups, intake)
-    use = np.array([each.use for each in recipe.sets])[intake.sets()]
+    evaluated = np.array([each.use == "evaluation" for each in recipe.sets])[intake.sets()]
+    to_learn = np.array([each.use == "sft" for each in recipe.sets])[intake.sets()]
     plain_text = np.array([each.kind == "text" for each in recipe.sets])[intake.sets()]
     splits = np.full(len(spool), -1, np.int8)
     splits[plain_text] = SPLITS.index("sft")
     told = np.array([each.kind == "identity" for each in recipe.sets])[intake.sets()]
     said = _groups_with(keep & told, groups)
-    held = _groups_with(keep & (use == "evaluation"), groups) & ~said
+    held = _groups_with(keep & evaluated, groups) & ~said
     shown = np.zeros(len(groups), bool)
     shown[groups[intake.shots]] = True
-    forced = shown | _groups_with(keep & (use == "sft") & ~plain_text, groups)
-    free = np.flatnonzero(keep & ~plain_text & ~held[groups] & ~forced[groups])
+    forced = shown | _groups_with(keep & to_learn & ~plain_text, groups)
+    free = np.flatnonzero(keep & ~plain_text & ~held[groups] & ~forced[groups]).astype(np.int32)
     splits[keep & ~plain_text & forced[groups]] = SPLITS.index("sft")
     splits[keep & ~plain_text & held[groups]] = SPLITS.index("evaluation")
-    ids, mute = np.zeros(len(free), "S16"), np.zeros(len(free), bool)
+    ids, mute = np.zeros(len(free), np.uint64), np.zeros(len(free), bool)
     for index, kept in spool.rows(keep & ~plain_text):
         group = groups[index]
-        if said[group] and use[index] == "evaluation":
+        if said[group] and evaluated[index]:
             keep[index] = False
             _drop(recipe, intake, kept, NEAR_IDENTITY)
         elif held[group]:
-            if use[index] != "evaluation" or shown[group]:
+            if not evaluated[index] or shown[group]:
                 keep[index] = False
-                _drop(recipe, intake, kept, NEAR if use[index] != "evaluation" else NEAR_SHOT)
+                _drop(recipe, intake, kept, NEAR if not evaluated[index] else NEAR_SHOT)
         elif not forced[group]:
             place = np.searchsorted(free, index)
-            ids[place] = prompt_id(kept.examples[0].prompt)
+            ids[place] = int(prompt_id(kept.examples[0].prompt), 16)
             mute[place] = not any(example.completions for example in kept.examples)
-    splits[free] = assigned(ids, groups[free], recipe.shares, recipe.split_seed, no_sft=mute)
+    splits[free] = assign_places(ids, groups[free], recipe.shares, recipe.split_seed, no_sft=mute)
     _keep_out_of_text(recipe, intake, splits, groups, plain_text)
     splits[~keep] = -1
     _check_filled(recipe, intake, splits)

@@ -15,7 +15,7 @@ import numpy as np
 from tasks.artifact import InputError, Row, Work
 from tasks.data.intake import Intake
 from tasks.data.mixing import Wanted, amounts, rates, shortfalls
-from tasks.data.prompts import Prompts
+from tasks.data.prompts import Prompts, prompt_name
 from tasks.data.rows import Example
 from tasks.data.splits import SPLITS
 from tasks.data.spool import answer_of, made_of, plain
@@ -53,7 +53,7 @@ def write_files(recipe: "MixtureData", intake: Intake, splits: np.ndarray, group
     stages = [_drawn_for(recipe, intake, sizes, stage, work.seed) for stage in (None, *recipe.stages)]
     rows: Counter[str] = Counter()
     ledger: Counter[str] = Counter()
-    named = np.zeros(len(groups), "S16")  # groups by their first prompt here: a group may begin with plain text
+    named = np.zeros(len(groups), np.uint64)  # groups by their first prompt here: a group may begin with plain text
     listed = np.zeros(len(groups), bool)
     position: Counter[int] = Counter()
     place = -1
@@ -88,14 +88,14 @@ def write_files(recipe: "MixtureData", intake: Intake, splits: np.ndarray, group
                     files[f"{split}.jsonl"].write(_line(row))
                     rows[f"{split}.jsonl"] += 1
                 group = groups[index]
-                named[group] = named[group] or known
+                named[group] = named[group] or prompts.number(place)
                 if new:
                     listed[group] = True
                     files["ledger.jsonl"].write(
-                        _line({"id": known, "split": split, "group": bytes(named[group]).decode()})
+                        _line({"id": known, "split": split, "group": prompt_name(int(named[group]))})
                     )
                     ledger[split] += 1
-    _report(work, rows, ledger, len(np.unique(named[listed])), stages)
+    _report(work, rows, ledger, _different(named[listed]), stages)
 
 
 def _sizes(recipe: "MixtureData", intake: Intake, splits: np.ndarray) -> Counter[int]:
@@ -160,6 +160,12 @@ def _sft_row(known: str, example: Example, name: str) -> Row:
         return {"text": example.completions[0], "set": name}
     about = {"id": known, "reference": example.reference, "set": name, "form": example.form, **made_of(example)}
     return {**about, "messages": [*example.prompt, answer_of(example)]}
+
+
+def _different(numbers: np.ndarray) -> int:
+    """How many different ones there are."""
+    numbers.sort()
+    return int(np.count_nonzero(numbers[1:] != numbers[:-1])) + bool(len(numbers))
 
 
 def _line(row: Row) -> str:

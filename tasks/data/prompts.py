@@ -8,6 +8,11 @@ from tasks.data.intake import Intake
 from tasks.data.splits import prompt_id
 
 
+def prompt_name(number: int) -> str:
+    """The `prompt_id` that is this number."""
+    return f"{number:016x}"
+
+
 class Prompts:
     """The prompt of every conversation that is kept, numbered in the order in which rows and conversations are read."""
 
@@ -20,16 +25,22 @@ class Prompts:
                 told.append(bool(example.kind))
         self._ids = np.frombuffer(ids, np.uint64)
         self._groups, self._told = groups[np.frombuffer(rows, np.int32)], np.frombuffer(told, bool)
-        order = np.argsort(self._ids, kind="stable")
-        again = np.concatenate([[False], self._ids[order][1:] == self._ids[order][:-1]])[: len(order)]
+        order = np.argsort(self._ids, kind="stable").astype(np.int32)
+        named = self._ids[order]
+        begins = np.flatnonzero(np.concatenate([[True], named[1:] != named[:-1]])[: len(order)]).astype(np.int32)
+        del named
         self._first = np.empty(len(order), np.int32)
-        self._first[order] = order[np.maximum.accumulate(np.where(again, 0, np.arange(len(order))))]
+        self._first[order] = np.repeat(order[begins], np.diff(begins, append=np.int32(len(order))))
         self._noted = np.zeros(len(order), bool)
         self._shared = self._find_shared()
 
+    def number(self, place: int) -> int:
+        """The `prompt_id` of a conversation as a number; 0 for plain text."""
+        return int(self._ids[place])
+
     def name(self, place: int) -> str:
         """The `prompt_id` of a conversation; empty for plain text."""
-        return f"{int(self._ids[place]):016x}" if self._ids[place] else ""
+        return prompt_name(self.number(place)) if self._ids[place] else ""
 
     def is_shared(self, place: int) -> bool:
         """Whether rows of different groups have this prompt, because their phrasing says nothing of the row."""

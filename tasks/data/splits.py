@@ -150,44 +150,48 @@ def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def assign(
-    ids: Sequence[str] | np.ndarray,
-    groups: Sequence[int] | np.ndarray,
+    ids: Sequence[str],
+    groups: Sequence[int],
     shares: Shares,
     seed: int,
     *,
-    no_sft: Sequence[bool] | np.ndarray | None = None,
+    no_sft: Sequence[bool] | None = None,
 ) -> list[Split]:
-    """The split of each prompt, see `assigned`."""
-    return [SPLITS[place] for place in assigned(ids, groups, shares, seed, no_sft=no_sft)]
+    """The split of each prompt, see `assign_places`; `ids` are those of `prompt_id`."""
+    names = np.fromiter((int(name, 16) for name in ids), np.uint64, len(ids))
+    barred = None if no_sft is None else np.asarray(no_sft, bool)
+    return [SPLITS[place] for place in assign_places(names, np.asarray(groups), shares, seed, no_sft=barred)]
 
 
-def assigned(
-    ids: Sequence[str] | np.ndarray,
-    groups: Sequence[int] | np.ndarray,
-    shares: Shares,
-    seed: int,
-    *,
-    no_sft: Sequence[bool] | np.ndarray | None = None,
+def assign_places(
+    names: np.ndarray, groups: np.ndarray, shares: Shares, seed: int, *, no_sft: np.ndarray | None = None
 ) -> np.ndarray:
-    """The place in `SPLITS` of each prompt: whole groups, in an order made of the seed and their ids (ASCII), each to
-    the split that is furthest below its share. A group with a prompt marked in `no_sft` never goes to SFT."""
-    names = np.asarray(ids, dtype=bytes)
+    """The place in `SPLITS` of each prompt: whole groups, in an order made of the seed and their ids, each to the split
+    that is furthest below its share. `names` are the ids as numbers (uint64). A group with a prompt marked in `no_sft`
+    never goes to SFT. Arrays of a few bytes a prompt, since there may be millions."""
     if not len(names):
         return np.zeros(0, np.int8)
-    _, members, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    sizes = np.bincount(groups).astype(np.int32)
     barred = np.zeros(len(sizes), bool)
     if no_sft is not None:
-        barred[members[np.asarray(no_sft, bool)]] = True
-    by_name = np.lexsort((names, members))
-    first = names[by_name[np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)]]
-    drawn = np.array([hashlib.sha256(f"{seed}/".encode() + name).digest() for name in first], dtype="V32").view("S32")
+        barred[groups[no_sft]] = True
+    first = np.full(len(sizes), np.iinfo(np.uint64).max)
+    np.minimum.at(first, groups, names)
+    there = np.flatnonzero(sizes).astype(np.int32)
+    drawn = np.fromiter((_lot(seed, int(name)) for name in first[there]), np.uint64, len(there))
+    del first
     weights = {place: getattr(shares, split) for place, split in enumerate(SPLITS)}
     missing = {place: weight * len(names) for place, weight in weights.items()}
     open_to = [place for place, weight in weights.items() if weight > 0]
     not_sft = [place for place in open_to if SPLITS[place] != "sft"]
     chosen = np.zeros(len(sizes), np.int8)
-    for group in np.lexsort((drawn, ~barred)):
+    for group in there[np.lexsort((drawn, ~barred[there]))]:
         place = max(not_sft if barred[group] else open_to, key=missing.__getitem__)
         chosen[group] = place
         missing[place] -= int(sizes[group])
-    return chosen[members]
+    return chosen[groups]
+
+
+def _lot(seed: int, name: int) -> int:
+    """Where a group stands in the order that splits are drawn in: the first 64 bits of a hash."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name:016x}".encode()).digest()[:8], "big")
