@@ -21,7 +21,7 @@ PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16], [20, 21, 22, 23]]
 RECIPES = {
     "wide": LoraRecipe(rank=8),
     "attention": LoraRecipe(rank=2, targets="attention", alpha=3),
-    "uneven": LoraRecipe(rank=4, ranks={"(up_proj|c_fc|fc1|shared_expert.up_proj)": 6}, rank_stabilised=True, dropout=0.5),
+    "uneven": LoraRecipe(rank=4, ranks={"(up_proj|c_fc|fc1)": 6}, rank_stabilised=True, dropout=0.5),
 }
 
 

@@ -38,8 +38,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     },
     "mixtral": {"intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
-"""What tells each layout of transformers' from another: fused or scaled matrices, windows, tied embeddings, experts, one
-that transformers has no reward head for."""
+"""What tells each layout of transformers' from another: fused or scaled matrices, windows, tied embeddings, experts,
+and one that transformers has no reward head for."""
 
 
 def corpus(seed: int, documents: int) -> list[str]:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tasks.models.adapters import FullRecipe, PrefixTuningRecipe, PromptRecipe, PTuningRecipe, QloraRecipe, attach
 from tasks.models.loading import score_modules
+from tasks.models.scored import know
 from tasks.models.targets import linear_layers
 from tasks.sampling.cache import PreallocatedLayer
 from tasks.sampling.local import Sampler, Step
@@ -111,6 +112,7 @@ def _without_values(config: PreTrainedConfig, scored: bool) -> tuple[Any, list[s
         return AutoModelForCausalLM.from_config(config).requires_grad_(False), []
     config = copy.deepcopy(config)
     config.num_labels, config.get_text_config().pad_token_id = 1, 0  # a run's tokenizer has one, the model need not
+    know(config)
     model: Any = AutoModelForSequenceClassification.from_config(config).requires_grad_(False)
     return model, score_modules(model)
 
@@ -131,14 +133,16 @@ def of_sampling(config: PreTrainedConfig, prompts: int, n: int, length: int, new
         _fill(model.eval())
         with _Peak() as seen:
             width = config.get_text_config().hidden_size if features else 0
-            kept = [torch.empty(rows, new, 1 + width), torch.empty(rows, new, dtype=torch.long), torch.empty(rows, new)]
+            _kept = [torch.empty(rows, new, 1 + width), torch.empty(rows, new, dtype=torch.long)]
+            _kept += [torch.empty(rows, new)]
             step = Step(model, rows, capacity, keep_features=False)
             step(torch.zeros(prompts, length, dtype=torch.long), None, torch.arange(length).expand(prompts, -1))
+            copies: Any = torch.arange(rows) // n
             for layer in step.cache.layers:
                 if isinstance(layer, PreallocatedLayer):
                     layer.live, layer.length = rows, capacity - 1
                 else:  # of a window
-                    layer.reorder_cache(torch.arange(rows) // n)
+                    layer.reorder_cache(copies)
             logits, _ = step(torch.zeros(rows, 1, dtype=torch.long), None, torch.full((rows, 1), capacity - 1))
             torch.log_softmax(logits, -1)
             Sampler(1.0, 1.0, False)(logits, torch.zeros(rows))
@@ -185,11 +189,11 @@ def keys_width(config: PreTrainedConfig) -> int:
 
 
 def key_heads(config: PreTrainedConfig) -> int:
-    """How many heads keys and values have, by the names that layouts have for it."""
+    """How many heads the keys that are kept have, by the names that layouts have for it."""
     heads = config.num_attention_heads
-    if getattr(config, "new_decoder_architecture", False):  # Falcon's, which leaves `multi_query` on
-        return config.num_kv_heads
-    if getattr(config, "multi_query", False):  # Falcon, GPT-BigCode
+    if getattr(config, "new_decoder_architecture", False):  # Falcon's, which keeps them for every head
+        return heads
+    if getattr(config, "multi_query", False):  # Falcon's older, GPT-BigCode's
         return 1
     return getattr(config, "num_key_value_heads", None) or heads
 
