@@ -101,9 +101,11 @@ def plan(
     parsed = load(recipe, set_, labels)
     if estimate:
         from flows.costs import show_costs
+        from flows.foresight import check_models
         from tasks.estimating import Prices
 
         prices = Prices(machine_hour=machine_price, label_hour=label_price, seconds_per_judgement=judgement_seconds)
+        check_models(parsed)
         show_costs(parsed, prices, as_json)
         return
     need_services("mlflow")

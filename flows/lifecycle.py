@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from flows import services, waiting
 from flows.blind import ask_people
+from flows.foresight import check_models
 from flows.recipe import LifecycleRecipe, PolicyRecipe, policy_name
 from flows.rounds import Built, Rivals
 from flows.running import Builder, BuildsOne, Running, curves_sent, failure_recorded
@@ -74,10 +75,13 @@ def build_lifecycle(recipe: LifecycleRecipe, build: Builder, store: Store, regis
     Whoever takes them lets the champion move (`flows.summary.conclude`) before asking for the next one.
     """
     recipe.reward.external_files()  # what is missing is said before anything is built
+    checked = check_models(recipe)
     rivals = Rivals(registry, store, recipe.name)
     base, data = build.side_by_side(
         [Order(BASE, recipe.base, {}, recipe.seed), data_order(recipe, build_syntheses(recipe, build))]
     )
+    if not checked:  # a model of the hub is here now
+        check_models(recipe)
     sft = build_sft(recipe, build, base, data)
     start: Artifact | None = None
     judged: list[tuple[Artifact, Artifact]] = []
