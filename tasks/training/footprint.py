@@ -209,14 +209,20 @@ def _embedded(model: Any, ids: torch.Tensor, virtual: torch.Tensor | None) -> to
 
 
 def _step(model: Any, rows: int, length: int, kept: int, virtual: torch.Tensor | None, masked: bool = False) -> None:
-    """Forward and backward; a soft prompt is added to what goes in, so that gradients go as far."""
+    """Forward and backward."""
+    _loss(model, rows, length, kept, virtual, masked).backward()
+
+
+def _loss(model: Any, rows: int, length: int, kept: int, virtual: torch.Tensor | None, masked: bool) -> torch.Tensor:
+    """As `LanguageTrainer.losses` makes it: logits are gone before the backward pass. A soft prompt is added to what
+    goes in, so that gradients go as far."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     embeds = _embedded(inner, torch.zeros(rows, length, dtype=torch.long), virtual)
     seen = {"attention_mask": torch.ones(rows, 1, length, length, dtype=torch.bool)} if masked else {}
     hidden = inner.get_decoder()(inputs_embeds=embeds, use_cache=False, **seen).last_hidden_state
     logits = inner.get_output_embeddings()(hidden.flatten(0, 1)[:kept]).float()
     targets = torch.zeros(len(logits), dtype=torch.long)
-    torch.nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
 
 
 def _fill(model: Any) -> None:
