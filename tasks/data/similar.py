@@ -19,7 +19,7 @@ from tasks.data.words import normalise, shingles
 _TABLE = 1 << 20
 _COMMON = 4096
 """So many texts that hold a shingle among their rarest are compared by it; further ones by their others."""
-_CACHE = 1024
+_CACHE = 256
 """Texts whose shingles are kept in memory."""
 
 
@@ -39,8 +39,8 @@ class Similar:
         self, threshold: float, of: Callable[[int], frozenset[str]], among: Iterable[int], ascending: bool = False
     ) -> None:
         self._threshold, self._of = threshold, of
-        self._held: dict[int, tuple[array[int], array[int], array[int]]] = {}
-        """By shingle: texts, where it stands in their order of rarity, and their sizes."""
+        self._held: dict[int, array[int]] = {}
+        """By shingle: the texts, where it stands in their order of rarity, and their sizes, one after another."""
         self._indexed = 2 * threshold / (1 + threshold) if ascending else threshold
         self._frequency = np.zeros(_TABLE, np.uint32)
         self.sizes = array("I")
@@ -53,11 +53,10 @@ class Similar:
     def add(self, text: int, rarest: Sequence[int]) -> None:
         """A text that later ones are compared with."""
         for place, shingle in enumerate(rarest[: _prefix(len(rarest), self._indexed)]):
-            texts, places, sizes = self._held.setdefault(shingle, (array("i"), array("I"), array("I")))
-            if len(texts) < _COMMON:
-                texts.append(text)
-                places.append(place)
-                sizes.append(len(rarest))
+            if self._frequency[shingle % _TABLE] > 1:  # or no other text has it
+                held = self._held.setdefault(shingle, array("I"))
+                if len(held) < 3 * _COMMON:
+                    held.extend((text, place, len(rarest)))
 
     def rarest(self, text: int) -> list[int]:
         """The shingles of a text, the rarest first, as numbers."""
@@ -82,10 +81,9 @@ class Similar:
         """Texts that can have enough in common with one of this size from this shingle on."""
         if shingle not in self._held:
             return np.zeros(0, np.int32)
-        texts, places, sizes = self._held[shingle]
-        their, at = np.frombuffer(sizes, np.uint32).astype(np.int64), np.frombuffer(places, np.uint32)
+        texts, at, their = np.array(self._held[shingle], np.int64).reshape(-1, 3).T
         needed = self._threshold / (1 + self._threshold) * (size + their) - 1e-9
-        return np.frombuffer(texts, np.int32)[np.minimum(size - place, their - at) >= needed]
+        return texts[np.minimum(size - place, their - at) >= needed]
 
 
 def join_similar(texts: np.ndarray, of: Callable[[int], frozenset[str]], threshold: float, parent: np.ndarray) -> None:
