@@ -9,8 +9,10 @@ import pytest
 
 from tasks.artifact import Message
 from tasks.data.duplicates import MISSED, PERMUTATIONS, Signatures, rows_per_band
+from tasks.data.preview import table
 from tasks.data.splits import group_prompts
 from tasks.data.words import normalise, shingles
+from tests.test_mixture import alpaca, prepare, save
 
 
 def test_bands_miss_less_than_said() -> None:
@@ -97,3 +99,15 @@ def test_a_chain_of_small_changes_is_thinned_and_not_dropped_whole(tmp_path: Pat
     assert len(set(signatures.groups(0.8, every.__getitem__))) == 1 and len(kept) > 4
     assert all(similarity(every[n], every[found[n]]) >= 0.8 for n in range(len(every)))
     assert all(similarity(every[a], every[b]) < 0.8 for a in kept for b in kept if a < b)
+
+
+def test_a_set_that_loses_most_of_its_rows_is_told_of(tmp_path: Path) -> None:
+    texts = behind_an_instruction(Random(0), 100, instruction=60, asked=3)
+    rows = [{"instruction": text, "output": f"It is {n}."} for n, text in enumerate(texts)]
+    sets = [
+        {"name": "one", "kind": "json", "path": save(tmp_path / "one.jsonl", rows)},
+        {"name": "other", "kind": "json", "path": alpaca(tmp_path / "other.jsonl", 60)},
+    ]
+    work = prepare(tmp_path, sets=sets, filters=[{"kind": "duplicates", "of": "prompt"}])
+    notices = [row["notice"] for row in table(work.out, "notices")]
+    assert [notice for notice in notices if "duplicates" in notice] == [notices[0]] and "'one'" in notices[0]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData
 
 Said = TypeVar("Said", Example, str)
+_MANY = 20
 NEAR = "is a near-duplicate of an evaluation prompt"
 
 
@@ -221,6 +222,14 @@ class Intake:
                 for example in kept.examples:
                     self.drops.add(self.recipe.sets[kept.set].name, kept.line, name, reason, plain(example))
         self.keep &= ~again
+        for number, each in enumerate(self.recipe.sets):
+            here = among & (self.sets() == number)
+            gone = int(again[here].sum())
+            if gone > max(here.sum() / 2, _MANY):
+                self.notify(
+                    f"The filter '{name}' drops {gone} of the {here.sum()} rows of '{each.name}'. If they begin with "
+                    "the same long instruction, give the set templates: then only what its columns say is compared."
+                )
 
     def _looked_at(self, part: FilterPart) -> np.ndarray:
         """The rows of the sets that a filter is for."""
