@@ -12,7 +12,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from tasks.artifact import InputError, Row, read_jsonl
-from tasks.data import reading
+from tasks.data import json_reading, reading
 from tasks.data.columns import column_types, typed
 from tasks.data.flan import kinds_of, read_flan
 from tasks.data.mixture import AnySet
@@ -95,7 +95,7 @@ def copy_hub(path: Path) -> None:
 def test_every_kind_of_source_gives_the_same_rows(
     tmp_path: Path, name: str, kind: str, write: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_CHUNK", 97)  # a row lies across several reads
+    monkeypatch.setattr(json_reading, "CHUNK", 97)  # a row lies across several reads
     write(tmp_path / name)
     found = told(kind=kind, path=str(tmp_path / name))
     assert prompts(found) == [row["prompt"] for row in ROWS]
@@ -120,7 +120,7 @@ def test_a_table_without_a_header_or_with_ragged_lines(tmp_path: Path) -> None:
 
 
 BROKEN = [
-    ("a.json", "[1, {}", "is not whole JSON after its row 1"),
+    ("a.json", "[1, {}", "is not whole JSON after its row 2"),
     ("a.json", '"text"', "is not a JSON array of objects"),
     (
         "a.csv",
@@ -374,8 +374,9 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:
 
 
 def test_lines_and_elements_without_an_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_LINE", 10_000)
-    monkeypatch.setattr(reading, "_CHUNK", 1000)
+    for module in (reading, json_reading):
+        monkeypatch.setattr(module, "LONGEST_LINE", 10_000)
+    monkeypatch.setattr(json_reading, "CHUNK", 1000)
     path = tmp_path / "rows.jsonl.gz"
     with gzip.open(path, "wt") as file:
         file.write('{"prompt": "a", "completion": "b"}\n' + "x" * 100_000)

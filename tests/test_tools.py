@@ -8,8 +8,8 @@ import pytest
 
 from labeling.question import prompt_text
 from tasks.artifact import InputError, Message, Row, read_jsonl
+from tasks.data.files import read_examples
 from tasks.data.prepare import JsonlData, prepare_data
-from tasks.data.rows import read_examples
 from tasks.models.templates import prepare_tokenizer
 from tasks.training.sft_engine import encode_rows
 from tests.test_data import NUMBERS, save
