@@ -60,7 +60,7 @@ def said(row: Row) -> list[tuple[str, str]]:
             {"text": "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n"},
             PAIR,
         ),
-        ({"text": "Below is a task.\n\n### Instruction:\nQ\n\n### Input:\nC\n\n### Response:\nA"}, [("user", "Q\n\nC"), PAIR[1]]),
+        ({"text": "Do:\n\n### Instruction:\nQ\n\n### Input:\nC\n\n### Response:\nA"}, [("user", "Q\n\nC"), PAIR[1]]),
         ({"prompt": "a", "chosen": TALK, "rejected": TALK[:2], "messages": TALK}, WHOLE),
         ({"prompt": "a", "chosen": TALK, "rejected": TALK[:2]}, WHOLE),
         ({"prompt": [{"role": "system", "content": "S"}, TALK[0]], "chosen": TALK}, [("system", "S"), *WHOLE]),
@@ -121,9 +121,9 @@ def test_answers_of_weight_0_are_kept_and_marked_and_what_follows_the_last_other
 
 def test_all_instances_of_a_task_are_read_and_stay_in_one_split(tmp_path: Path) -> None:
     tasks = [
-        {"instruction": f"Sort {NOUNS[n % 20]} {n}.", "instances": [{"input": f"{n} {i}", "output": f"{i}"} for i in "xyz"]}
-        for n in range(40)
-    ]  # fmt: skip
+        {"instruction": f"Sort {noun}.", "instances": [{"input": f"{noun} {i}", "output": i} for i in "xyz"]}
+        for noun in (f"{NOUNS[n % 20]} {n}" for n in range(40))
+    ]
     work = prepare(tmp_path, sets=[{"name": "seeds", "kind": "json", "path": save(tmp_path / "s.jsonl", tasks)}])
     split_of: dict[str, set[str]] = {}
     ledger = read_jsonl(work.out / "ledger.jsonl")

@@ -28,6 +28,8 @@ TEMPLATE_FAULTS = (
     TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError,
 )  # fmt: skip
 """What a template that does not fit its row may raise."""
+_CALL = 10
+"""Steps of a call, which takes about as long as ten turns of a loop."""
 _UNDEFINED = re.compile(r"'(\w+)' is undefined")
 
 
@@ -146,7 +148,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """A call of a method or macro. Raises jinja2's `SecurityError` for what is not allowed or would be too much."""
         method = getattr(obj, "__wrapped__", obj)  # jinja2's own sandbox wraps a text's `format`
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
-        step()
+        step(_CALL)
         allowed = next((names for kind, names in METHODS.items() if isinstance(owner, kind)), None)
         if isinstance(owner, type) or (allowed is not None and name not in allowed):
             raise SecurityError(f"it calls '{name}', which templates may not")
@@ -199,11 +201,11 @@ def _limited(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(filter_)
     def limited(*args: Any, **kwargs: Any) -> Any:
         value, given = args[place], (*args[place + 1 :], *kwargs.values())
+        if name in ("d", "default"):
+            return filter_(*args, **kwargs)
         if name == "join":
             value = list(value)
-            _refuse_nulls(value)
-        elif name not in ("d", "default"):
-            _refuse_nulls((value,))
+        _refuse_nulls(value if name == "join" else (value,))
         check(name, value, given)
         found = filter_(*args[:place], value, *args[place + 1 :], **kwargs)
         spend(len(found) if isinstance(found, str) else 0)
