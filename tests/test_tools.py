@@ -128,7 +128,9 @@ def test_what_arrow_fills_in_is_no_argument(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     examples, _ = read_examples(tmp_path / "rows.parquet", "refuse")
     assert [each.calls[0]["function"]["arguments"] for each in examples] == ['{"a": 1}', '{"b": "x"}']
-    schemas = [json.loads(each.prompt[0]["tools"])[0]["function"]["parameters"]["properties"] for each in examples]
+    schemas = [
+        json.loads(each.prompt[0].get("tools", ""))[0]["function"]["parameters"]["properties"] for each in examples
+    ]
     assert schemas == [{"a": {"type": "integer"}}, {"b": {"type": "string", "enum": ["x"]}}]
     written = read(tmp_path, {**rows[0], "messages": row({"a": None}, {})["messages"]})
     assert written.calls[0]["function"]["arguments"] == '{"a": null}', "in JSON a null was written"
