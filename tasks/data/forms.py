@@ -14,7 +14,7 @@ from tasks.data.rows import BadRow, Example, answer_text, checked
 from tasks.data.tools import with_tools
 from tasks.data.transcripts import asked_in, told_in, transcript
 
-_TALKS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+_TALKS = ("messages", "conversations", "conversation", "dialogue", "dialog", "contents")
 _ASKED = ("prompt", "instruction", "question", "query", "inputs", "input", "problem", "user", "human")
 _ANSWERED = (
     "completion", "response", "output", "solution", "answer", "targets", "target", "assistant", "gpt", "answers",
@@ -95,7 +95,9 @@ def _told(row: Row) -> Iterator[Told]:
         several = isinstance(instances, list) and instances and all(isinstance(each, dict) for each in instances)
         for instance in instances if several else [row]:  # type: ignore[union-attr]
             answered = _answering(instance, asked)
-            yield _asked(row, instance, asked), _answer(instance[answered], row[asked]) if answered else []
+            calls = answered == "answers" and bool(row.get("tools"))  # xLAM's
+            role = "function_call" if calls else "assistant"
+            yield _asked(row, instance, asked), _answer(instance[answered], row[asked], role) if answered else []
     elif isinstance(row.get("turns"), list) and row["turns"]:  # what follows the first turn answers a model's answer
         yield messages_of(row["turns"][0], "user"), []
     elif isinstance(row.get("text"), str) and (turns := told_in(row["text"])):
@@ -143,13 +145,13 @@ def _asked(row: Row, instance: Row, asked: str) -> list[Message]:
     return _with_system(row, [*earlier, *(turns or messages_of(value, "user"))])
 
 
-def _answer(answer: Any, asked: Any) -> list[Message]:
+def _answer(answer: Any, asked: Any, role: str) -> list[Message]:
     """The message that answers; of several right answers, as SQuAD's rows list them, the first."""
     if isinstance(answer, dict) and isinstance(answer.get("text"), list) and answer["text"]:
         answer = answer["text"][0]
     if isinstance(answer, str) and isinstance(asked, str) and transcript(asked):
         answer = answer.strip()  # what stands after the last colon
-    said = messages_of(answer, "assistant")
+    said = messages_of(answer, role)
     if any("weight" in turn for turn in said):
         raise BadRow(_UNLEARNT)
     return said

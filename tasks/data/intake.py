@@ -157,7 +157,7 @@ class Intake:
             problem, count = problems.most_common(1)[0]
             raise InputError(
                 f"The set '{part.name}' has no usable row: {count} of {rows} {problem} {details[problem].strip()}"
-                "; check its format, or give it templates."
+                "; check its format, name its columns with 'rename', or give it templates."
             )
 
         if 2 * bare > rows and not evaluated:

@@ -14,8 +14,8 @@ from tasks.data.reading import CHUNK, LONGEST_LINE, Line, after_spaces, opened, 
 
 NO_JSON, NO_OBJECT = "is not JSON", "is not a JSON object"
 _ROW = {
-    "messages", "conversations", "conversation", "dialogue", "dialog", "prompt", "instruction", "question", "query",
-    "inputs", "input", "problem", "chosen", "turns", "instances", "text",
+    "messages", "conversations", "conversation", "dialogue", "dialog", "contents", "prompt", "instruction", "question",
+    "query", "inputs", "input", "problem", "chosen", "turns", "instances", "text",
 }  # fmt: skip
 """Columns of which a lone object with one of them is a row."""
 

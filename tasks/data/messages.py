@@ -1,6 +1,7 @@
 """Turns of a conversation, as files have them under several names, in one form."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ _ROLES = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "chatbot": "assistant",
     "model": "assistant",
     "user": "user",
     "assistant": "assistant",
@@ -23,6 +25,7 @@ _ROLES = {
 _SPEAKER, _SAID = ("role", "from", "speaker"), ("content", "value", "text")
 _WEIGHTS = ("weight", "train", "training", "loss")
 """What says of an answer, by 0 or false, that it is not learnt from: OpenAI's key, and those of other trainers."""
+_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 _EXCHANGE = (
     ("input", "human", "user", "prompt", "question", "instruction"),
     ("output", "assistant", "gpt", "bot", "response", "answer"),
@@ -41,7 +44,23 @@ def messages_of(value: Any, role: str) -> list[Message]:
         value = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(value)]
     if not all(isinstance(turn, dict) for turn in value):
         raise BadRow("holds neither text nor messages")
-    return numbered([_message(each) for turn in value for each in _apart(turn)])
+    found = [_message(each) for turn in value for each in _apart(turn)]
+    if any(turn["role"] == "tool" for turn in found):
+        found = [_with_written_calls(turn) for turn in found]
+    return numbered(found)
+
+
+def _with_written_calls(turn: Message) -> Message:
+    """A turn with the calls that stand in its text, as Hermes writes them, where a tool answers in the conversation."""
+    written = _CALL.findall(turn["content"])
+    if turn["role"] != "assistant" or "tool_calls" in turn or not written:
+        return turn
+    try:
+        called = tool_message({"role": "assistant", "tool_calls": [json.loads(each) for each in written]})
+    except (InputError, ValueError, RecursionError) as error:
+        raise BadRow("has a tool call that is not JSON") from error
+    text = _CALL.sub("", turn["content"]).strip()
+    return {**turn, "content": text, "tool_calls": (called or turn).get("tool_calls", [])}
 
 
 def talk_of(value: Any) -> list[Message]:
@@ -67,6 +86,8 @@ def _apart(turn: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _message(turn: Mapping[str, Any]) -> Message:
     speaker, said = _first(turn, _SPEAKER), _first(turn, _SAID)
+    if said is None and isinstance(turn.get("parts"), list):  # Gemini's
+        said = [{"type": "text", **part} if isinstance(part, dict) else part for part in turn["parts"]]
     turn = {**turn, "role": speaker.casefold() if isinstance(speaker, str) else speaker, "content": said}
     try:
         message = tool_message(turn)

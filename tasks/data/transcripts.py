@@ -1,4 +1,4 @@
-"""Whole conversations written as one text: Human and Assistant, ChatML, Llama 2's and Alpaca's marks."""
+"""Whole conversations written as one text: Human and Assistant, the marks of chat templates, Alpaca's."""
 
 import re
 from collections.abc import Iterator
@@ -7,16 +7,26 @@ from tasks.artifact import Message
 
 _TURN = re.compile(r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
 _BEGINS = re.compile(r"\s*(?:Human|Assistant):")
-_HASHED = re.compile(
-    r"###\s*(Human|User|Assistant|System):(.*?)(?=###\s*(?:Human|User|Assistant|System):|\Z)", re.DOTALL
-)
-_CHATML = re.compile(r"<\|im_start\|>\s*(system|user|assistant)\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL)
+_MARKS: dict[str, re.Pattern[str]] = {
+    "<|im_start|>": re.compile(r"<\|im_start\|>\s*(system|user|assistant)\n(.*?)(?:<\|im_end\|>|\Z)", re.DOTALL),
+    "<|start_header_id|>": re.compile(
+        r"<\|start_header_id\|>(system|user|assistant)<\|end_header_id\|>(.*?)(?:<\|eot_id\|>|\Z)", re.DOTALL
+    ),
+    "<start_of_turn>": re.compile(r"<start_of_turn>(user|model)\n(.*?)(?:<end_of_turn>|\Z)", re.DOTALL),
+    "<|": re.compile(r"<\|(system|user|assistant)\|>(.*?)(?=<\|(?:system|user|assistant)\|>|\Z)", re.DOTALL),
+    "###": re.compile(
+        r"###\s*(Human|User|Assistant|System):(.*?)(?=###\s*(?:Human|User|Assistant|System):|\Z)", re.DOTALL
+    ),
+}
+"""What a conversation begins with in the marks of a chat template, and its turns."""
+_BOS = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>)?\s*")
+_ENDS = re.compile(r"\s*(?:</s>|<\|end\|>|<\|endoftext\|>|<\|end_of_text\|>)?\s*\Z")
 _LLAMA2 = re.compile(r"\[INST\](.*?)\[/INST\](.*?)(?=</?s>|\[INST\]|\Z)", re.DOTALL)
 _SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
 _ALPACA = re.compile(
     r"###\s*Instruction:\s*\n(.*?)\n+(?:###\s*Input:\s*\n(.*?)\n+)?###\s*Response:\s*(.*)\Z", re.DOTALL
 )
-_SPEAKERS = {"human": "user", "user": "user", "assistant": "assistant", "system": "system"}
+_SPEAKERS = {"human": "user", "user": "user", "assistant": "assistant", "model": "assistant", "system": "system"}
 
 
 def transcript(text: str) -> list[Message]:
@@ -38,23 +48,23 @@ def told_in(text: str) -> list[Message]:
     turns = transcript(text) or _marked(text)
     if not turns and (alpaca := _ALPACA.search(text)):
         asked = "\n\n".join(part.strip() for part in alpaca.groups()[:2] if part and part.strip())
-        answer = alpaca[3].removesuffix("</s>").removesuffix("<|endoftext|>").strip()
-        return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        return [{"role": "user", "content": asked}, {"role": "assistant", "content": _ENDS.sub("", alpaca[3])}]
     return turns
 
 
 def _marked(text: str) -> list[Message]:
     """The turns of a text that begins with the marks of a chat template."""
-    begin = text.lstrip().removeprefix("<s>").lstrip()
-    if begin.startswith("<|im_start|>"):
-        return _said(_CHATML.findall(begin))
-    if begin.startswith("###"):
-        return _said(_HASHED.findall(begin))
+    begin = text[_BOS.match(text).end() :]  # type: ignore[union-attr]
+    for mark, turn in _MARKS.items():
+        if begin.startswith(mark):
+            return _said(turn.findall(begin))
     return list(_llama2(begin)) if begin.startswith("[INST]") else []
 
 
 def _said(found: list[tuple[str, str]]) -> list[Message]:
-    return [{"role": _SPEAKERS[speaker.casefold()], "content": content.strip()} for speaker, content in found]
+    return [
+        {"role": _SPEAKERS[speaker.casefold()], "content": _ENDS.sub("", content).strip()} for speaker, content in found
+    ]
 
 
 def _llama2(text: str) -> Iterator[Message]:
