@@ -61,6 +61,15 @@ def said(row: Row) -> list[tuple[str, str]]:
             PAIR,
         ),
         ({"text": "Do:\n\n### Instruction:\nQ\n\n### Input:\nC\n\n### Response:\nA"}, [("user", "Q\n\nC"), PAIR[1]]),
+        ({"text": "<|user|>\nQ<|end|>\n<|assistant|>\nA<|end|>"}, PAIR),
+        ({"text": "<s><|user|>\nQ</s>\n<|assistant|>\nA</s>"}, PAIR),
+        (
+            {"text": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|>"
+                     "<|start_header_id|>assistant<|end_header_id|>\n\nA<|eot_id|>"},
+            PAIR,
+        ),
+        ({"text": "<bos><start_of_turn>user\nQ<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n"}, PAIR),
+        ({"contents": [{"role": "user", "parts": [{"text": "Q"}]}, {"role": "model", "parts": [{"text": "A"}]}]}, PAIR),
         ({"prompt": "a", "chosen": TALK, "rejected": TALK[:2], "messages": TALK}, WHOLE),
         ({"prompt": "a", "chosen": TALK, "rejected": TALK[:2]}, WHOLE),
         ({"prompt": [{"role": "system", "content": "S"}, TALK[0]], "chosen": TALK}, [("system", "S"), *WHOLE]),
@@ -117,6 +126,20 @@ def test_answers_of_weight_0_are_kept_and_marked_and_what_follows_the_last_other
     assert [turn["content"] for turn in example.prompt] == ["a"] and example.completions == ["b"]
     openhermes = [{"from": "human", "value": "Q", "weight": 0}, {"from": "gpt", "value": "A", "weight": 1}]
     assert said({"conversations": openhermes}) == PAIR
+
+
+def test_calls_written_in_texts_and_answers_are_calls() -> None:
+    call = '<tool_call>\n{"name": "find", "arguments": {"x": 1}}\n</tool_call>'
+    turns = [("human", "Q"), ("gpt", f"Let me see. {call}"), ("tool", "<tool_response>4</tool_response>"), ("gpt", "A")]
+    hermes = {"conversations": [{"from": speaker, "value": text} for speaker, text in turns]}
+    [example] = read_row(hermes)
+    called = example.prompt[1]
+    assert called["content"] == "Let me see." and called.get("tool_calls", [])[0]["function"]["arguments"] == '{"x": 1}'
+    [alone] = read_row({"conversations": hermes["conversations"][:2]})
+    assert alone.completions == [f"Let me see. {call}"] and not alone.calls, "without tools it is a text"
+    xlam = {"query": "Q", "answers": '[{"name": "f", "arguments": {"x": 1}}]', "tools": '[{"name": "f"}]'}
+    [example] = read_row(xlam)
+    assert example.calls[0]["function"] == {"name": "f", "arguments": '{"x": 1}'} and example.completions == [""]
 
 
 def test_all_instances_of_a_task_are_read_and_stay_in_one_split(tmp_path: Path) -> None:
