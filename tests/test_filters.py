@@ -5,13 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from tasks.artifact import Message, Row
 from tasks.data.decontamination import Protected
-from tasks.data.duplicates import MISSED, PERMUTATIONS, Signatures, rows_per_band, similarity
 from tasks.data.filters import repetition
 from tasks.data.mixture import AnyFilter
 from tasks.data.pii import Pii, redact
@@ -122,57 +120,32 @@ def test_personal_data_is_masked_in_every_turn_or_drops_the_row() -> None:
 
 def test_contamination_counts_runs_of_words_and_short_texts_whole() -> None:
     protected = Protected(4)
+    protected.add(["The quick brown fox", "jumps over it"])
     protected.add(["The quick brown fox jumps over it", "Who are you?"])
     assert protected.share(["They say the QUICK, brown fox jumps high"]) == pytest.approx(2 / 5)
     assert protected.share(["The quick brown dog"]) == 0
-    assert protected.share(["who are you"]) == 1 and protected.share(["Who are you today, my friend?"]) == 0
+    assert protected.says(["who are you"]) and not protected.says(["Who are you today, my friend?"])
 
 
-def test_bands_miss_less_than_said() -> None:
-    for threshold in (0.5, 0.7, 0.8, 0.9, 0.99):
-        rows = rows_per_band(threshold)
-        assert (1 - threshold**rows) ** (PERMUTATIONS // rows) <= MISSED
-        assert (1 - threshold ** (rows + 1)) ** (PERMUTATIONS // (rows + 1)) > MISSED or rows == PERMUTATIONS
+def test_vowel_signs_are_neither_symbols_nor_missing_letters() -> None:
+    for text in ("தமிழ் ஒரு செம்மொழி ஆகும்", "বাংলা একটি সুন্দর ভাষা", "हिन्दी भारत की भाषा है"):
+        assert why(text, text, kind="characters", symbols=0.1, letters=0.9) == ""
+    assert why("!!! ??? ok", "x", kind="characters", symbols=0.4) == "more than 0.4 symbols"
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.8, 1.0])
-def test_minhash_groups_are_those_of_all_pairs(tmp_path: Any, threshold: float) -> None:
-    from random import Random
-
-    rng = Random(3)
-    words = [f"w{n}" for n in range(300)]
-    texts = [" ".join(rng.choices(words, k=30)) for _ in range(60)]
-    for _ in range(120):
-        changed = rng.choice(texts).split()
-        for _ in range(rng.randint(0, 6)):
-            changed[rng.randrange(len(changed))] = rng.choice(words)
-        texts.append(" ".join(changed))
-    signatures = Signatures(tmp_path / "s.bin")
-    for text in texts:
-        signatures.add(text)
-    found = signatures.groups(threshold, texts.__getitem__)
-    expected = list(range(len(texts)))
-    for b in range(len(texts)):
-        for a in range(b):
-            if similarity(texts[a], texts[b]) >= threshold and expected[a] != expected[b]:
-                old, new = max(expected[a], expected[b]), min(expected[a], expected[b])
-                expected = [new if group == old else group for group in expected]
-    assert 1 < len(set(expected)) < len(texts)
-    assert found.tolist() == expected
+def test_length_counts_words_of_scripts_without_spaces() -> None:
+    assert why("x", "我喜欢吃苹果和梨", kind="length", completion=[4, 4]) == ""
+    assert why("x", "我喜欢吃苹果和梨", kind="length", completion=[5]) == "the completion has fewer than 5 words"
 
 
-def test_a_chain_of_small_changes_is_thinned_and_not_dropped_whole(tmp_path: Path) -> None:
-    words = [f"w{n}" for n in range(60)]
-    texts = [" ".join(words[n : n + 30]) for n in range(0, 30, 2)]
-    signatures = Signatures(tmp_path / "s.bin")
-    for text in [*texts, texts[3].upper()]:
-        signatures.add(text)
-    every = [*texts, texts[3].upper()]
-    found = signatures.repeats(0.8, every.__getitem__, np.ones(len(every), bool))
-    kept = [n for n in range(len(every)) if found[n] == n]
-    assert len(set(signatures.groups(0.8, every.__getitem__))) == 1 and len(kept) > 4
-    assert all(similarity(every[n], every[found[n]]) >= 0.8 for n in range(len(every)))
-    assert all(similarity(every[a], every[b]) < 0.8 for a in kept for b in kept if a < b)
+def test_short_evaluation_prompts_are_found_word_for_word_in_longer_texts() -> None:
+    protected = Protected(13)
+    protected.add(["What happens if you eat watermelon seeds?", "Who are you, friend?", "吃西瓜子会发生什么事情呢？"])
+    assert protected.holds(["Answer briefly. What happens if you eat watermelon seeds? Think first."])
+    assert protected.holds(["请简短回答：吃西瓜子会发生什么事情呢？谢谢"])
+    assert not protected.holds(
+        ["What happens if you eat apple seeds?", "So who are you, friend?", "你会发生什么事情呢"]
+    )
 
 
 def test_personal_data_is_masked_in_tools_calls_and_references() -> None:

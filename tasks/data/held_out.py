@@ -8,11 +8,12 @@ import numpy as np
 
 from tasks.artifact import InputError, Row
 from tasks.data.decontamination import Phrases
-from tasks.data.duplicates import find_root, join
 from tasks.data.filter_report import losses
 from tasks.data.intake import NEAR, Asked, Intake
-from tasks.data.splits import SPLITS, assign_places, normalise, prompt_id
+from tasks.data.similar import flattened, join
+from tasks.data.splits import SPLITS, assign_places, prompt_id
 from tasks.data.spool import Kept, plain
+from tasks.data.words import normalise
 
 if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData
@@ -92,11 +93,12 @@ def _keep_out_of_text(
     if not texts.any():
         return
     away = _groups_with(intake.keep & (splits != SPLITS.index("sft")), groups)
-    evaluated, phrases = Asked(), Phrases()
-    for _, kept in intake.spool.rows(intake.keep & (splits == SPLITS.index("evaluation"))):
-        evaluated.add(kept.asked, kept.examples[0])
-    for text in evaluated.texts():
-        phrases.add(text)
+    asked, phrases, evaluated = Asked(), Phrases(), intake.keep & (splits == SPLITS.index("evaluation"))
+    for _, kept in intake.spool.rows(evaluated):
+        asked.add(kept.asked, kept.examples[0])
+    for _, kept in intake.spool.rows(evaluated):
+        for text in asked.of(kept.asked, kept.examples[0]):
+            phrases.add(text)
     for index, kept in intake.spool.rows(texts):
         near = bool(away[groups[index]])
         if near or phrases.within(kept.content):
@@ -110,27 +112,28 @@ def _drop(recipe: "MixtureData", intake: Intake, kept: Kept, reason: str) -> Non
 
 
 def _join_conversations(groups: np.ndarray, intake: Intake) -> None:
-    """Join the groups of conversations of which one begins as the other."""
+    """Join the groups of conversations of which one goes on from the whole of the other, by what the user says."""
     whole, of_whole, begun, of_begun = array("q"), array("i"), array("q"), array("i")
-    for index, turns in _turns(intake):
-        said = [normalise(turn) for turn in turns]
-        whole.append(hash(tuple(said)))
-        of_whole.append(index)
-        for length in range(1, len(said), 2):
-            begun.append(hash(tuple(said[:length])))
-            of_begun.append(index)
+    for index, kept in intake.spool.rows(intake.keep):
+        if (
+            not kept.examples[0].kind and kept.asked
+        ):  # told in no phrasing: `asked` are the turns, without few-shot ones
+            said = [normalise(turn) for turn in kept.asked]
+            whole.append(hash(tuple(said)))
+            of_whole.append(index)
+            for length in range(1, len(said)):
+                begun.append(hash(tuple(said[:length])))
+                of_begun.append(index)
     if not begun:
         return
-    beginnings = np.unique(np.frombuffer(begun, np.int64))
-    said = np.frombuffer(whole, np.int64)
-    met = np.isin(said, beginnings)
-    known = np.concatenate([said[met], np.frombuffer(begun, np.int64)])
-    rows = np.concatenate([np.frombuffer(of_whole, np.int32)[met], np.frombuffer(of_begun, np.int32)])
+    said, begins = np.frombuffer(whole, np.int64), np.frombuffer(begun, np.int64)
+    met, going_on = np.isin(said, begins), np.isin(begins, said)
+    known = np.concatenate([said[met], begins[going_on]])
+    rows = np.concatenate([np.frombuffer(of_whole, np.int32)[met], np.frombuffer(of_begun, np.int32)[going_on]])
     _, first, same = np.unique(known, return_index=True, return_inverse=True)
     for index, other in zip(rows, rows[first[same]], strict=True):
         join(groups, int(other), int(index))
-    for index in range(len(groups)):
-        groups[index] = find_root(groups, index)
+    flattened(groups)
 
 
 def _join_made(groups: np.ndarray, intake: Intake) -> None:
@@ -150,8 +153,7 @@ def _join_made(groups: np.ndarray, intake: Intake) -> None:
     for index, names in parents.items():
         for name in names:
             join(groups, first.setdefault(name, index), index)
-    for index in range(len(groups)):
-        groups[index] = find_root(groups, index)
+    flattened(groups)
 
 
 def _parents(made: Row) -> Iterator[str]:
@@ -162,15 +164,6 @@ def _parents(made: Row) -> Iterator[str]:
                 yield step["parent"]
             if isinstance(step.get("made"), dict) and isinstance(step["made"].get("steps"), list):
                 yield from _parents(step["made"])
-
-
-def _turns(intake: Intake) -> Iterator[tuple[int, list[str]]]:
-    """The turns of every prompt that is a conversation as it came, and its row."""
-    for index, kept in intake.spool.rows(intake.keep):
-        for example in kept.examples:
-            turns = [turn["content"] for turn in example.prompt if turn["role"] != "system"]
-            if turns and not example.kind:
-                yield index, turns
 
 
 def _check_filled(recipe: "MixtureData", intake: Intake, splits: np.ndarray) -> None:

@@ -1,24 +1,22 @@
 """One ledger of prompts: a prompt and its near-duplicates belong to one split, once.
 
-Near-duplicates are prompts that say the same up to case, punctuation and spacing, prompts that continue one another
-(the same conversation, later), and prompts that share most of their words and word pairs. A short question with one
-word exchanged ("Which aisle has the tea?") is another question: at the default threshold texts of up to nine words
-must agree in all of them, while in longer ones about one word in fifteen may differ.
+Near-duplicates are prompts that say the same up to case, punctuation and spacing (`words.py`), prompts that continue
+one another (the same conversation, later), and prompts that share most of their words and word pairs. A short question
+with one word exchanged ("Which aisle has the tea?") is another question: at the default threshold texts of up to nine
+words must agree in all of them, while in longer ones about one word in fifteen may differ.
 """
 
 import hashlib
 import math
-import re
-import unicodedata
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from tasks.artifact import Message
+from tasks.data.similar import flattened, join, join_similar
+from tasks.data.words import normalise, shingles
 from tasks.recipe import Part, stable_hash
 
 Split = Literal["sft", "reward_train", "reward_validation", "rl", "evaluation"]
@@ -74,18 +72,6 @@ def prompt_id(prompt: Sequence[Message]) -> str:
     return stable_hash(list(prompt))[:16]
 
 
-def normalise(text: str) -> str:
-    """A text without the differences that do not make another prompt: case, width, punctuation, spacing."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+", folded)) or folded.strip()
-
-
-def shingles(text: str) -> frozenset[str]:
-    """The words and the pairs of neighbouring words of a normalised text."""
-    words = text.split()
-    return frozenset(words) | {f"{a} {b}" for a, b in pairwise(words)}
-
-
 def group_prompts(
     prompts: Sequence[Sequence[Message]], threshold: float, together: Iterable[Sequence[int]] = ()
 ) -> list[int]:
@@ -93,60 +79,29 @@ def group_prompts(
 
     `threshold` is the Jaccard similarity of the shingles from which two prompts are near-duplicates (1: only those
     that are equal when normalised); each of `together` lists prompts that belong together anyway. Exact: candidates
-    come from the prefix filter of Chaudhuri et al. (2006, "A primitive operator for similarity joins in data
-    cleaning"), which misses none.
+    come from a prefix filter (`similar.py`).
     """
     turns = [tuple(normalise(m["content"]) for m in prompt if m["role"] != "system") for prompt in prompts]
-    parent = list(range(len(prompts)))
+    parent = np.arange(len(prompts), dtype=np.int32)
     _join_conversations(turns, parent)
     for indices in together:
         for index in indices:
-            _join(parent, indices[0], index)
+            join(parent, indices[0], index)
     if threshold < 1:
-        _join_similar([shingles(" ".join(texts)) for texts in turns], threshold, parent)
-    return [_root(parent, index) for index in range(len(prompts))]
+        sets = [shingles(" ".join(texts)) for texts in turns]
+        join_similar(np.arange(len(sets)), sets.__getitem__, threshold, parent)
+    return flattened(parent).tolist()
 
 
-def _root(parent: list[int], index: int) -> int:
-    while parent[index] != index:
-        parent[index] = parent[parent[index]]
-        index = parent[index]
-    return index
-
-
-def _join(parent: list[int], a: int, b: int) -> None:
-    first, second = sorted((_root(parent, a), _root(parent, b)))
-    parent[second] = first
-
-
-def _join_conversations(turns: list[tuple[str, ...]], parent: list[int]) -> None:
+def _join_conversations(turns: list[tuple[str, ...]], parent: np.ndarray) -> None:
     """Join equal prompts, and prompts that are the beginning of others."""
     seen: dict[tuple[str, ...], int] = {}
     for index, texts in enumerate(turns):
-        _join(parent, seen.setdefault(texts, index), index)
+        join(parent, seen.setdefault(texts, index), index)
     for index, texts in enumerate(turns):
         for length in range(1, len(texts)):
             if texts[:length] in seen:
-                _join(parent, seen[texts[:length]], index)
-
-
-def _join_similar(sets: list[frozenset[str]], threshold: float, parent: list[int]) -> None:
-    frequency = Counter(shingle for members in sets for shingle in members)
-    holders: dict[str, list[int]] = defaultdict(list)
-    for index in sorted(range(len(sets)), key=lambda i: (len(sets[i]), i)):
-        members = sets[index]
-        rare_first = sorted(members, key=lambda shingle: (frequency[shingle], shingle))
-        kept = rare_first[: len(members) - math.ceil(threshold * len(members) - 1e-9) + 1]
-        for other in sorted({other for shingle in kept for other in holders[shingle]}):
-            if _root(parent, other) != _root(parent, index) and _jaccard(members, sets[other]) >= threshold:
-                _join(parent, other, index)
-        for shingle in kept:
-            holders[shingle].append(index)
-
-
-def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    shared = len(a & b)
-    return shared / (len(a) + len(b) - shared)
+                join(parent, seen[texts[:length]], index)
 
 
 def assign(

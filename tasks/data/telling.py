@@ -16,7 +16,7 @@ from tasks.data.fitting import Fits, with_shots
 from tasks.data.forms import left_over, read_row
 from tasks.data.phrasings import PhrasedSet, Phrasing, Variants
 from tasks.data.rows import BadRow, Example, PassedOver, check_characters
-from tasks.data.splits import normalise
+from tasks.data.words import normalise
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 
 from labeling.question import prompt_text
 from tasks.artifact import InputError, Message
-from tasks.data.splits import normalise
+from tasks.data.words import normalise
 from tasks.synthesis.drafts import Draft, Making
 from tasks.synthesis.recipe import AnswerStep, Revise
 from tasks.synthesis.rules import apologises, only_text, says_nothing

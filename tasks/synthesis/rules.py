@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from tasks.data.splits import normalise
+from tasks.data.words import normalise
 
 APOLOGY_WORDS = 80
 """An answer that says sorry in fewer words than this is one of a writer that could not do it."""
