@@ -52,6 +52,12 @@ class Signatures:
         array("I", sketch.digest()).tofile(self._file)
         self.count += 1
 
+    def close(self) -> None:
+        """Close what is open."""
+        self._file.close()
+        if self._read is not None:
+            self._read.close()
+
     def groups(self, threshold: float, text_of: Callable[[int], str], among: np.ndarray | None = None) -> np.ndarray:
         """For each text the number of the first text of its group; a pair of at least `threshold` is in one group.
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 NEAR_SHOT = "is a near-duplicate of a few-shot example"
 NEAR_IDENTITY = "asks who the model is, which it learns"
 NEAR_HELD = "is a near-duplicate of a prompt that is not for SFT"
+NO_ANSWERS = (
+    "No row of the data has a completion, so there is nothing to fine-tune on; add completions (or name the column of "
+    "them with 'rename'), or set data.shares.sft = 0 and start from a model that is fine-tuned already."
+)
 HOLDS = "holds an evaluation prompt"
 
 
@@ -170,7 +174,16 @@ def _check_filled(recipe: "MixtureData", intake: Intake, splits: np.ndarray) -> 
             intake.notify(f"The set '{each.name}' gives nothing: {losses(intake, each.name)}.")
     for place, split in enumerate(SPLITS):
         if getattr(recipe.shares, split) > 0 and not (splits == place).any():
+            if split == "sft" and not _answered(recipe, intake):
+                raise InputError(NO_ANSWERS)
             raise InputError(
                 f"The split '{split}' stays empty: there are too few different prompts ({losses(intake)}); "
                 f"add rows, loosen the filters, or set data.shares.{split} = 0."
             )
+
+
+def _answered(recipe: "MixtureData", intake: Intake) -> bool:
+    """Whether a row that is not for evaluation has a completion."""
+    evaluated = np.array([each.use == "evaluation" for each in recipe.sets])[intake.sets()]
+    rows = intake.spool.rows(intake.keep & ~evaluated)
+    return any(example.completions for _, kept in rows for example in kept.examples)
