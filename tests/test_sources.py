@@ -18,7 +18,7 @@ from tasks.data.flan import kinds_of, read_flan
 from tasks.data.mixture import AnySet
 from tasks.data.promptsource import read_promptsource
 from tasks.data.telling import Told, tell
-from tests.test_mixture import prepare, question, sft
+from tests.test_mixture import prepare, question, save, sft
 
 ROWS: list[Row] = [{"prompt": f'Say "{n}",\nplease; é', "completion": f"It is {n}."} for n in range(40)]
 
@@ -236,14 +236,15 @@ TEMPLATES = [
 
 def test_phrasings_are_drawn_by_the_seed_and_the_kinds_weights(tmp_path: Path) -> None:
     path = claims(tmp_path / "claims.jsonl")
-    settings: dict[str, Any] = {"path": path, "templates": TEMPLATES, "cot": {"rationale": "why"}}
+    weights = {"direct": 1, "inverted": 1, "cot": 1}
+    settings: dict[str, Any] = {"path": path, "templates": TEMPLATES, "cot": {"rationale": "why"}, "variants": weights}
     first, again, other = told(0, **settings), told(0, **settings), told(1, **settings)
     assert prompts(first) == prompts(again) != prompts(other)
     kinds = Counter(example.kind for row in first for example in row.examples)
     assert set(kinds) == {"direct", "cot", "inverted"} and min(kinds.values()) > 25
     reasoned = next(e for row in first for e in row.examples if e.kind == "cot")
     assert reasoned.completions[0].startswith("Because of ") and "\nSo the answer is " in reasoned.completions[0]
-    only = told(0, **settings, variants={"direct": 0, "inverted": 0, "cot": 1})
+    only = told(0, **settings | {"variants": {"direct": 0, "inverted": 0, "cot": 1}})
     assert {example.kind for row in only for example in row.examples} == {"cot"}
     shorter = told(0, **settings, max_rows=30)
     assert prompts(shorter) == prompts(first)[:30], "what a row is told in does not depend on the others"
@@ -466,3 +467,16 @@ def test_hidden_files_beside_a_data_set_are_no_part_of_it(tmp_path: Path) -> Non
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
     assert before and part.source_files() == before
+
+
+def test_without_weights_every_phrasing_is_drawn_alike(tmp_path: Path) -> None:
+    templates = [{"prompt": f"{n}: {{{{ q }}}}", "completion": "{{ a }}"} for n in range(3)]
+    templates.append({"prompt": "Ask for {{ a }}", "completion": "{{ q }}", "kind": "inverted"})
+    rows = [{"q": f"Is it {n}?", "a": f"It is {n}."} for n in range(400)]
+    path = save(tmp_path / "qa.jsonl", rows)
+    drawn = Counter(
+        example.form for told_row in told(0, path=path, templates=templates) for example in told_row.examples
+    )
+    assert len(drawn) == 4 and all(70 < count < 130 for count in drawn.values())
+    weighed = told(0, path=path, templates=templates, variants={"direct": 1, "inverted": 1})
+    assert 160 < sum(example.kind == "inverted" for row in weighed for example in row.examples) < 240

@@ -108,6 +108,7 @@ def _keep_out_of_text(
 
 def _drop(recipe: "MixtureData", intake: Intake, kept: Kept, reason: str) -> None:
     for example in kept.examples:
+        intake.seen["ledger"] += 1
         intake.drops.add(recipe.sets[kept.set].name, kept.line, "ledger", reason, plain(example))
 
 

@@ -222,6 +222,7 @@ class Intake:
                 passed.append(here)
         if passed and self._known(told.said):
             for example in passed:
+                self.seen["ledger"] += 1
                 self.drops.add(name, told.line, "ledger", NEAR, plain(example))
             return []
         return passed

@@ -65,6 +65,7 @@ def write_files(recipe: "MixtureData", intake: Intake, splits: np.ndarray, group
             split, name = SPLITS[splits[index]], recipe.sets[kept.set].name
             for example in kept.examples:
                 place += 1
+                intake.seen["ledger"] += 1
                 known = prompts.name(place)
                 if known and prompts.is_shared(place) and split != "sft":
                     reason = "has a prompt that rows of several splits share"

@@ -117,8 +117,8 @@ class PhrasedSet(Part):
     """Phrasings of a promptsource file."""
     templates_per_row: int = Field(default=1, ge=1)
     """In how many phrasings each row is told; without any phrasing the rows are conversations already."""
-    variants: Variants = Variants()
-    """How often each kind of phrasing is drawn."""
+    variants: Variants | None = None
+    """How often each kind of phrasing is drawn; none: every phrasing as often as any other."""
     cot: ChainOfThought | None = None
     """Adds chain-of-thought variants of the direct phrasings."""
     fewshot: FewShot | None = None
@@ -154,6 +154,8 @@ class PhrasedSet(Part):
         found += self.promptsource.phrasings(self.column_types()) if self.promptsource else []
         if self.cot:
             found += [_Reasoned(phrasing, self.cot) for phrasing in found if phrasing.kind == "direct"]
+        if self.variants is None:
+            return found
         if found and not any(getattr(self.variants, phrasing.kind) for phrasing in found):
             kinds = ", ".join(sorted({phrasing.kind for phrasing in found}))
             raise InputError(f"The set '{self.name}' has only {kinds} phrasings, and 'variants' draws none of them.")

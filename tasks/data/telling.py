@@ -168,9 +168,13 @@ def _padded(text: str) -> str:
     return f" {normalise(text)} "
 
 
-def _drawn(phrasings: Sequence[Phrasing], variants: Variants, rng: Random) -> Iterator[Phrasing]:
-    """The phrasings in a drawn order: each draw first draws a kind by its weight, then a phrasing of it."""
+def _drawn(phrasings: Sequence[Phrasing], variants: Variants | None, rng: Random) -> Iterator[Phrasing]:
+    """The phrasings in a drawn order: all alike, or each draw draws a kind by its weight, then one of that kind."""
     left = list(phrasings)
+    if variants is None:
+        rng.shuffle(left)
+        yield from left
+        return
     while left:
         kinds = sorted({phrasing.kind for phrasing in left})
         kind = rng.choices(kinds, [getattr(variants, kind) for kind in kinds])[0] if len(kinds) > 1 else kinds[0]
