@@ -17,9 +17,9 @@ from tasks.data.splits import SPLITS, prompt_id
 from tasks.recipe import RecipeError, load_recipe
 from tasks.store import Order
 from tests.lifecycle_runs import ROOT, rlhf
+from tests.synthesis_author import PRINCIPLES, SEEDS, Author, chain
 from tests.test_ai_endpoint import ChatServer, serving
 from tests.test_mixture import alpaca, by_set, question, save, sft
-from tests.test_synthesis import PRINCIPLES, SEEDS, Author, chain
 
 WRITTEN = {"name": "written", "kind": "synthesis", "of": "tasks"}
 
