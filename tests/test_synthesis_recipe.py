@@ -57,6 +57,10 @@ FROM: Row = {"rows": {"kind": "json", "name": "mine", "path": "x.jsonl"}}
         ({**FROM, "steps": [{"kind": "revise"}]}, "needs 'principles' or 'principles_file'"),
         ({**FROM, "steps": [{"kind": "revise", "principles": [" "]}]}, "holds an empty one"),
         ({**FROM, "steps": [{"kind": "evolve", "operations": ["shout"]}]}, "constraints"),
+        (
+            {**FROM, "writer": endpoint("https://h/v1", temperature=0), "steps": [{"kind": "answer", "candidates": 8}]},
+            "several 'candidates' at temperature 0",
+        ),
         ({**FROM, "prompts": {"shout": "x"}}, "the prompts are instructions"),
         ({**FROM, "prompts": {"critique": "x"}}, "has no place for what it is about"),
         ({**FROM, "writer": endpoint("https://me:secret@host/v1")}, "environment variable"),

@@ -233,11 +233,10 @@ class Intake:
         """Take out the conversations that a model scores too low or too high."""
         scored = score(part, self.spool, self.keep & self._looked_at(part), self.work)
         self.scores.append(quantiles(name, scored))
-        self.seen[name] += len(scored.places)
+        self.seen[name] += len(scored.scores)
         going: dict[int, dict[int, str]] = {}
-        for (index, at), reason in zip(scored.places, scored.reasons, strict=True):
-            if reason:
-                going.setdefault(index, {})[at] = reason
+        for index, at, reason in scored.dropped():
+            going.setdefault(index, {})[at] = reason
         for index, reasons in going.items():
             out = self.spool.without.get(index, set())
             kept = self.spool.read(index)

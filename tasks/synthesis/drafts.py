@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labeling.ai.endpoint import Messages
-from tasks.ai.answers import Said
+from tasks.ai.kept import Said
 from tasks.artifact import InputError, Message, Row, Work
 from tasks.data.sources import SynthesisSet
 from tasks.data.splits import prompt_id
