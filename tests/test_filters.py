@@ -122,10 +122,32 @@ def test_personal_data_is_masked_in_every_turn_or_drops_the_row() -> None:
 
 def test_contamination_counts_runs_of_words_and_short_texts_whole() -> None:
     protected = Protected(4)
+    protected.add(["The quick brown fox", "jumps over it"])
     protected.add(["The quick brown fox jumps over it", "Who are you?"])
     assert protected.share(["They say the QUICK, brown fox jumps high"]) == pytest.approx(2 / 5)
     assert protected.share(["The quick brown dog"]) == 0
-    assert protected.share(["who are you"]) == 1 and protected.share(["Who are you today, my friend?"]) == 0
+    assert protected.says(["who are you"]) and not protected.says(["Who are you today, my friend?"])
+
+
+def test_vowel_signs_are_neither_symbols_nor_missing_letters() -> None:
+    for text in ("தமிழ் ஒரு செம்மொழி ஆகும்", "বাংলা একটি সুন্দর ভাষা", "हिन्दी भारत की भाषा है"):
+        assert why(text, text, kind="characters", symbols=0.1, letters=0.9) == ""
+    assert why("!!! ??? ok", "x", kind="characters", symbols=0.4) == "more than 0.4 symbols"
+
+
+def test_length_counts_words_of_scripts_without_spaces() -> None:
+    assert why("x", "我喜欢吃苹果和梨", kind="length", completion=[4, 4]) == ""
+    assert why("x", "我喜欢吃苹果和梨", kind="length", completion=[5]) == "the completion has fewer than 5 words"
+
+
+def test_short_evaluation_prompts_are_found_word_for_word_in_longer_texts() -> None:
+    protected = Protected(13)
+    protected.add(["What happens if you eat watermelon seeds?", "Who are you, friend?", "吃西瓜子会发生什么事情呢？"])
+    assert protected.holds(["Answer briefly. What happens if you eat watermelon seeds? Think first."])
+    assert protected.holds(["请简短回答：吃西瓜子会发生什么事情呢？谢谢"])
+    assert not protected.holds(
+        ["What happens if you eat apple seeds?", "So who are you, friend?", "你会发生什么事情呢"]
+    )
 
 
 def test_bands_miss_less_than_said() -> None:

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from tasks.artifact import Message
 from tasks.data import shop
-from tasks.data.splits import SPLITS, Shares, assign, group_prompts, normalise, prompt_id, shingles
+from tasks.data.splits import SPLITS, Shares, assign, group_prompts, prompt_id
+from tasks.data.words import count_words, normalise, shingles
 
 
 def said(*texts: str) -> list[Message]:
@@ -95,3 +96,20 @@ def test_single_prompts_come_out_at_their_shares_and_the_seed_moves_them() -> No
 def test_shares_that_do_not_add_up_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"add up to 0\.9 instead of 1"):
         Shares(sft=0.15)
+
+
+def test_signs_that_change_what_is_said_make_another_prompt() -> None:
+    apart = {
+        "C": "C++", "Is it C#?": "Is it C?", "7+5?": "7*5?", "Solve x>5": "Solve x < 5", "12 - 3": "12+3",
+        "It costs $5": "It costs €5", "3/4 of it": "3-4 of it", "a == b": "a != b", "5 %": "5", "किसका घर": "किसकी घर",
+    }  # fmt: skip
+    for one, other in apart.items():
+        assert normalise(one) != normalise(other)
+    assert normalise("x>5") == normalise("X > 5")
+    assert normalise("# Some **bold**, *well-known* text: N/A!") == "some bold well known text n a"
+
+
+def test_scripts_without_spaces_are_compared_by_their_characters() -> None:
+    assert shingles(normalise("面包，在哪？")) == {"面", "包", "在", "哪", "面 包", "包 在", "在 哪"}
+    assert normalise("กิน ข้าว") == "กิ น ข้ า ว"
+    assert [count_words(text) for text in ("Where's it?", "面包在哪", "tea 茶 tea", "नमस्ते दुनिया")] == [2, 2, 3, 2]

@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 from rensa import RMinHash  # type: ignore[attr-defined]
 
-from tasks.data.splits import normalise, shingles
+from tasks.data.words import normalise, shingles
 
 PERMUTATIONS = 128
 MISSED = 1e-3

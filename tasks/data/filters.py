@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from tasks.artifact import Message
 from tasks.data.pii import Pii, found, redact, redact_calls, redact_json, redact_values
 from tasks.data.rows import Example
+from tasks.data.words import MARKS, count_words
 from tasks.recipe import Part
 
 Rule = Callable[[Example], Example | str]
@@ -35,7 +36,7 @@ class LengthFilter(FilterPart):
     kind: Literal["length"]
     """By length."""
     unit: Literal["words", "characters"] = "words"
-    """What is counted; words are what stands between spaces."""
+    """What is counted; words are what stands between spaces, in Chinese, Japanese or Thai two characters."""
     prompt: tuple[int, int | None] = (1, None)
     """Fewest and most in all turns of the prompt together."""
     completion: tuple[int, int | None] = (1, None)
@@ -61,7 +62,7 @@ class LengthFilter(FilterPart):
             if not example.calls:  # a call of a tool may say nothing beside
                 texts += [("completion", text, self.completion) for text in example.completions]
             for name, text, (fewest, most) in texts:
-                count = len(text) if self.unit == "characters" else len(text.split())
+                count = len(text) if self.unit == "characters" else count_words(text)
                 if count < fewest:
                     return f"the {name} has fewer than {fewest} {self.unit}"
                 if most is not None and count > most:
@@ -71,7 +72,8 @@ class LengthFilter(FilterPart):
         return check
 
 
-_SYMBOLS = re.compile(r"[^\w\s]|_")
+_SYMBOLS = re.compile(rf"[^\w\s{MARKS}]|_")
+_MARKS = re.compile(f"[{MARKS}]")
 _LETTERS = re.compile(r"[^\W\d_]")
 _UNSEEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
 
@@ -112,7 +114,7 @@ class CharacterFilter(FilterPart):
         def fault(text: str) -> str:
             if self.unseen is not None and len(_UNSEEN.findall(text)) > self.unseen:
                 return "control or replacement characters"
-            seen = len(text) - sum(map(text.count, " \n\t\r")) if self.letters or self.symbols < 1 else 0
+            seen = _seen(text) if self.letters or self.symbols < 1 else 0
             if self.symbols < 1 and len(_SYMBOLS.findall(text)) > self.symbols * seen:
                 return f"more than {self.symbols:g} symbols"
             if self.letters and len(_LETTERS.findall(text)) < self.letters * seen:
@@ -128,6 +130,11 @@ class CharacterFilter(FilterPart):
             return ""
 
         return lambda example: next((why for text in _looked_at(example, self.of) if (why := fault(text))), example)
+
+
+def _seen(text: str) -> int:
+    """Characters that take room: neither spaces nor the marks of other letters."""
+    return len(text) - sum(map(text.count, " \n\t\r")) - (0 if text.isascii() else len(_MARKS.findall(text)))
 
 
 def repetition(text: str) -> float:
@@ -247,8 +254,8 @@ class ContaminationFilter(FilterPart):
     kind: Literal["contamination"]
     """By what the evaluation sets hold."""
     words: int = Field(default=13, ge=3)
-    """So many words in a row count as shared. Shorter evaluation prompts, of four words at least, count where a user's
-    turn says just that."""
+    """So many words in a row count as shared. Shorter evaluation prompts count where they stand word for word: of six
+    words anywhere, of four where a user says just that. In Chinese, Japanese or Thai a character is a word of a run."""
     share: float = Field(default=0.0, ge=0, lt=1)
     """A row is dropped when more than this share of its runs is shared; 0: a single one is enough."""
     against: tuple[str, ...] = ()

@@ -11,8 +11,9 @@ from tasks.data.decontamination import Phrases
 from tasks.data.duplicates import find_root, join
 from tasks.data.filter_report import losses
 from tasks.data.intake import NEAR, Asked, Intake
-from tasks.data.splits import SPLITS, assign_places, normalise, prompt_id
+from tasks.data.splits import SPLITS, assign_places, prompt_id
 from tasks.data.spool import Kept, plain
+from tasks.data.words import normalise
 
 if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData
@@ -88,11 +89,12 @@ def _keep_out_of_text(
     if not texts.any():
         return
     away = _groups_with(intake.keep & (splits != SPLITS.index("sft")), groups)
-    evaluated, phrases = Asked(), Phrases()
-    for _, kept in intake.spool.rows(intake.keep & (splits == SPLITS.index("evaluation"))):
-        evaluated.add(kept.asked, kept.examples[0])
-    for text in evaluated.texts():
-        phrases.add(text)
+    asked, phrases, evaluated = Asked(), Phrases(), intake.keep & (splits == SPLITS.index("evaluation"))
+    for _, kept in intake.spool.rows(evaluated):
+        asked.add(kept.asked, kept.examples[0])
+    for _, kept in intake.spool.rows(evaluated):
+        for text in asked.of(kept.asked, kept.examples[0]):
+            phrases.add(text)
     for index, kept in intake.spool.rows(texts):
         near = bool(away[groups[index]])
         if near or phrases.within(kept.content):

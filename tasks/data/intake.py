@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from tasks.artifact import InputError, Row, Work
-from tasks.data.decontamination import Asked, Protected, says_enough
+from tasks.data.decontamination import Asked, Protected, Whole, says_enough
 from tasks.data.duplicates import Signatures
 from tasks.data.filters import ContaminationFilter, DuplicateFilter, FilterPart, PiiFilter, Rule
 from tasks.data.pii import redact
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData
 
 Said = TypeVar("Said", Example, str)
-WHOLE = 1 << 30
-"""Longer than any text: texts are compared whole."""
 NEAR = "is a near-duplicate of an evaluation prompt"
 
 
@@ -49,7 +47,7 @@ class Intake:
         """What is not as the recipe asks, and does not stop it."""
         self.shots: list[int] = []
         """Rows in `spool` that are shown as few-shot examples; they are not in `keep`."""
-        self.held = Protected(WHOLE)
+        self.held = Whole()
         self.asked = Asked()
 
     def run(self) -> None:
@@ -63,8 +61,7 @@ class Intake:
         for done, number in enumerate(order):
             if not protecting and self.recipe.sets[number].use != "evaluation":
                 protecting = True
-                for guard in (self.held, *(guard for _, guard in protected.values())):
-                    guard.add(self.asked.texts())
+                self._protect([self.held, *(guard for _, guard in protected.values())])
             self._read(number, rules, protected, done)
         self.spool.finish()
         self.keep = np.ones(len(self.spool), bool)
@@ -75,6 +72,14 @@ class Intake:
                 self._without_duplicates(name, part)
             elif isinstance(part, ModelFilter):
                 self._without_low_scores(name, part)
+
+    def _protect(self, guards: Sequence[Protected | Whole]) -> None:
+        """Tell the guards what the evaluation rows ask, which are all in the spool."""
+        for _, kept in self.spool.rows(np.ones(len(self.spool), bool)):
+            if kept.examples:
+                texts = list(self.asked.of(kept.asked, kept.examples[0]))
+                for guard in guards:
+                    guard.add(texts)
 
     def notify(self, notice: str) -> None:
         """A sentence for the person at the terminal and for the report."""
@@ -158,7 +163,7 @@ class Intake:
 
     def _known(self, said: list[str]) -> bool:
         """Whether one of a row's texts is an evaluation prompt."""
-        return self.held.share(list(filter(says_enough, said))) > 0
+        return self.held.says(filter(says_enough, said))
 
     def _passed(
         self, name: str, told: Told, rules: Mapping[str, tuple[Any, Rule]],
@@ -186,9 +191,7 @@ class Intake:
                 if part.sets and name not in part.sets:
                     continue
                 self.seen[filter_] += 1
-                whole = [told.content, *(turn["content"] for turn in here.prompt if turn["role"] == "user")]
-                if guard.share(_texts(here) + (told.said if here.kind else []), whole) > part.share:
-                    reason = f"shares {part.words} words in a row with an evaluation set"
+                if reason := _contaminated(here, told, part, guard):
                     self.drops.add(name, told.line, filter_, reason, plain(here))
                     break
             else:
@@ -257,6 +260,16 @@ def _filter_names(filters: Sequence[Any]) -> dict[str, Any]:
         met[part.kind] += 1
         names[part.kind if kinds[part.kind] == 1 else f"{part.kind} {met[part.kind]}"] = part
     return names
+
+
+def _contaminated(example: Example, told: Told, part: ContaminationFilter, guard: Protected) -> str:
+    """What of an evaluation set is in a conversation; empty: nothing."""
+    texts = _texts(example) + (told.said if example.kind else [])
+    if guard.says([told.content, *(turn["content"] for turn in example.prompt if turn["role"] == "user")]):
+        return "asks what an evaluation set asks"
+    if guard.holds(texts):
+        return "holds a prompt of an evaluation set"
+    return f"shares {part.words} words in a row with an evaluation set" if guard.share(texts) > part.share else ""
 
 
 def _texts(example: Example) -> list[str]:

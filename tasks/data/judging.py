@@ -20,8 +20,8 @@ from tasks.ai.recipe import EndpointJudge
 from tasks.artifact import InputError, Work
 from tasks.data.model_filters import JudgeFilter
 from tasks.data.rows import Example
-from tasks.data.splits import normalise
 from tasks.data.tools import text_of
+from tasks.data.words import normalise
 from tasks.recipe import stable_hash
 
 BUCKETS = 1 << 16

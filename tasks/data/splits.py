@@ -1,24 +1,22 @@
 """One ledger of prompts: a prompt and its near-duplicates belong to one split, once.
 
-Near-duplicates are prompts that say the same up to case, punctuation and spacing, prompts that continue one another
-(the same conversation, later), and prompts that share most of their words and word pairs. A short question with one
-word exchanged ("Which aisle has the tea?") is another question: at the default threshold texts of up to nine words
-must agree in all of them, while in longer ones about one word in fifteen may differ.
+Near-duplicates are prompts that say the same up to case, punctuation and spacing (`words.py`), prompts that continue
+one another (the same conversation, later), and prompts that share most of their words and word pairs. A short question
+with one word exchanged ("Which aisle has the tea?") is another question: at the default threshold texts of up to nine
+words must agree in all of them, while in longer ones about one word in fifteen may differ.
 """
 
 import hashlib
 import math
-import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from tasks.artifact import Message
+from tasks.data.words import normalise, shingles
 from tasks.recipe import Part, stable_hash
 
 Split = Literal["sft", "reward_train", "reward_validation", "rl", "evaluation"]
@@ -72,18 +70,6 @@ class Splitting(Part):
 def prompt_id(prompt: Sequence[Message]) -> str:
     """The name of a prompt everywhere: the first 16 hex digits of the SHA-256 of its messages' canonical JSON."""
     return stable_hash(list(prompt))[:16]
-
-
-def normalise(text: str) -> str:
-    """A text without the differences that do not make another prompt: case, width, punctuation, spacing."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"\w+", folded)) or folded.strip()
-
-
-def shingles(text: str) -> frozenset[str]:
-    """The words and the pairs of neighbouring words of a normalised text."""
-    words = text.split()
-    return frozenset(words) | {f"{a} {b}" for a, b in pairwise(words)}
 
 
 def group_prompts(

@@ -68,6 +68,7 @@ class Spool:
 
     def rows(self, keep: Sequence[bool] | np.ndarray) -> Iterator[tuple[int, Kept]]:
         """The rows marked in `keep`, in order, with their numbers."""
+        self._file.flush()
         with self._path.open("rb") as file:
             for index, line in enumerate(file):
                 if keep[index]:

@@ -15,7 +15,7 @@ from tasks.artifact import InputError, Row
 from tasks.data.fitting import Fits, with_shots
 from tasks.data.phrasings import PhrasedSet, Phrasing, Variants
 from tasks.data.rows import BadRow, Example, PassedOver, check_characters, read_row
-from tasks.data.splits import normalise
+from tasks.data.words import normalise
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 
 from labeling.question import prompt_text
 from tasks.artifact import InputError, Message
-from tasks.data.splits import normalise
+from tasks.data.words import normalise
 from tasks.synthesis.cleaning import only_text, same_text, words_of_the_task
 from tasks.synthesis.drafts import Draft, Making
 from tasks.synthesis.recipe import AnswerStep, Revise

@@ -7,7 +7,7 @@ after "here is". So only what surely is none of the text is taken off, and never
 import re
 from typing import Literal
 
-from tasks.data.splits import normalise
+from tasks.data.words import normalise
 
 _MARKS = (("**", "**"), ("__", "__"), ('"', '"'), ("“", "”"), ("*", "*"), ("_", "_"))
 _PLAIN = {"", "text", "txt", "plaintext", "markdown", "md"}

@@ -4,7 +4,7 @@ Follow Complex Instructions", arXiv 2304.12244)."""
 from dataclasses import replace
 from random import Random
 
-from tasks.data.splits import normalise
+from tasks.data.words import normalise
 from tasks.synthesis.cleaning import only_text
 from tasks.synthesis.drafts import Draft, Making
 from tasks.synthesis.novelty import Known

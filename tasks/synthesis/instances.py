@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from tasks.data.splits import normalise
+from tasks.data.words import normalise
 
 _PART = r"^[ \t]*(?:[*_#]+[ \t]*)?(input|{other})(?:[ \t]*[*_]+)?[ \t]*:(?:[ \t]*[*_]+)?"
 _PARTS = {

@@ -11,7 +11,7 @@ import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
-from tasks.data.splits import normalise
+from tasks.data.words import normalise
 from tasks.synthesis.rules import words_in
 
 _BLOCK = 256

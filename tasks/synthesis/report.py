@@ -9,7 +9,7 @@ import numpy as np
 
 from tasks.artifact import Row
 from tasks.data.preview import made_by
-from tasks.data.splits import normalise
+from tasks.data.words import normalise
 from tasks.evaluation.text import distinct_n
 from tasks.synthesis.drafts import Draft, Making
 from tasks.synthesis.novelty import nearest_scores

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from tasks.data.splits import normalise
+from tasks.data.words import normalise
 from tasks.synthesis.cleaning import tidy
 
 APOLOGY_WORDS = 80
