@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.artifact import InputError, Row
+from tasks.artifact import InputError
 from tasks.data.decontamination import Phrases
 from tasks.data.duplicates import find_root, join
+from tasks.data.families import family
 from tasks.data.filter_report import losses
 from tasks.data.intake import NEAR, Asked, Intake
 from tasks.data.splits import SPLITS, assign_places, prompt_id
@@ -132,12 +133,12 @@ def _join_conversations(groups: np.ndarray, intake: Intake) -> None:
 
 
 def _join_made(groups: np.ndarray, intake: Intake) -> None:
-    """Join the groups of rows of which a synthesis made one from the other, or both from a third."""
+    """Join the groups of rows of which a synthesis made one from the other, or both from a third, or for one task."""
     parents: dict[int, set[str]] = {}
     for index, kept in intake.spool.rows(intake.keep):
         for example in kept.examples:
             if example.made:
-                parents.setdefault(index, set()).update(_parents(example.made))
+                parents.setdefault(index, set()).update(family(example.made))
     wanted = set().union(*parents.values())
     if not wanted:
         return
@@ -150,16 +151,6 @@ def _join_made(groups: np.ndarray, intake: Intake) -> None:
             join(groups, first.setdefault(name, index), index)
     for index in range(len(groups)):
         groups[index] = find_root(groups, index)
-
-
-def _parents(made: Row) -> Iterator[str]:
-    """The prompts that a row goes back to, by their ids."""
-    for step in made["steps"]:
-        if isinstance(step, dict):
-            if isinstance(step.get("parent"), str):
-                yield step["parent"]
-            if isinstance(step.get("made"), dict) and isinstance(step["made"].get("steps"), list):
-                yield from _parents(step["made"])
 
 
 def _turns(intake: Intake) -> Iterator[tuple[int, list[str]]]:
