@@ -69,6 +69,7 @@ def test_rouge_l_of_many_texts_is_the_definition() -> None:
         ("Sure! Some tasks:\n\n1) Name a tree.\n\n2) Name a bird.\n\nBe well!", ["Name a tree.", "Name a bird."]),
         ("Task 9: Name a tree\n  of the north.\nTask 10: Name a bird.", ["Name a tree of the north.", "Name a bird."]),
         ("1. **Name a tree.**\n2. \"Name a bird.\"", ["Name a tree.", "Name a bird."]),
+        ("1. **Trees**: Name **one**.\n2. **Name** a bird.", ["Trees: Name **one**.", "Name a bird."]),
         ("- Name a tree.\n- Name a bird.", ["Name a tree.", "Name a bird."]),
         ("* Name a tree.\n• Name a bird.", ["Name a tree.", "Name a bird."]),
         ('```json\n["Name a tree.", 3, "Name a bird.", ""]\n```', ["Name a tree.", "Name a bird."]),

@@ -40,7 +40,7 @@ class Intake:
         self.changed: Counter[str] = Counter()
         self.pii: defaultdict[str, Counter[str]] = defaultdict(Counter)
         """By set: personal data that a filter found, by its kind."""
-        self.names = _filter_names(recipe.filters)
+        self.names = filter_names(recipe.filters)
         self.scores: list[Row] = []
         self.keep = np.zeros(0, bool)
         self.notices: list[str] = []
@@ -251,7 +251,7 @@ class Intake:
             self.keep[index] = len(reasons) < len(kept.examples)
 
 
-def _filter_names(filters: Sequence[Any]) -> dict[str, Any]:
+def filter_names(filters: Sequence[Any]) -> dict[str, Any]:
     """Each filter by its kind, numbered where a kind is there twice."""
     kinds = Counter(part.kind for part in filters)
     met: Counter[str] = Counter()

@@ -10,6 +10,7 @@ from typing import Literal
 from tasks.data.words import normalise
 
 _MARKS = (("**", "**"), ("__", "__"), ('"', '"'), ("“", "”"), ("*", "*"), ("_", "_"))
+_BOLD_START = re.compile(r"^(\*\*|__|\*|_)(?=\S)([^*_\n]*\S)\1")
 _PLAIN = {"", "text", "txt", "plaintext", "markdown", "md"}
 """Languages of fences that hold no code."""
 _WORDS = {
@@ -51,6 +52,11 @@ def tidy(text: str) -> str:
         if inner[0] not in " \n" and (begin[0] != "_" or " " in inner):  # `* a` is a list, `__init__` a name
             return tidy(inner)
     return text
+
+
+def plain_start(text: str) -> str:
+    """A text without emphasis on its first words, as list items have it ("**Poetry**: write ...")."""
+    return _BOLD_START.sub(r"\2", tidy(text), count=1)
 
 
 def only_text(text: str, kind: Literal["instruction", "answer"] = "instruction", before: str = "") -> str:

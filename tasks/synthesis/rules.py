@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from tasks.data.words import normalise
-from tasks.synthesis.cleaning import tidy
+from tasks.synthesis.cleaning import plain_start
 
 APOLOGY_WORDS = 80
 """An answer that says sorry in fewer words than this is one of a writer that could not do it."""
@@ -49,7 +49,7 @@ def listed(text: str, whole: bool) -> list[str]:
         except (ValueError, RecursionError):
             found = None
         if isinstance(found, list):
-            return [tidy(each) for each in found if isinstance(each, str) and each.strip()]
+            return [plain_start(each) for each in found if isinstance(each, str) and each.strip()]
     lines = text.splitlines()
     pattern = _ITEM if any(_ITEM.match(line) for line in lines) else _BULLET
     items: list[str] = []
@@ -60,7 +60,7 @@ def listed(text: str, whole: bool) -> list[str]:
         elif within and line.strip():
             items[-1] += f" {line.strip()}"
         within = bool(items) and bool(line.strip())  # what follows an empty line is about the list, not in it
-    return [tidied for item in (items if whole else items[:-1]) if (tidied := tidy(item))]
+    return [tidied for item in (items if whole else items[:-1]) if (tidied := plain_start(item))]
 
 
 def yes_or_no(text: str) -> bool | None:
