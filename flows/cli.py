@@ -15,6 +15,7 @@ from flows import faults, services
 from flows.data import data
 from flows.operations import operations
 from flows.people import people
+from flows.plain_text import visible
 from flows.verbs import Json, Labels, RecipePath, Set, err, load, need_services, out, set_environment
 from tasks.artifact import without_credentials
 from tasks.recipe import RecipeError
@@ -170,9 +171,8 @@ def chat(
         talk.converse(out)
         return
     answer = talk.ask(prompt)
-    print(
-        json.dumps({"model": model, "prompt": prompt, "completion": answer}, ensure_ascii=False) if as_json else answer
-    )
+    document = {"model": model, "prompt": prompt, "completion": answer}
+    print(json.dumps(document, ensure_ascii=False) if as_json else visible(answer))
 
 
 @app.command()

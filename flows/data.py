@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from flows import faults, services
+from flows.plain_text import visible
 from flows.screen import table_of
 from flows.verbs import Json, RecipePath, Set, err, load, need_services, out
 
@@ -128,7 +130,7 @@ def prepared(
     part, left_out = (part, []) if judge else without_paid_judges(part)
     with err.status("data") as state:
         work = Work(folder / "out", folder / "scratch", recipe.seed)
-        work.on_progress = lambda done, total, note: state.update(f"data {done}/{total}: {note}")
+        work.on_progress = lambda done, total, note: state.update(escape(visible(f"data {done}/{total}: {note}")))
         DATA.function(part, {name: artifact.path for name, artifact in order.inputs.items()}, work)
     return work.out, left_out
 
@@ -161,12 +163,13 @@ def _tokenizer(recipe: "LifecycleRecipe") -> tuple[Any, str]:
 def _show(conversation: dict[str, Any]) -> None:
     tokens = conversation["tokens"]
     counted = f" · {tokens} tokens, {conversation['loss_tokens']} in the loss" if tokens is not None else ""
-    out.rule(Text(f"{conversation['set'] or 'data'} · {conversation['form'] or 'as it is'}{counted}"), align="left")
+    about = visible(f"{conversation['set'] or 'data'} · {conversation['form'] or 'as it is'}{counted}")
+    out.rule(Text(about), align="left")
     text = Text()
     for piece in conversation["pieces"]:
-        text.append(piece["text"], style="black on green" if piece["loss"] else "")
+        text.append(visible(piece["text"]), style="black on green" if piece["loss"] else "")
     out.print(text)
     if conversation["made"]:
         from tasks.data.preview import made_by
 
-        out.print(Text(made_by(conversation["made"]), style="dim"))
+        out.print(Text(visible(made_by(conversation["made"])), style="dim"))

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows import services
+from flows.plain_text import visible
 from labeling.comparison import LabelingError
 from tasks.artifact import PipelineError, without_credentials
 from tasks.recipe import RecipeError
@@ -67,7 +68,7 @@ def _print(sentence: str) -> None:
     """A failure as the last line on stderr; with `--json` it is also the document."""
     if "--json" in sys.argv:
         print(json.dumps({"error": sentence}), flush=True)
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(visible(sentence))}", highlight=False, soft_wrap=True)
 
 
 def _unforeseen(error: Exception) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from flows import services
+from flows.plain_text import visible
 from flows.tree import SPEAKING
 from tasks.artifact import Message, PipelineError, below
 
@@ -66,9 +67,9 @@ class Talk:
                 try:
                     self.use(text.removeprefix("/use ").strip())
                 except PipelineError as error:
-                    console.print(str(error), markup=False)
+                    console.print(visible(str(error)), markup=False)
             elif text:
-                console.print(f"{self._model}: {self.ask(text)}", markup=False, highlight=False)
+                console.print(visible(f"{self._model}: {self.ask(text)}"), markup=False, highlight=False)
 
 
 def _chain(model: str) -> list[Path]:

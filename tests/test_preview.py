@@ -65,6 +65,30 @@ def test_the_verb_shows_masks_counts_and_shares(tmp_path: Path, monkeypatch: pyt
     assert "has no set 'nothing'; its sets are chat, text" in rlhf("data", "preview", recipe, "--of", "nothing").error
 
 
+def test_rows_cannot_steer_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path / "home"))
+    names = files(tmp_path)
+    rows = "".join(
+        json.dumps({"prompt": f"\x1b[2JWhat of {n}? \u202eabc", "completion": f"\x1b]0;x\x07It is {n}."}) + "\n"
+        for n in range(40)
+    )
+    Path(names["chat"]).write_text(rows + json.dumps({"instruction": "\x1b[31m", "output": " "}) + "\n")
+    recipe = tmp_path / "seen.toml"
+    recipe.write_text(RECIPE.format(**names))
+    seen = subprocess.run([RLHF, "data", "preview", recipe, "--of", "chat"], capture_output=True, check=True)
+    said = (seen.stdout + seen.stderr).decode()
+    assert "\N{REPLACEMENT CHARACTER}[2JWhat of" in said and "It is" in said
+    assert not {"\x1b", "\x07", "\u202e"} & set(said)
+
+
+def test_turns_of_weight_0_are_shown_outside_the_loss() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]
+    row = {"messages": [*turns, turns[0], {"role": "assistant", "content": "d"}]}
+    for tokenizer in (None, tiny_tokenizer()):
+        learnt = "".join(piece["text"] for piece in shown(row, tokenizer)["pieces"] if piece["loss"])
+        assert "d" in learnt and "b" not in learnt.replace("</s>", "")
+
+
 def test_rows_shown_are_different_and_those_of_evaluation_sets_are_prompts(tmp_path: Path) -> None:
     sets: list[dict[str, Any]] = [
         {"name": "few", "kind": "json", "path": alpaca(tmp_path / "few.jsonl", 6), "use": "sft", "boost": 50.0},

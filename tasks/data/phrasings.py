@@ -13,7 +13,7 @@ from tasks.artifact import InputError, Message
 from tasks.data.columns import Read
 from tasks.data.flan import FlanTable
 from tasks.data.promptsource import PromptsourceFile
-from tasks.data.rows import BadRow
+from tasks.data.rows import BadRow, LacksReasons
 from tasks.data.templates import ChatTemplate, Kind, converse
 from tasks.recipe import Part
 
@@ -143,6 +143,10 @@ class PhrasedSet(Part):
         """How to read the columns of a source whose values are all texts."""
         return {}
 
+    def remarks(self) -> list[str]:
+        """Sentences about settings that say nothing of this source."""
+        return []
+
     def phrasings(self) -> list[Phrasing]:
         """All ways to tell a row. Raises `InputError` when a file of templates cannot be used."""
         found: list[Phrasing] = [_Written(template, number) for number, template in enumerate(self.templates, 1)]
@@ -193,10 +197,10 @@ class _Reasoned:
 
     def say(self, row: Mapping[str, Any], rng: Random) -> Said:
         if self.cot.rationale not in row:
-            raise BadRow(f"has no column '{self.cot.rationale}'")
+            raise LacksReasons(f"has no column '{self.cot.rationale}'")
         rationale = row[self.cot.rationale]
         if not isinstance(rationale, str) or not rationale.strip():
-            raise BadRow(f"has no text in the column '{self.cot.rationale}'")
+            raise LacksReasons(f"has no text in the column '{self.cot.rationale}'")
         prompt, answer = self.direct.say(row, rng)
         if answer is None:
             raise BadRow("has no answer to conclude with")

@@ -12,9 +12,10 @@ from pydantic import Field
 from tasks.artifact import InputError, Message, Row, Work, write_jsonl
 from tasks.data import shop
 from tasks.data.families import family
+from tasks.data.files import read_examples
 from tasks.data.mixture import MixtureData, prepare_mixture
 from tasks.data.preference_formats import read_preferences
-from tasks.data.rows import Example, read_examples
+from tasks.data.rows import Example
 from tasks.data.splits import SPLITS, Splitting, assign, group_prompts, prompt_id
 from tasks.data.spool import made_of
 from tasks.data.templates import ChatTemplate

@@ -139,7 +139,7 @@ def _turns(row: Row) -> Iterator[Piece]:
     messages: list[Message] = row["messages"]
     for turn in messages:
         yield f"{turn['role']}: ", False
-        yield turn["content"] + "\n", turn["role"] == "assistant"
+        yield turn["content"] + "\n", turn["role"] == "assistant" and "weight" not in turn
 
 
 def _listed(pieces: list[Piece]) -> list[Row]:

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 
 from tasks.ai.recipe import EndpointModel, LocalModel
 from tasks.artifact import InputError
-from tasks.data.sources import CsvSet, HubSet, JsonSet, ParquetSet, SynthesisSet
+from tasks.data.arrow_sources import HubSet, ParquetSet
+from tasks.data.sources import CsvSet, JsonSet, SynthesisSet
 from tasks.recipe import Part
 from tasks.synthesis.prompts import PROMPTS, fill, prompt_fault
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from random import Random
 
 from tasks.artifact import InputError, Message, Row
-from tasks.data.rows import BadRow, check_characters, read_row
-from tasks.data.sources import JsonSet
+from tasks.data.files import file_rows
+from tasks.data.forms import read_row
+from tasks.data.rows import BadRow, check_characters
 from tasks.synthesis.drafts import Draft, Making
 from tasks.synthesis.instances import given_in, instance_faults, instances_in
 from tasks.synthesis.novelty import Known
@@ -47,7 +48,7 @@ def read_seeds(path: Path, making: Making) -> list[Task]:
     """Seed tasks of a file; what is none is dropped. Raises `InputError` when it is missing or holds none."""
     seeds: list[Task] = []
     read = 0
-    for number, row in JsonSet(name="seeds", path=str(path)).lines():
+    for number, row in file_rows(path):
         read += 1
         try:
             if isinstance(row, str):
@@ -71,7 +72,7 @@ def _seed(row: Row, number: int) -> Task:
         pairs = tuple((given_in(str(given or "")), str(output).strip()) for given, output in texts if output)
         known = row.get("is_classification")
         return Task(name, instruction.strip(), pairs, known if isinstance(known, bool) else None)
-    example = read_row(row)
+    example = read_row(row)[0]
     if len(example.prompt) > 1:
         raise BadRow("is a conversation of several turns")
     if isinstance(instruction, str) and instruction.strip():
