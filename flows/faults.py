@@ -78,7 +78,7 @@ def _unforeseen(error: Exception) -> str:
     try:
         path = services.home() / "logs" / "last-error.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(trace)
+        path.write_text(trace, encoding="utf-8", errors="backslashreplace")  # half a character too
     except OSError as unwritable:
         return f"{type(error).__name__}: {said} (and no trace could be kept: {unwritable}); check RLHF_HOME."
     return (

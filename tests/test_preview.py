@@ -140,7 +140,7 @@ def test_last_turns_alone_are_shown_as_they_are_trained() -> None:
     assert [piece["text"][0] for piece in last["pieces"] if piece["loss"]] == ["d"]
 
 
-def test_a_paid_judge_is_asked_once_by_whatever_verb(tmp_path: Path) -> None:
+def test_a_paid_judge_is_asked_only_with_the_word_and_then_once(tmp_path: Path) -> None:
     """Its answers are kept in the project's own home, where nobody says where that is."""
     (tmp_path / ".rlhf").mkdir()
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers(30)))
@@ -153,7 +153,23 @@ def test_a_paid_judge_is_asked_once_by_whatever_verb(tmp_path: Path) -> None:
             f'rubric = "Truth counts."\njudge = {{kind = "endpoint", url = "{server.url}", model = "judge"}}\n'
             '[[policy]]\nmethod = "dpo"\n'
         )
-        for verb in (["data", "preview"], ["data", "preview"], ["plan", "--estimate"]):
+        for verb in (["data", "preview"], ["plan", "--estimate"]):
             done = rlhf(*verb, "judged.toml", cwd=tmp_path, RLHF_HOME="", JUDGE_KEY=KEY)
-            assert done.document and len(server.requests) == 30, verb
+            assert not server.requests and "judge" in json.dumps(done.document.get("filters", done.document)), verb
+            assert (
+                verb[0] == "plan"
+                or {"filter": "judge", "seen": "not asked"}.items() <= done.document["filters"][-1].items()
+            )
+        for _ in range(2):
+            done = rlhf("data", "preview", "--judge", "judged.toml", cwd=tmp_path, RLHF_HOME="", JUDGE_KEY=KEY)
+            assert done.document["filters"][-1]["dropped"] == 15 and len(server.requests) == 30
+        plain = subprocess.run(
+            [RLHF, "data", "preview", "judged.toml"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "RLHF_HOME": ""},
+            check=True,
+        )
+        assert "not asked" in plain.stdout and "Not asked: judge; --judge asks" in plain.stdout
     assert list((tmp_path / ".rlhf" / "ai-answers").iterdir())

@@ -1,13 +1,13 @@
 """The ledger of a mixture: which rows are learnt from and which are held out, near-duplicates never apart."""
 
 from array import array
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.artifact import InputError, Row
+from tasks.artifact import InputError
 from tasks.data.decontamination import Phrases
+from tasks.data.families import family
 from tasks.data.filter_report import losses
 from tasks.data.intake import NEAR, Asked, Intake
 from tasks.data.similar import flattened, join
@@ -138,12 +138,12 @@ def _join_conversations(groups: np.ndarray, intake: Intake) -> None:
 
 
 def _join_made(groups: np.ndarray, intake: Intake) -> None:
-    """Join the groups of rows of which a synthesis made one from the other, or both from a third."""
+    """Join the groups of rows of which a synthesis made one from the other, or both from a third, or for one task."""
     parents: dict[int, set[str]] = {}
     for index, kept in intake.spool.rows(intake.keep):
         for example in kept.examples:
             if example.made:
-                parents.setdefault(index, set()).update(_parents(example.made))
+                parents.setdefault(index, set()).update(family(example.made))
     wanted = set().union(*parents.values())
     if not wanted:
         return
@@ -155,16 +155,6 @@ def _join_made(groups: np.ndarray, intake: Intake) -> None:
         for name in names:
             join(groups, first.setdefault(name, index), index)
     flattened(groups)
-
-
-def _parents(made: Row) -> Iterator[str]:
-    """The prompts that a row goes back to, by their ids."""
-    for step in made["steps"]:
-        if isinstance(step, dict):
-            if isinstance(step.get("parent"), str):
-                yield step["parent"]
-            if isinstance(step.get("made"), dict) and isinstance(step["made"].get("steps"), list):
-                yield from _parents(step["made"])
 
 
 def _check_filled(recipe: "MixtureData", intake: Intake, splits: np.ndarray) -> None:

@@ -42,7 +42,7 @@ class Intake:
         self.changed: Counter[str] = Counter()
         self.pii: defaultdict[str, Counter[str]] = defaultdict(Counter)
         """By set: personal data that a filter found, by its kind."""
-        self.names = _filter_names(recipe.filters)
+        self.names = filter_names(recipe.filters)
         self.scores: list[Row] = []
         self.keep = np.zeros(0, bool)
         self.notices: list[str] = []
@@ -271,11 +271,10 @@ class Intake:
         """Take out the conversations that a model scores too low or too high."""
         scored = score(part, self.spool, self.keep & self._looked_at(part), self.work)
         self.scores.append(quantiles(name, scored))
-        self.seen[name] += len(scored.places)
+        self.seen[name] += len(scored.scores)
         going: dict[int, dict[int, str]] = {}
-        for (index, at), reason in zip(scored.places, scored.reasons, strict=True):
-            if reason:
-                going.setdefault(index, {})[at] = reason
+        for index, at, reason in scored.dropped():
+            going.setdefault(index, {})[at] = reason
         for index, reasons in going.items():
             out = self.spool.without.get(index, set())
             kept = self.spool.read(index)
@@ -287,7 +286,7 @@ class Intake:
             self.keep[index] = len(reasons) < len(kept.examples)
 
 
-def _filter_names(filters: Sequence[Any]) -> dict[str, Any]:
+def filter_names(filters: Sequence[Any]) -> dict[str, Any]:
     """Each filter by its kind, numbered where a kind is there twice."""
     kinds = Counter(part.kind for part in filters)
     met: Counter[str] = Counter()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from tasks.artifact import InputError, Message, Row
+from tasks.data.families import is_made
 from tasks.data.files import file_rows
 from tasks.data.forms import answered_by, prompt_of
 from tasks.data.json_reading import NO_OBJECT
@@ -59,7 +60,8 @@ def read_preferences(path: Path) -> tuple[list[Row], list[Dropped]]:
 
     Rows are `{"id", "prompt_id", "prompt": messages, "chosen": [assistant], "rejected": [assistant]}`, in the order of
     the file; `id` is of the pair, `prompt_id` of the prompt (first 16 hex digits of the SHA-256 of its canonical JSON).
-    Raises `InputError` when the file is missing, empty, cannot be read, or holds no usable pair.
+    Pairs of a synthesis keep `made`. Raises `InputError` when the file is missing, empty, cannot be read, or holds no
+    usable pair.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path of the preference file in the recipe.")
@@ -101,7 +103,8 @@ def _pair(row: Row | str) -> Row:
     if chosen["content"].strip() == rejected["content"].strip():
         raise _Broken("identical answers")
     pair: Row = {"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
-    return {"id": stable_hash(pair)[:16], "prompt_id": stable_hash(prompt)[:16], **pair}
+    made = {"made": row["made"]} if is_made(row.get("made")) else {}
+    return {"id": stable_hash(pair)[:16], "prompt_id": stable_hash(prompt)[:16], **pair, **made}
 
 
 def _conversation(row: Row, answer: Any) -> list[Message]:

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from tasks.artifact import InputError, Row
+from tasks.data.families import is_made
 from tasks.data.fitting import Fits, with_shots
 from tasks.data.forms import left_over, read_row
 from tasks.data.phrasings import PhrasedSet, Phrasing, Variants
@@ -195,7 +196,7 @@ def _prepared(part: PhrasedSet, row: Row) -> Row:
 def _apart(row: Row) -> tuple[Row, Row | None]:
     """A row, and what it says of how a synthesis made it, which is no part of what it says."""
     made = row.get("made")
-    if not isinstance(made, dict) or not isinstance(made.get("steps"), list):
+    if not is_made(made):
         return row, None
     return {name: value for name, value in row.items() if name != "made"}, made
 

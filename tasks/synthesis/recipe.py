@@ -222,6 +222,11 @@ class SynthesisRecipe(Part):
             raise ValueError(
                 f"'{self.name}' begins with either 'rows' or a first step 'self_instruct'; give one of both"
             )
+        if self.writer.temperature == 0 and any(step.kind == "answer" and step.candidates > 1 for step in self.steps):
+            raise ValueError(
+                f"'{self.name}' asks for several 'candidates' at temperature 0, which are all the same; raise the "
+                "writer's 'temperature', or leave 'candidates' out"
+            )
         for name, text in self.prompts.items():
             if name not in PROMPTS:
                 raise ValueError(f"'prompts' has '{name}'; the prompts are {', '.join(PROMPTS)}")
