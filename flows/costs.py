@@ -35,8 +35,9 @@ def show_costs(recipe: LifecycleRecipe, prices: Prices, as_json: bool) -> None:
     unit, size = ("GiB", 2**30) if most >= 10 * 2**30 else ("MiB", 2**20)
     table = Table("stage", "tokens", "trained", *PARTS, "hours", box=None)
     for row in found["stages"]:
-        cells = [f"{row[part] / size:.{1 if unit == 'GiB' else 0}f}" for part in PARTS.values()]
-        counts = [_count(row[name]) for name in ("tokens", "trainable")]
+        sizes = [row[part] for part in PARTS.values()]
+        cells = ["?" if each is None else f"{each / size:.{1 if unit == 'GiB' else 0}f}" for each in sizes]
+        counts = ["?" if row[name] is None else _count(row[name]) for name in ("tokens", "trainable")]
         table.add_row(row["stage"], *counts, *cells, f"{row['hours']:.2g}")
     rule = _bytes(found["stages"][0]["rule"])
     for note in found["notes"]:

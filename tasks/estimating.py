@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import Field
 
-from tasks.artifact import Row, read_jsonl
+from tasks.artifact import PipelineError, Row, read_jsonl
 from tasks.probing import Probe, probe
 from tasks.recipe import Part
-from tasks.stage_memory import Lengths, memory_of
+from tasks.stage_memory import Lengths, by_rule, memory_of
 from tasks.training.direct import DIRECT
 
 FORWARD = 1 / 3
@@ -92,7 +92,7 @@ def _model_of(base: Any, seed: int, data: Path) -> tuple[Any, Any, list[str]]:
     else:
         notes.append(f"There is no tokenizer.json: tokens are counted by one of {STAND_IN} made of the data.")
         texts = [line for name in ("sft", "rl", "evaluation") for line in _texts(data / f"{name}.jsonl")]
-        tokenizer = train_tokenizer(texts, min(STAND_IN, config.vocab_size))
+        tokenizer = train_tokenizer(texts, min(STAND_IN, config.get_text_config().vocab_size))
     return prepare_tokenizer(tokenizer, base.chat_template), config, notes
 
 
@@ -117,7 +117,15 @@ def estimate(recipe: Any, prices: Prices, data: Path) -> dict[str, Any]:
     pairs = [n + min(typical, most) for n in compared]
 
     def memory(kind: str, part: Any, of: Any = config) -> Row:
-        return memory_of(kind, part, of, lengths, drawn, most, scorer)
+        try:
+            return memory_of(kind, part, of, lengths, drawn, most, scorer)
+        except PipelineError:
+            raise
+        except Exception as error:  # layouts that compute by their numbers cannot be computed without
+            note = f"Where ? stands memory is by the rule: {of.model_type} models cannot be computed without values"
+            told = f"{note} ({type(error).__name__})."
+            notes.extend([told] if told not in notes else [])
+            return by_rule(of)
 
     rows: list[Row] = []
     if recipe.base.model is None:

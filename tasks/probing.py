@@ -28,14 +28,11 @@ def probe(config: Any, layers: Sequence[int] = (1, 3)) -> Probe:
 
     torch.set_num_threads(int(os.environ.get("RLHF_THREADS", "1")))
     found: dict[str, list[float]] = {"train": [], "decode": []}
-    length = min(128, getattr(config, "max_position_embeddings", 128))
+    text = config.get_text_config()
+    length = min(128, getattr(text, "max_position_embeddings", None) or 128)
     ids = torch.zeros(max(1, 512 // length), length, dtype=torch.long, device=device())
     for depth in layers:
-        shallow = copy.deepcopy(config)
-        shallow.num_hidden_layers = depth
-        if getattr(shallow, "layer_types", None):
-            shallow.layer_types = shallow.layer_types[:depth]
-        model: Any = AutoModelForCausalLM.from_config(shallow, dtype=torch.float32).to(device())
+        model: Any = AutoModelForCausalLM.from_config(_shallow(config, depth), dtype=torch.float32).to(device())
 
         def train(model: Any = model) -> None:
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
@@ -47,8 +44,19 @@ def probe(config: Any, layers: Sequence[int] = (1, 3)) -> Probe:
 
         for name, step in (("train", train), ("decode", decode)):
             found[name].append(_fastest(step))
-    total = {name: _deeper(times, layers, config.num_hidden_layers) for name, times in found.items()}
+    total = {name: _deeper(times, layers, text.num_hidden_layers) for name, times in found.items()}
     return Probe(token=total["train"] / ids.numel(), decoded=total["decode"])
+
+
+def _shallow(config: Any, depth: int) -> Any:
+    """The configuration with another number of layers; what it lists for each layer is repeated as often as needed."""
+    shallow = copy.deepcopy(config)
+    text = shallow.get_text_config()
+    before, text.num_hidden_layers = text.num_hidden_layers, depth
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == before:
+            setattr(text, name, [value[place % before] for place in range(depth)])
+    return shallow
 
 
 def _fastest(step: Any, repeats: int = 4) -> float:

@@ -58,6 +58,15 @@ def memory_of(
     return _on_policy(part, config, lengths, scorer or config)
 
 
+def by_rule(config: Any) -> Row:
+    """What is known of a stage whose step cannot be counted."""
+    from tasks.training.footprint import parameters_of
+
+    parameters = parameters_of(config)
+    parts = ("trainable", "weights", "gradients", "optimizer", "activations", "cache", "folded")
+    return {"parameters": parameters, "rule": 4.8 * parameters, **dict.fromkeys(parts), "total": 4.8 * parameters}
+
+
 def _step(
     part: Any, config: Any, rows: int, length: int, kept: int, *, scored: bool = False, masked: bool = False
 ) -> Row:
@@ -158,7 +167,7 @@ def _group_step(part: Any, config: Any, prompt: int) -> Row:
     rows, apart = max(1, part.rows_at_once), prompt + part.max_new_tokens
     groups = min(part.prompts, rows)
     packed = prompt - 1 + math.ceil(rows / groups) * part.max_new_tokens
-    width = config.hidden_size
+    width = config.get_text_config().hidden_size
     pays = cost(groups, packed, width) <= WORTH * cost(rows, apart, width)
     if may_pack(as_loaded(config)) and packed <= LONGEST and pays and part.adapter.kind not in PROMPTS:
         return _step(part, config, groups, packed, min(part_of_it, groups * packed), masked=True)

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from flows.recipe import LifecycleRecipe, PolicyRecipe
 from labeling.ai.prompts import Question
@@ -42,9 +42,10 @@ ON_WEIGHTS: list[dict[str, Any]] = [
     {"kind": "dora", "rank": 4},
     {"kind": "ia3"},
     {"kind": "ia3", "targets": "all-linear"},
-    {"kind": "lora", "targets": "attention", "rank": 4, "ranks": {"q_proj": 2}, "rank_stabilised": True},
-    {"kind": "lora", "rank": 4, "bias": "all", "modules_to_save": ["norm", "ln_f"]},
+    {"kind": "lora", "targets": "attention", "rank": 4, "ranks": {"q_proj|c_attn": 2}, "rank_stabilised": True},
+    {"kind": "lora", "rank": 4, "bias": "all"},
 ]
+SAVED = {"llama": {"modules_to_save": ["norm"]}, "gpt2": {"modules_to_save": ["ln_f"]}}
 
 
 def recipe_of(given: dict[str, Any]) -> Any:
@@ -70,6 +71,7 @@ def test_it_loads_and_decodes_as_it_was_trained(tmp_path: Path, kind: str, given
     """By PEFT as by us, with the tokens of `generate`; without it the model is the one below."""
     base, tokenizer = tiny_base(tmp_path / "base", kind), tiny_tokenizer()
     below = load_causal_lm([base])
+    given = given | (SAVED[kind] if "bias" in given else {})
     policy: Any = _moved(attach(load_causal_lm([base]), recipe_of(given), seed=1))
     save(policy, tmp_path / "sft")
     loaded: Any = load_causal_lm([base, tmp_path / "sft"])
@@ -211,11 +213,68 @@ def test_a_killed_training_of_a_prompt_ends_with_the_same_bytes(
             "which a watch measures",
         ),
         ({"method": "ppo", "adapter": {"kind": "full"}, "share_base": True}, "share_base needs adapters"),
+        ({"method": "dpo", "adapter": {"kind": "lora", "ranks": {"[": 4}}}, r"'\[' is no regular expression"),
+        (
+            {"method": "dpo", "adapter": {"kind": "ia3", "targets": ["k_proj"], "feed_forward": ["down_proj"]}},
+            "feed_forward names 'down_proj', which targets lack",
+        ),
+        ({"method": "dpo", "adapter": {"kind": "ia3", "feed_forward": ["down_proj"]}}, "knows the feed-forward layers"),
+        ({"method": "grpo", "adapter": {"kind": "lora", "targets": ["q_proj", "lm_head"]}}, "the output layer"),
+        ({"method": "rloo", "adapter": {"kind": "lora", "modules_to_save": ["embed_out"]}}, "weights RLOO takes"),
     ],
 )
 def test_what_cannot_be_is_refused_in_the_recipe(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         TypeAdapter(PolicyRecipe).validate_python(given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        ("llama", {"ranks": {"q_projj": 32}}, r"adapter.ranks names 'q_projj', .* \(the adapter is on down_proj"),
+        ("llama", {"alphas": {"lm_head": 3}}, "adapter.alphas names 'lm_head'"),
+        (
+            "llama",
+            {"targets": ["q_proj", "query"]},
+            r"targets names 'query', which this model lacks \(it has down_proj",
+        ),
+        ("llama", {"modules_to_save": ["nope"], "ranks": {"no": 2}}, r"save names 'nope' and adapter.ranks .*lm_head"),
+        ("llama", {"bias": "lora_only"}, "no such layer of this model has one"),
+        (
+            "llama",
+            {"targets": ["layers.0"]},
+            "'layers.0', which is no layer that an adapter can be on; it has down_proj",
+        ),
+        ("llama", {"kind": "ia3", "targets": "attention", "feed_forward": ["up_proj"]}, "none of the targets"),
+        ("mixtral", {"kind": "dora"}, "experts of this model are one tensor"),
+        ("mixtral", {"targets": ["q_proj", "down_proj"]}, "targets names 'down_proj'"),
+    ],
+)
+def test_names_that_match_nothing_are_told(kind: str, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        attach(tiny_model(kind), recipe_of({"kind": "lora"} | given))
+
+
+def test_names_that_match_something_are_used() -> None:
+    given = {"kind": "lora", "rank": 4, "ranks": {r"layers\.0\..*": 2}, "modules_to_save": ["norm"], "bias": "none"}
+    ranks = {
+        name: p.shape[0] for name, p in attach(tiny_model(), recipe_of(given)).named_parameters() if "lora_A" in name
+    }
+    assert {rank for name, rank in ranks.items() if "layers.0" in name} == {2}
+    given = {"kind": "ia3", "targets": "all-linear", "feed_forward": ["down_proj"]}
+    scaled: Any = attach(tiny_model(), recipe_of(given))
+    assert {name[-9:] for name, each in scaled.named_modules() if getattr(each, "is_feedforward", False)} == {
+        "down_proj"
+    }
+    attach(tiny_model("gpt2"), LoraRecipe(bias="lora_only"))
+
+
+def test_a_model_that_peft_knows_to_refuse_is_told_what_is_left() -> None:
+    config = AutoConfig.for_model("mamba", vocab_size=320, hidden_size=32, num_hidden_layers=1, state_size=4)
+    mamba = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(InputError, match=r"no low-rank adapter on out_proj .*it has dt_proj, in_proj"):
+        attach(mamba, LoraRecipe())
+    attach(AutoModelForCausalLM.from_config(config), LoraRecipe(targets=("in_proj", "x_proj")))
 
 
 def test_what_the_model_does_not_allow_is_one_sentence(tmp_path: Path, chain: dict[str, Path]) -> None:

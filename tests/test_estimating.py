@@ -5,16 +5,20 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config
 
+from flows.costs import show_costs
 from flows.recipe import LifecycleRecipe
 from tasks.data.prepare import ShopData, prepare_data
 from tasks.estimating import Prices, estimate, histogram
 from tasks.models.adapters import FullRecipe, LoraRecipe, PrefixTuningRecipe, PTuningRecipe, attach
+from tasks.models.loading import positions_of
+from tasks.probing import probe
 from tasks.recipe import load_recipe
 from tasks.sampling.completions import SampleRecipe
 from tasks.stage_memory import Lengths, memory_of
 from tasks.training.direct import DpoRecipe
-from tasks.training.footprint import _Peak, _step, cache_bytes, of_step, parameters_of
+from tasks.training.footprint import _Peak, _step, cache_bytes, of_sampling, of_step, parameters_of
 from tasks.training.grpo import GrpoRecipe
 from tasks.training.ppo import PpoRecipe
 from tasks.training.rejection import RejectionRecipe
@@ -49,6 +53,58 @@ def test_soft_prompts_are_counted_without_being_made(kind: str, recipe: Any) -> 
     said = of_step(model.config, recipe, rows=2, length=16, kept=8)
     made = attach(model, recipe)
     assert said.trainable == sum(p.numel() for p in made.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("more", [{"multi_query": True}, {"new_decoder_architecture": True, "num_kv_heads": 2}])
+def test_keys_are_as_wide_as_falcon_has_them(more: dict[str, Any]) -> None:
+    shape = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 320}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("falcon", **shape, alibi=False, **more))
+    recipe = PrefixTuningRecipe(virtual_tokens=5)
+    made = attach(model, recipe)
+    said = of_step(model.config, recipe, rows=2, length=16, kept=8)
+    assert said.trainable == sum(p.numel() for p in made.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3_text", "granite", "qwen2_moe", "mixtral"])
+def test_every_stage_of_a_layout_is_counted(kind: str) -> None:
+    """As their configurations are on the hub: Llama-3's and GPT-2's say nothing of a pad token."""
+    config: Any = tiny_model(kind).config
+    config.pad_token_id = None
+    for scored in (False, True):
+        assert of_step(config, LoraRecipe(rank=2), 4, 16, 8, scored=scored).activations > 0
+    assert of_sampling(config, 2, 3, 8, 4) >= cache_bytes(config, 6, 12)
+    assert probe(config).token > 0, "of one layer and of three, whatever is listed for each"
+
+
+def test_a_model_that_also_sees_is_counted_by_its_text() -> None:
+    text: Any = tiny_model("gemma3_text").config
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = Gemma3Config(text_config=text.to_dict(), vision_config=vision | {"image_size": 28, "patch_size": 14})
+    assert (
+        of_step(config, PrefixTuningRecipe(virtual_tokens=5), 2, 16, 8).trainable
+        == of_step(text, PrefixTuningRecipe(virtual_tokens=5), 2, 16, 8).trainable
+    )
+    assert cache_bytes(config, 3, 7) == cache_bytes(text, 3, 7) and positions_of(config) == 128
+    assert of_sampling(config, 2, 3, 8, 4, features=True) >= cache_bytes(text, 6, 12)
+    assert probe(config).decoded > 0
+
+
+def test_what_cannot_be_counted_is_told_and_does_not_end_the_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_values(*given: Any, **more: Any) -> Any:
+        raise RuntimeError("data-dependent")
+
+    recipe = load_recipe(LifecycleRecipe, TINY)
+    work = work_in(tmp_path)
+    prepare_data(recipe.data, {}, work)
+    monkeypatch.setattr("tasks.training.footprint.of_step", by_values)
+    found = estimate(recipe, Prices(), work.out)
+    row = next(row for row in found["stages"] if row["stage"] == "sft")
+    assert row["total"] == row["rule"] > 0 and row["activations"] is None and row["hours"] > 0
+    assert len(found["notes"]) == 1 and "llama models cannot be computed without values" in found["notes"][0]
+    monkeypatch.setattr("flows.costs.prepared", lambda *given: work.out)
+    show_costs(recipe, Prices(), as_json=False)
 
 
 def test_a_cache_is_as_large_as_it_is() -> None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tasks.artifact import InputError, PipelineError
 from tasks.models.adapters import FullRecipe, LoraRecipe, attach, save
 from tasks.models.loading import fit_embeddings, load_causal_lm, load_reward_model, load_tokenizer, start_reward_model
 from tasks.models.pretrain import BaseRecipe, build_base
+from tasks.models.weights import open_weights
 from tasks.store import _content_digest, _describe
 from tests.tiny_models import tiny_base, tiny_model, tiny_tokenizer, work_in
 
@@ -59,6 +61,68 @@ def test_a_fresh_adapter_changes_nothing_and_freezes_the_rest(kind: str) -> None
     adapted = attach(model, LoraRecipe(rank=4))
     torch.testing.assert_close(_logits(adapted), before)
     assert all(("lora_" in name) == parameter.requires_grad for name, parameter in adapted.named_parameters())
+
+
+def _written(folder: Path, change: Any, **config: Any) -> Path:
+    """A plain model folder whose weights or configuration were changed after it was written."""
+    tiny_model().save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(told | config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "words"),
+    [
+        (lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"), {}, r"1 weights .*1\.mlp\.up_proj"),
+        (lambda weights: None, {"num_hidden_layers": 3}, r"9 weights .*layers\.2.*and others"),
+        (lambda weights: None, {"intermediate_size": 40}, "6 weights .* another size than its config.json says"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_refused(tmp_path: Path, change: Any, config: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load_causal_lm([_written(tmp_path, change, **config)])
+
+
+def test_a_cut_file_of_weights_is_one_sentence(tmp_path: Path) -> None:
+    file = _written(tmp_path, lambda weights: None) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match="cut, damaged or missing: copy or fetch the model again"):
+        load_causal_lm([tmp_path])
+
+
+def test_weights_without_a_place_are_told_where_they_matter(tmp_path: Path) -> None:
+    def more(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(32)
+        weights["model.layers.2.mlp.up_proj.weight"] = torch.zeros(88, 32)
+        weights["vision_tower.patches.weight"] = torch.zeros(4)
+
+    folder, told = _written(tmp_path / "model", more), []
+    tiny_tokenizer().save_pretrained(folder)
+    _, unused = open_weights(folder, torch.float32)
+    assert unused == ["model.layers.0.self_attn.q_proj.bias", "model.layers.2.mlp.up_proj.weight"]
+    work = work_in(tmp_path / "base")
+    work.on_notify = told.append
+    build_base(BaseRecipe(model=str(folder)), {}, work)
+    assert len(told) == 1 and "2 weights" in told[0] and "is it the right config.json?" in told[0]
+
+
+@pytest.mark.parametrize("kind", ["llama", "granite"])
+def test_a_whole_reward_model_comes_back(tmp_path: Path, kind: str) -> None:
+    """transformers has no reward model of Granite's layout; ours is read as theirs are."""
+    tokenizer: Any = tiny_tokenizer()
+    model = _moved(start_reward_model(tiny_model(kind), tokenizer, heads=2).requires_grad_(True)).requires_grad_(False)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    loaded: Any = load_reward_model(tmp_path, tmp_path)[0]
+    torch.testing.assert_close(_logits(loaded), _logits(model))
+    padded = torch.cat([IDS, torch.full((1, 3), tokenizer.pad_token_id)], 1)
+    torch.testing.assert_close(loaded(input_ids=padded).logits, _logits(model))
+    hidden = loaded.base_model(input_ids=IDS).last_hidden_state[:, -1]
+    torch.testing.assert_close(loaded.score(hidden), _logits(model))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from tasks.artifact import InputError, read_jsonl
 from tasks.evaluation.evaluate import EvaluateRecipe
-from tasks.models.adapters import AdapterRecipe, DoraRecipe, LoraRecipe, attach, save
+from tasks.models.adapters import AdapterRecipe, DoraRecipe, Ia3Recipe, LoraRecipe, attach, save
 from tasks.models.loading import load_causal_lm, twin
+from tasks.models.targets import is_low_rank_only
 from tasks.sampling.local import generate
 from tasks.sampling.together import generate_together
 from tests.test_evaluation import build, inputs, save_merged  # noqa: F401
@@ -20,7 +21,7 @@ PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16], [20, 21, 22, 23]]
 RECIPES = {
     "wide": LoraRecipe(rank=8),
     "attention": LoraRecipe(rank=2, targets="attention", alpha=3),
-    "uneven": LoraRecipe(rank=4, ranks={"(up_proj|c_fc)": 6}, rank_stabilised=True, dropout=0.5),
+    "uneven": LoraRecipe(rank=4, ranks={"(up_proj|c_fc|fc1)": 6}, rank_stabilised=True, dropout=0.5),
 }
 
 
@@ -30,14 +31,14 @@ def adapted(model: Any, recipe: AdapterRecipe, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in made.named_parameters():
-            if "lora_B" in name:
+            if "lora_" in name and not parameter.any():
                 parameter.normal_(std=0.3, generator=generator)
     return made.eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("batch_size", [64, 5])
 @pytest.mark.parametrize("greedy", [True, False])
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "opt", "qwen2_moe"])
 def test_each_row_is_what_its_adapter_says_alone(kind: str, greedy: bool, batch_size: int) -> None:
     model, tokenizer = tiny_model(kind).requires_grad_(False).eval(), tiny_tokenizer()
     adapters = {name: adapted(model, recipe, seed) for seed, (name, recipe) in enumerate(RECIPES.items())}
@@ -60,12 +61,36 @@ def test_each_row_is_what_its_adapter_says_alone(kind: str, greedy: bool, batch_
     ], "nothing stays on the weights"
 
 
+@pytest.mark.parametrize(
+    ("kind", "recipe"),
+    [
+        ("llama", LoraRecipe(targets=("embed_tokens", "q_proj"))),
+        ("llama", LoraRecipe(modules_to_save=("lm_head",))),
+        ("llama", DoraRecipe()),
+        ("gpt2", LoraRecipe(bias="lora_only")),
+        ("mixtral", LoraRecipe()),
+        ("llama", Ia3Recipe()),
+    ],
+    ids=lambda given: given if isinstance(given, str) else given.kind,
+)
+def test_what_is_more_than_an_update_of_layers_is_decoded_apart(tmp_path: Path, kind: str, recipe: Any) -> None:
+    save(attach(tiny_model(kind), recipe), tmp_path)
+    assert not is_low_rank_only(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2_moe"])
+def test_updates_of_linear_layers_can_be_together(tmp_path: Path, kind: str) -> None:
+    save(attach(tiny_model(kind), LoraRecipe(ranks={"q_proj": 2} if kind == "llama" else {})), tmp_path)
+    assert is_low_rank_only(tmp_path / "adapter")
+
+
 @pytest.fixture
 def trained(inputs: dict[str, Path], tmp_path: Path) -> dict[str, Path]:  # noqa: F811
     """Two candidates that are LoRA on the SFT model, merged and as adapters, and one that is not."""
     start = load_causal_lm([inputs["base"], inputs["sft"]])
     found = {name: inputs[name] for name in ("base", "sft", "reward", "data", "candidate.sharp")}
     recipes: dict[str, Any] = {"dpo": LoraRecipe(rank=2), "ppo": LoraRecipe(rank=4), "dora": DoraRecipe(rank=2)}
+    recipes["embedded"] = LoraRecipe(rank=2, targets=("embed_tokens", "q_proj"))
     for seed, (name, recipe) in enumerate(recipes.items()):
         save(adapted(start, recipe, seed), tmp_path / name)
         chain = [inputs["base"], inputs["sft"], tmp_path / name]
@@ -90,12 +115,12 @@ def test_an_evaluation_says_the_same_together_and_apart(
         reads[way], loaded = loaded, []
     together, apart = (read_jsonl(work.out / "samples.jsonl") for work in works.values())
     assert [row["model"] for row in together] == [row["model"] for row in apart]
-    assert {row["model"] for row in together} == {"sft", "sharp", "dpo", "ppo", "dora"}
+    assert {row["model"] for row in together} == {"sft", "sharp", "dpo", "ppo", "dora", "embedded"}
     for one, other in zip(together, apart, strict=True):
         for left, right in zip(one["completions"], other["completions"], strict=True):
             assert left["text"] == right["text"] and left["kl"] == pytest.approx(right["kl"], abs=1e-3)
-    assert len(reads["apart"]) == 5
-    assert sorted(reads["together"]) == [["base", "sft"], ["merged-dora"], ["sharp"]], "the weights once for three"
+    assert len(reads["apart"]) == 6
+    assert sorted(reads["together"]) == [["base", "sft"], ["merged-dora"], ["merged-embedded"], ["sharp"]]
     assert "sft, dpo, ppo" in (works["together"].out / "report" / "decoding.md").read_text()
     auto = build(tmp_path / "auto", trained)
     assert "fewer than half a batch of 128" in (auto.out / "report" / "decoding.md").read_text()
@@ -105,7 +130,7 @@ def test_an_evaluation_says_the_same_together_and_apart(
 
 
 def test_a_later_round_is_on_its_start(trained: dict[str, Path], tmp_path: Path) -> None:
-    inputs = {name: path for name, path in trained.items() if not name.endswith((".sharp", ".dora"))}  # noqa: F811
+    inputs = {name: path for name, path in trained.items() if not name.endswith((".sharp", ".dora", ".embedded"))}  # noqa: F811
     inputs |= {"start": trained["candidate.sharp"]}
     for name in ("dpo", "ppo"):
         save_merged(load_causal_lm([inputs["start"], inputs[f"policy.{name}"]]), tmp_path / name)

@@ -31,8 +31,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "gemma3_text": {**WINDOW, "query_pre_attn_scalar": 16},
     "phi": {"intermediate_size": 64},
     "phi3": {"intermediate_size": 64, "original_max_position_embeddings": 128},
+    "granite": {"intermediate_size": 64, "logits_scaling": 4.0},
+    "qwen2_moe": {
+        **{"intermediate_size": 64, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+        **{"num_experts": 4, "num_experts_per_tok": 2},
+    },
+    "mixtral": {"intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
-"""What tells each layout of transformers' from another: fused or scaled matrices, windows, tied embeddings."""
+"""What tells each layout of transformers' from another: fused or scaled matrices, windows, tied embeddings, experts,
+and one that transformers has no reward head for."""
 
 
 def corpus(seed: int, documents: int) -> list[str]:

@@ -61,7 +61,7 @@ def _adapters(inputs: Mapping[str, Path], models: Iterable[str]) -> dict[str, Pa
     found: dict[str, Path | None] = {} if "start" in inputs else {"sft": None}
     for name in models:
         adapter = inputs.get(f"policy.{name}", Path()) / "adapter"
-        if (adapter / "adapter_config.json").is_file() and is_low_rank_only(PeftConfig.from_pretrained(str(adapter))):
+        if (adapter / "adapter_config.json").is_file() and is_low_rank_only(adapter):
             found[name] = adapter
     return found
 

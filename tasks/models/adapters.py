@@ -5,9 +5,9 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from tasks.artifact import InputError
 from tasks.models.quantised import MARK, is_quantised, quantise, settings_of
@@ -31,6 +31,12 @@ def _pattern(targets: Any) -> Any:
     return targets
 
 
+def _patterns(values: dict[str, Any]) -> dict[str, Any]:
+    for name in values:
+        _pattern(name)
+    return values
+
+
 Targets = Annotated[str | tuple[str, ...], AfterValidator(_pattern)]
 """`all-linear`, `attention`, a list of names (ends of them count), or a regular expression for whole names."""
 
@@ -50,9 +56,9 @@ class LowRank(Part):
     """The update is scaled by alpha / rank."""
     rank_stabilised: bool = False
     """Scale by alpha / sqrt(rank) instead, so that high ranks learn as fast (rsLoRA, Kalajdzievski 2023)."""
-    ranks: dict[str, Annotated[int, Field(ge=1)]] = Field(default={})
+    ranks: Annotated[dict[str, Annotated[int, Field(ge=1)]], AfterValidator(_patterns)] = Field(default={})
     """Other ranks for some modules: ends of names, or regular expressions for them."""
-    alphas: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
+    alphas: Annotated[dict[str, Annotated[float, Field(gt=0)]], AfterValidator(_patterns)] = Field(default={})
     """Other alphas for some modules, named likewise."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
@@ -110,6 +116,14 @@ class Ia3Recipe(Part):
     known."""
     modules_to_save: tuple[str, ...] = ()
     """Modules that are trained whole and saved with the adapter."""
+
+    @model_validator(mode="after")
+    def _of_its_targets(self) -> Self:
+        if self.feed_forward and self.targets == "auto":
+            raise ValueError("targets = 'auto' knows the feed-forward layers; leave feed_forward out, or name targets")
+        if isinstance(self.targets, tuple) and (lost := sorted({*self.feed_forward} - {*self.targets})):
+            raise ValueError(f"feed_forward names '{lost[0]}', which targets lack; add it there")
+        return self
 
 
 class PromptRecipe(Part):
@@ -171,13 +185,14 @@ def attach(
     a soft prompt does.
 
     heads: modules of a reward model that are new. They are trained whole and saved with its adapter.
-    Raises `InputError` for targets that the model does not have.
+    Raises `InputError` for names that the model does not have, and for what it cannot take.
     """
     if isinstance(recipe, FullRecipe):
         return model.requires_grad_(True)
     import torch
     from peft import get_peft_model
 
+    from tasks.models.adapter_names import Names, check_found, check_tied, refusal
     from tasks.models.prompts import prompted
     from tasks.models.targets import adapter_config
 
@@ -187,42 +202,18 @@ def attach(
     if isinstance(recipe, QloraRecipe) and not is_quantised(model):
         quantise(model, whole, **recipe.quantisation)
     torch.manual_seed(seed)  # the A matrices are random
+    names = Names.of(model)
     config = adapter_config(model, recipe, task, [*recipe.modules_to_save, *whole])
     try:
-        with warnings.catch_warnings():  # it tells what it mends
+        with warnings.catch_warnings():  # it tells what it mends, and of names what is refused below
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
+            warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern", category=RuntimeWarning)
             adapted = get_peft_model(model, config)
     except ValueError as error:
-        if config.target_modules and "not found in the base model" not in str(error):
-            raise
-        raise InputError(
-            f"adapter.targets {recipe.targets} are not among the layers of this model; {_layers(model)}."
-        ) from error
-    _check_tied(adapted)
+        raise InputError(refusal(error, model, recipe, names)) from error
+    check_found(adapted, recipe, names)
+    check_tied(adapted)
     return adapted
-
-
-def _layers(model: Any) -> str:
-    from tasks.models.targets import linear_layers
-
-    names = sorted({name.rpartition(".")[2] for name in linear_layers(model)})
-    return f"it has {', '.join(names)}"
-
-
-def _check_tied(adapted: Any) -> None:
-    """Raise `InputError` for an adapter on one of two layers that are one matrix: merging would change both."""
-    model = adapted.get_base_model()
-    if not getattr(model.config, "tie_word_embeddings", False):
-        return
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper):
-            raise InputError(
-                "This model's output layer is its embeddings, so neither can have an adapter or be saved apart; take "
-                'them out of adapter.targets and adapter.modules_to_save, or set adapter.kind = "full".'
-            )
 
 
 def save(model: "PeftModel | PreTrainedModel", out: Path) -> None:

@@ -45,7 +45,7 @@ def _means(
 ) -> NDArray[np.float64]:
     body = getattr(model, model.base_model_prefix)
     limit = positions(model)
-    width = int(model.config.hidden_size)
+    width = int(model.config.get_text_config().hidden_size)
     projection = None
     if width > MOST:
         projection = np.random.default_rng(0).standard_normal((width, MOST)) / np.sqrt(MOST)

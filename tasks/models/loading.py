@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from transformers import (
-    AutoModelForCausalLM,
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -21,7 +21,9 @@ from transformers.utils import logging as transformers_logging
 from tasks.artifact import InputError, PipelineError
 from tasks.models.adapters import save
 from tasks.models.prompts import SoftPrompted, virtual_tokens
+from tasks.models.scored import know
 from tasks.models.source import model_folder, require_safetensors
+from tasks.models.weights import open_weights
 
 transformers_logging.disable_progress_bar()  # loading bars would write over the pipeline's own
 
@@ -69,7 +71,7 @@ def load_causal_lm(
     """
     dtype = dtype or (torch.float32 if trainable else compute_dtype())
     start = max(i for i, folder in enumerate(chain) if i == 0 or (folder / "model").is_dir())
-    model: Any = _load_weights(chain[start], torch.float32)
+    model: Any = open_weights(model_folder(chain[start]), torch.float32)[0]
     if (chain[0] / "tokenizer").is_dir():
         fit_embeddings(model, load_tokenizer(chain[0]))
     if (prompt := model_folder(chain[start]) / "prompt").is_dir():
@@ -109,7 +111,9 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
 def start_reward_model(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, heads: int = 1) -> PreTrainedModel:
     """A reward model on a language model's weights: the same body (shared, not copied) and fresh scalar heads."""
     config = copy.deepcopy(policy.config)
-    config.num_labels, config.pad_token_id = heads, tokenizer.pad_token_id
+    config.num_labels = heads
+    config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    know(config)
     try:
         with torch.device("meta"):
             model: Any = AutoModelForSequenceClassification.from_config(config)
@@ -136,6 +140,7 @@ def open_reward_base(
     require_safetensors(folder)
     library = logging.getLogger("transformers.modeling_utils")
     level = library.level
+    know(AutoConfig.from_pretrained(folder))
     library.setLevel(logging.ERROR)  # it warns that the head is new
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -180,14 +185,20 @@ def reads_last_token(model: Any) -> bool:
     return hasattr(model, "score")
 
 
+def positions_of(config: Any) -> int | None:
+    """The longest sequence that a configuration says, None where it says none."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit if limit and limit > 0 else None
+
+
 def positions(model: Any) -> int | None:
     """The longest sequence a model takes, None where nothing limits it.
 
     RoBERTa and its kin count positions from the pad token's id, so that many of their embeddings are never used; a soft
     prompt takes its own.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if not limit or limit < 0:
+    limit = positions_of(model.config)
+    if limit is None:
         return None
     limit -= virtual_tokens(model)
     for name, module in model.named_modules():
@@ -211,6 +222,7 @@ def load_reward_model(
         model = start_reward_model(twin(start), tokenizer, _heads(reward))
         model = open_adapter(model, reward / "adapter")
     elif (reward / "model").is_dir():
+        know(AutoConfig.from_pretrained(reward / "model"))
         model = AutoModelForSequenceClassification.from_pretrained(
             reward / "model", use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
@@ -256,9 +268,3 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         generation.pad_token_id, known = tokenizer.pad_token_id, generation.eos_token_id
         if tokenizer.eos_token_id not in (ends := known if isinstance(known, list) else [known]):
             generation.eos_token_id = [tokenizer.eos_token_id, *(each for each in ends if each is not None)]
-
-
-def _load_weights(artifact: Path, dtype: torch.dtype) -> PreTrainedModel:
-    folder = model_folder(artifact)
-    require_safetensors(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)

@@ -72,16 +72,26 @@ class BaseRecipe(Hyperparameters):
 
 def build_base(recipe: BaseRecipe, inputs: Mapping[str, Path], work: Work) -> None:
     """No inputs. Writes `tokenizer/` and `model/`, or `source.json` and where its weights lie."""
-    from tasks.models.loading import load_causal_lm, load_tokenizer
+    import torch
+
+    from tasks.models.loading import fit_embeddings, load_tokenizer
     from tasks.models.templates import prepare_tokenizer
+    from tasks.models.weights import open_weights
 
     if recipe.model is None:
         _pretrain(recipe, work)
         return
     folder, commit = find_model(recipe.model, recipe.revision, "base.model")
-    prepare_tokenizer(load_tokenizer(folder), recipe.chat_template).save_pretrained(work.out / "tokenizer")
+    tokenizer = prepare_tokenizer(load_tokenizer(folder), recipe.chat_template)
+    tokenizer.save_pretrained(work.out / "tokenizer")
     refer(work.out, recipe.model, folder, commit)
-    model = load_causal_lm([work.out])
+    model, unused = open_weights(folder, torch.float32)
+    fit_embeddings(model, tokenizer)
+    if unused:
+        work.notify(
+            f"{len(unused)} weights in {folder} have no place in a {type(model).__name__} of its config.json "
+            f"({unused[0]}) and are left out; is it the right config.json?"
+        )
     work.log({"parameters": sum(parameter.numel() for parameter in model.parameters())})
 
 

@@ -1,10 +1,13 @@
 """Which layers of a model an adapter is put on, whatever its layout calls them, and the adapter in PEFT's words."""
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import IA3Config, LoraConfig, LoraRuntimeConfig
+from peft import IA3Config, LoraConfig, LoraRuntimeConfig, PeftConfig
+from safetensors import safe_open
 from transformers.pytorch_utils import Conv1D
 
 from tasks.artifact import InputError
@@ -12,6 +15,9 @@ from tasks.models.adapters import DoraRecipe, Ia3Recipe, Task
 
 KEYS_OR_VALUES = re.compile(r"(k|v|key|value|qkv|query_key_value|c_attn|Wqkv|in_proj)(_proj)?", re.IGNORECASE)
 """Layers that make keys or values, alone or together with queries."""
+
+EXPERTS = re.compile(r"(?<!shared_)experts\.")
+"""Modules of which each gets some of the tokens."""
 
 
 def linear_layers(model: Any) -> dict[str, Any]:
@@ -34,7 +40,7 @@ def scaled_layers(model: Any) -> tuple[list[str], list[str]]:
     """What (IA)^3 scales: the layers that make keys and values, and those that a feed-forward network ends with."""
     attention = attention_layers(model)
     made = [name for name in attention if KEYS_OR_VALUES.fullmatch(name.rpartition(".")[2])]
-    width = model.config.hidden_size
+    width = model.config.get_text_config().hidden_size
     ends = [
         name
         for name, layer in linear_layers(model).items()
@@ -55,13 +61,30 @@ def _sizes(layer: Any) -> tuple[int, int]:
     return layer.in_features, layer.out_features
 
 
-def is_low_rank_only(config: Any) -> bool:
-    """Whether PEFT's configuration of an adapter is of plain LoRA: nothing but an update of each layer it is on."""
-    return (
-        config.peft_type == "LORA"
-        and config.bias == "none"
-        and not (config.use_dora or config.lora_bias or config.modules_to_save)
+def is_low_rank_only(adapter: Path) -> bool:
+    """Whether a saved adapter is plain LoRA: nothing but an update of linear layers that see every token in its place.
+
+    What else PEFT can keep with LoRA (embeddings, lengths, biases, whole modules, parameters of experts) has other
+    names or is named in the configuration. An expert by itself sees the tokens that are sent to it, of any row.
+    """
+    config: Any = PeftConfig.from_pretrained(str(adapter))
+    if config.peft_type != "LORA" or config.target_parameters:
+        return False
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # no mapping
+    return all(
+        name.endswith((".lora_A.weight", ".lora_B.weight")) and len(shape) == 2 and not EXPERTS.search(name)
+        for name, shape in shapes.items()
     )
+
+
+def _those_named(ends: Sequence[str], targets: Sequence[str]) -> list[str]:
+    """The targets that end with these names. Raises `InputError` for a name that none does."""
+    for name in ends:
+        if not any(each == name or each.endswith(f".{name}") for each in targets):
+            known = ", ".join(sorted({each.rpartition(".")[2] for each in targets}))
+            raise InputError(f"adapter.feed_forward names '{name}', which is none of the targets ({known}); mend it.")
+    return [each for each in targets if any(each == name or each.endswith(f".{name}") for name in ends)]
 
 
 def adapter_config(model: Any, recipe: Any, task: Task, whole: list[str]) -> Any:
@@ -78,7 +101,7 @@ def adapter_config(model: Any, recipe: Any, task: Task, whole: list[str]) -> Any
     elif isinstance(targets, str) and targets != "all-linear":
         targets = [name for name in linear_layers(model) if re.fullmatch(targets, name)]
     if isinstance(recipe, Ia3Recipe):
-        ends = ends or list(recipe.feed_forward)
+        ends = ends or _those_named(recipe.feed_forward, targets)
         return IA3Config(
             task_type=task, target_modules=targets, feedforward_modules=ends, modules_to_save=whole or None
         )

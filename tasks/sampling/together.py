@@ -62,12 +62,16 @@ class _Rows:
         if adapters.shape != self.adapters.shape or not torch.equal(adapters, self.adapters):
             self.adapters, self._masks = adapters, {}
 
-    def mask(self, owners: torch.Tensor) -> torch.Tensor:
-        """`[rows, 1, ranks]`: 1 where a rank belongs to the row's adapter; layers of the same ranks share it."""
+    def own(self, ranks: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
+        """Ranks `[rows, ..., ranks]`, or of rows laid end to end (`[rows x length, ranks]`, as OPT has them), those of
+        other adapters than the row's being 0; layers of the same ranks share the mask."""
         key = id(owners)
         if key not in self._masks:
-            self._masks[key] = (self.adapters.unsqueeze(1) == owners).unsqueeze(1)
-        return self._masks[key]
+            self._masks[key] = self.adapters.unsqueeze(1) == owners
+        mask = self._masks[key]
+        if ranks.dim() == 2:
+            return ranks * mask.repeat_interleave(len(ranks) // len(mask), 0)
+        return ranks * mask.view(len(mask), *[1] * (ranks.dim() - 2), -1)
 
 
 @contextmanager
@@ -107,7 +111,7 @@ def _by_layer(adapters: "Sequence[PeftModel | None]") -> dict[str, list[tuple[in
 
 def _update(rows: _Rows, owners: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> Any:
     def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        ranks = torch.nn.functional.linear(inputs[0], down) * rows.mask(owners)
+        ranks = rows.own(torch.nn.functional.linear(inputs[0], down), owners)
         return output + torch.nn.functional.linear(ranks, up)
 
     return hook

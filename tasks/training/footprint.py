@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tasks.models.adapters import FullRecipe, PrefixTuningRecipe, PromptRecipe, PTuningRecipe, QloraRecipe, attach
 from tasks.models.loading import score_modules
+from tasks.models.scored import know
 from tasks.models.targets import linear_layers
 from tasks.sampling.cache import PreallocatedLayer
 from tasks.sampling.local import Sampler, Step
@@ -110,7 +111,8 @@ def _without_values(config: PreTrainedConfig, scored: bool) -> tuple[Any, list[s
     if not scored:
         return AutoModelForCausalLM.from_config(config).requires_grad_(False), []
     config = copy.deepcopy(config)
-    config.num_labels = 1
+    config.num_labels, config.get_text_config().pad_token_id = 1, 0  # a run's tokenizer has one, the model need not
+    know(config)
     model: Any = AutoModelForSequenceClassification.from_config(config).requires_grad_(False)
     return model, score_modules(model)
 
@@ -130,13 +132,17 @@ def of_sampling(config: PreTrainedConfig, prompts: int, n: int, length: int, new
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         _fill(model.eval())
         with _Peak() as seen:
-            kept = [torch.empty(rows, new, 1 + (config.hidden_size if features else 0)) for _ in range(1)]
-            kept += [torch.empty(rows, new, dtype=torch.long), torch.empty(rows, new)]
+            width = config.get_text_config().hidden_size if features else 0
+            _kept = [torch.empty(rows, new, 1 + width), torch.empty(rows, new, dtype=torch.long)]
+            _kept += [torch.empty(rows, new)]
             step = Step(model, rows, capacity, keep_features=False)
             step(torch.zeros(prompts, length, dtype=torch.long), None, torch.arange(length).expand(prompts, -1))
+            copies: Any = torch.arange(rows) // n
             for layer in step.cache.layers:
                 if isinstance(layer, PreallocatedLayer):
                     layer.live, layer.length = rows, capacity - 1
+                else:  # of a window
+                    layer.reorder_cache(copies)
             logits, _ = step(torch.zeros(rows, 1, dtype=torch.long), None, torch.full((rows, 1), capacity - 1))
             torch.log_softmax(logits, -1)
             Sampler(1.0, 1.0, False)(logits, torch.zeros(rows))
@@ -157,9 +163,10 @@ def _prompt_size(config: PreTrainedConfig, adapter: Any) -> int:
     """Numbers that a soft prompt trains."""
     if not isinstance(adapter, PromptRecipe):
         return 0
-    width = config.hidden_size
+    text = config.get_text_config()
+    width = text.hidden_size
     if isinstance(adapter, PrefixTuningRecipe):
-        return adapter.virtual_tokens * 2 * config.num_hidden_layers * keys_width(config)
+        return adapter.virtual_tokens * 2 * text.num_hidden_layers * keys_width(text)
     if isinstance(adapter, PTuningRecipe):
         hidden = adapter.width or width
         return adapter.virtual_tokens * width + (width + hidden + width + 2) * hidden + width
@@ -175,14 +182,25 @@ def parameters_of(config: PreTrainedConfig, scored: bool = False) -> int:
 
 def keys_width(config: PreTrainedConfig) -> int:
     """Numbers of one token's keys in one layer."""
+    config = config.get_text_config()
     heads = config.num_attention_heads
     each = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return (getattr(config, "num_key_value_heads", None) or heads) * each
+    return key_heads(config) * each
+
+
+def key_heads(config: PreTrainedConfig) -> int:
+    """How many heads the keys that are kept have, by the names that layouts have for it."""
+    heads = config.num_attention_heads
+    if getattr(config, "new_decoder_architecture", False):  # Falcon's, which keeps them for every head
+        return heads
+    if getattr(config, "multi_query", False):  # Falcon's older, GPT-BigCode's
+        return 1
+    return getattr(config, "num_key_value_heads", None) or heads
 
 
 def cache_bytes(config: PreTrainedConfig, rows: int, length: int, each: int = 4) -> int:
     """Keys and values of `rows` x `length` tokens, `each` bytes a number."""
-    return 2 * config.num_hidden_layers * keys_width(config) * rows * length * each
+    return 2 * config.get_text_config().num_hidden_layers * keys_width(config) * rows * length * each
 
 
 def _embedded(model: Any, ids: torch.Tensor, virtual: torch.Tensor | None) -> torch.Tensor:
@@ -225,7 +243,8 @@ class _Peak(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = {id(each.untyped_storage()) for each in tree_leaves((args, kwargs)) if torch.is_tensor(each)}
-        result = function(*args, **(kwargs or {}))
+        grouped = function is torch.ops.aten._grouped_mm.default
+        result = _grouped(*args, **(kwargs or {})) if grouped else function(*args, **(kwargs or {}))
         for each in tree_leaves(result):
             if torch.is_tensor(each):
                 self._count(each.untyped_storage(), before)
@@ -244,3 +263,13 @@ class _Peak(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.alive -= size
+
+
+def _grouped(one: torch.Tensor, other: torch.Tensor, offsets: torch.Tensor | None = None, **more: Any) -> torch.Tensor:
+    """What experts' products have the shape of: of tensors without values torch knows it in bf16 alone."""
+    if one.dim() == other.dim() == 2:
+        assert offsets is not None
+        return one.new_empty(len(offsets), one.shape[0], other.shape[1])
+    if one.dim() == other.dim():
+        return one.new_empty(*one.shape[:2], other.shape[2])
+    return one.new_empty(one.shape[-2], other.shape[-1])

@@ -9,11 +9,22 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.artifact import Work, below, read_jsonl
+from tasks.artifact import InputError, Work, below, read_jsonl
 from tasks.models.adapters import FullRecipe, QloraRecipe
+from tasks.recipe import Part
 from tasks.sampling.engine import Engine
 from tasks.training.hyperparameters import OnlineHyperparameters
 from tasks.training.rewards import rewards_of
+
+OUTPUTS = {"lm_head", "embed_out"}
+"""What layouts call the layer that makes logits."""
+
+OUTPUT_FIXED = "the output layer, whose weights {method} takes as they are; take it out, or take PPO or DPO"
+
+
+def _names(adapter: Part, field: str) -> tuple[str, ...]:
+    found = getattr(adapter, field, ())
+    return found if isinstance(found, tuple) else ()
 
 
 class GroupRecipe(OnlineHyperparameters):
@@ -30,6 +41,14 @@ class GroupRecipe(OnlineHyperparameters):
     one that sampled, and clipping matters."""
     micro_batch_size: Annotated[int, Field(ge=1)] = 64
     """Rows in memory at once while learning."""
+
+    @model_validator(mode="after")
+    def _logits_are_the_models(self) -> Self:
+        named = {*_names(self.adapter, "targets"), *_names(self.adapter, "modules_to_save")}
+        if found := sorted(named & OUTPUTS):
+            method = type(self).model_fields["method"].default.upper()
+            raise ValueError(f"adapter names '{found[0]}', {OUTPUT_FIXED.format(method=method)}")
+        return self
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -97,6 +116,7 @@ def train_groups(recipe: GrpoRecipe | RlooRecipe, inputs: Mapping[str, Path], wo
     """
     from transformers import set_seed
 
+    from tasks.models.adapter_names import has_adapted_output
     from tasks.models.adapters import attach
     from tasks.models.loading import load_causal_lm, load_tokenizer
     from tasks.training.grpo_trainer import Grpo, fit
@@ -114,6 +134,8 @@ def train_groups(recipe: GrpoRecipe | RlooRecipe, inputs: Mapping[str, Path], wo
     score = rewards_of(recipe.rewards, inputs, [*rows, *watched], start if recipe.share_base else None)
     work.log({"shares_base": float(score.shares_base)})
     policy = attach(start, recipe.adapter)
+    if has_adapted_output(policy):
+        raise InputError(f"The adapter is on {OUTPUT_FIXED.format(method=recipe.method.upper())}.")
     watch = Watch(recipe, policy, tokenizer, watched, score, work) if watched else None
     with Engine(recipe.engine, work) as engine:
         vllm = engine if recipe.engine == "vllm" else None
