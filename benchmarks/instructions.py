@@ -3,10 +3,11 @@
 python -m benchmarks.instructions
 python -m benchmarks.instructions 400000
 
-So many rows (100,000 unless given) of two sets, a quarter of them near-duplicates or broken, are told in templates,
-filtered by length and characters, freed of exact and near-duplicates, split by the ledger and mixed. Each size runs in
-a process of its own; the peak is that of its resident memory, libraries included, and the size beside it is what the
-sets hold.
+So many rows of two sets, a quarter of them near-duplicates or broken, are told in templates, filtered by length and
+characters, freed of exact and near-duplicates, split by the ledger and mixed. "one instruction" has the same 24 words
+before every question of 6 to 11 words, as sets for one task often do: most of every row is what all others say too.
+Each size runs in a process of its own; the peak is that of its resident memory, libraries included, and the size
+beside it is what the sets hold.
 """
 
 import json
@@ -28,28 +29,29 @@ WORDS = 20_000
 
 def main() -> None:
     counts = [int(count) for count in sys.argv[1:]] or [25_000, 50_000, 100_000, 200_000]
+    cases = [(count, "apart") for count in counts] + [(min(counts[-1], 100_000), "one instruction")]
     found = []
     with tempfile.TemporaryDirectory(prefix="rlhf-benchmark-") as folder:
-        for count in counts:
+        for count, case in cases:
             done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.instructions", "--one", str(count), folder],
+                [sys.executable, "-m", "benchmarks.instructions", "--one", str(count), folder, case],
                 cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
             found.append(json.loads(done.stdout.splitlines()[-1]))
     if not sys.argv[1:]:
         keep("instructions", found)
-    names = ("rows", "megabytes", "kept", "seconds", "rows per second", "peak MiB", "MiB before")
+    names = ("case", "rows", "megabytes", "kept", "seconds", "rows per second", "peak MiB", "MiB before")
     show("Instruction data, CPU seconds on one core", list(names), [[row[name] for name in names] for row in found])
 
 
-def one(count: int, folder: Path) -> None:
+def one(count: int, folder: Path, case: str = "apart") -> None:
     """Prepare one mixture and print what it took."""
     from pydantic import TypeAdapter
 
     from tasks.artifact import Work
     from tasks.data.prepare import DataRecipe, prepare_data
 
-    sizes = [_write(folder / f"{name}-{count}.jsonl", rows) for name, rows in _sets(count).items()]
+    sizes = [_write(folder / f"{name}-{count}.jsonl", rows) for name, rows in _sets(count, case).items()]
     templates = [
         {"prompt": "{{ question }}", "completion": "{{ answer }}"},
         {"prompt": "Answer this question.\n\n{{ question }}", "completion": "{{ answer }}"},
@@ -80,6 +82,7 @@ def one(count: int, folder: Path) -> None:
     seconds = time.process_time() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     found: dict[str, Any] = {
+        "case": case,
         "rows": count,
         "megabytes": sum(sizes) / 1e6,
         "kept": count - int(work.metrics["dropped/all"]),
@@ -88,16 +91,23 @@ def one(count: int, folder: Path) -> None:
     print(json.dumps(found))
 
 
-def _sets(count: int) -> dict[str, Iterator[dict[str, Any]]]:
-    chat, table = _pairs(count // 2, 0), _pairs(count - count // 2, 1)
+def _sets(count: int, case: str) -> dict[str, Iterator[dict[str, Any]]]:
+    asked = ("", 8, 32) if case == "apart" else (_INSTRUCTION, 6, 11)
+    chat, table = _pairs(count // 2, 0, *asked), _pairs(count - count // 2, 1, *asked)
     return {
         "chat": ({"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in chat),
         "table": ({"question": q, "answer": a} for q, a in table),
     }
 
 
-def _pairs(count: int, seed: int) -> Iterator[tuple[str, str]]:
-    """Questions of about 20 words and answers of about 80, in Zipf's proportions; some as data from the web is."""
+_INSTRUCTION = (
+    "Read the sentence below, decide whether the person who wrote it is pleased or not, and say in one short sentence "
+    "what makes you think so: "
+)
+
+
+def _pairs(count: int, seed: int, before: str, fewest: int, most: int) -> Iterator[tuple[str, str]]:
+    """Questions of so many words and answers of about 80, in Zipf's proportions; some as data from the web is."""
     rng = random.Random(seed)
     words = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("a", "e", "i", "o", "u", "ai") for c in _ENDINGS][:WORDS]
     weights = [1 / rank for rank in range(1, len(words) + 1)]
@@ -124,7 +134,7 @@ def _pairs(count: int, seed: int) -> Iterator[tuple[str, str]]:
             else:
                 answer += " " + say(3)
         else:
-            question, answer = say(rng.randint(8, 32)) + "?", say(rng.randint(10, 150)) + "."
+            question, answer = before + say(rng.randint(fewest, most)) + "?", say(rng.randint(10, 150)) + "."
         if kind > 0.97:
             answer = "OK"
         elif kind > 0.94:
@@ -148,6 +158,6 @@ def _write(path: Path, rows: Iterator[dict[str, Any]]) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        one(int(sys.argv[2]), Path(sys.argv[3]))
+        one(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
     else:
         main()

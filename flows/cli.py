@@ -15,6 +15,7 @@ from flows import faults, services
 from flows.data import data
 from flows.operations import operations
 from flows.people import people
+from flows.plain_text import visible
 from flows.verbs import Json, Labels, RecipePath, Set, err, load, need_services, out, set_environment
 from tasks.artifact import without_credentials
 from tasks.recipe import RecipeError
@@ -101,8 +102,8 @@ def plan(
     parsed = load(recipe, set_, labels)
     if estimate:
         from flows.costs import show_costs
-        from flows.foresight import check_models
         from tasks.estimating import Prices
+        from tasks.foresight import check_models
 
         prices = Prices(machine_hour=machine_price, label_hour=label_price, seconds_per_judgement=judgement_seconds)
         check_models(parsed)
@@ -172,9 +173,8 @@ def chat(
         talk.converse(out)
         return
     answer = talk.ask(prompt)
-    print(
-        json.dumps({"model": model, "prompt": prompt, "completion": answer}, ensure_ascii=False) if as_json else answer
-    )
+    document = {"model": model, "prompt": prompt, "completion": answer}
+    print(json.dumps(document, ensure_ascii=False) if as_json else visible(answer))
 
 
 @app.command()

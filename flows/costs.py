@@ -21,9 +21,13 @@ PARTS = {
 def show_costs(recipe: LifecycleRecipe, prices: Prices, as_json: bool) -> None:
     """Estimate, and print it."""
     with tempfile.TemporaryDirectory(prefix="rlhf-estimate-") as folder:
-        data = prepared(recipe, Path(folder))
+        data, left_out = prepared(recipe, Path(folder))
         with err.status("measuring a few steps"):
             found = estimate(recipe, prices, data)
+    if left_out:
+        found["notes"].append(
+            f"What the filters {', '.join(left_out)} will drop is counted in: estimating asks no judge."
+        )
     if as_json:
         print(json.dumps(found))
         return

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from flows import faults, services
+from flows.plain_text import visible
 from flows.screen import table_of
 from flows.verbs import Json, RecipePath, Set, err, load, need_services, out
 
@@ -30,6 +32,9 @@ def preview(
     head: Annotated[
         int | None, typer.Option("--head", min=1, help="Read only so many rows of each set: quick, but not the shares.")
     ] = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Ask the endpoints of judge filters too, which may cost.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Rendered conversations with the loss mask in colour, token counts, the shares of the sets and what filters do."""
@@ -41,8 +46,8 @@ def preview(
         check_set(parsed.data, of)
     with tempfile.TemporaryDirectory(prefix="rlhf-preview-") as folder:
         try:
-            made = prepared(parsed, Path(folder), head)
-            tables = tables_of(made)
+            made, left_out = prepared(parsed, Path(folder), head, judge)
+            tables = _with_unasked(tables_of(made), left_out)
             tokenizer, said = _tokenizer(parsed)
             drawn = sample(made, rows, of, parsed.seed, parsed.sft.mixture)
         except PipelineError:  # what the filters dropped says why
@@ -56,7 +61,18 @@ def preview(
     for conversation in conversations:
         _show(conversation)
     _tables(out, tables, head)
+    if left_out:
+        out.print(f"\nNot asked: {', '.join(left_out)}; --judge asks, and its answers are kept for the run.")
     out.print(f"\nTokens: {said}. [black on green]Green[/] is what the loss is on.", highlight=False)
+
+
+def _with_unasked(tables: dict[str, list[dict[str, Any]]], left_out: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """The tables with the filters that were left out, before the ledger's line."""
+    rows = tables["filters"]
+    end = next((place for place, row in enumerate(rows) if row["filter"] == "ledger"), len(rows))
+    empty = dict.fromkeys(rows[0]) if rows else {}
+    unasked = [{**empty, "filter": name, "seen": "not asked"} for name in left_out]
+    return {**tables, "filters": [*rows[:end], *unasked, *rows[end:]]}
 
 
 def _tables(console: Console, tables: dict[str, list[dict[str, Any]]], head: int | None) -> None:
@@ -84,35 +100,39 @@ def synthesise(recipe: RecipePath, set_: Set = None, as_json: Json = False) -> N
         out.print(f"{row['name']}: {row['rows_file']}", highlight=False, soft_wrap=True)
 
 
-def prepared(recipe: "LifecycleRecipe", folder: Path, head: int | None = None) -> Path:
-    """The data artifact of the recipe: the one that is there, or one made in `folder` as a run would make it.
+def prepared(
+    recipe: "LifecycleRecipe", folder: Path, head: int | None = None, judge: bool = False
+) -> tuple[Path, list[str]]:
+    """The data artifact of the recipe: the one that is there, or one made in `folder` as a run would make it; and the
+    filters that were left out, for without `judge` no judge behind an endpoint is asked.
 
-    Raises `InputError` where a set of it is of a synthesis that is not there yet: a preview asks no model to write.
+    Raises `InputError` where a set of it is of a synthesis that is not there yet: a preview has no model write.
     """
     from flows.lifecycle import DATA, build_syntheses, data_order
     from tasks.artifact import InputError, Work
-    from tasks.data.preview import shorten
+    from tasks.data.preview import shorten, without_paid_judges
 
     syntheses = build_syntheses(recipe, _Local())
     order = data_order(recipe, syntheses)
     if missing := [name for name, artifact in order.inputs.items() if not artifact.digest]:
         name = missing[0].removeprefix("synthesis.")
         raise InputError(
-            f"The rows of the synthesis '{name}' are not written yet, and looking at the data asks no model; write "
-            "them first with `rlhf data synthesise` and this recipe."
+            f"The rows of the synthesis '{name}' are not written yet, and looking at the data writes none; have them "
+            "written first with `rlhf data synthesise` and this recipe."
         )
     if head is None:
         built = services.home() / "store" / order.key
         if (built / "manifest.json").is_file():
-            return built
+            return built, []
     (folder / "out").mkdir()
     (folder / "scratch").mkdir()
     part: Any = recipe.data if head is None else shorten(recipe.data, head)
+    part, left_out = (part, []) if judge else without_paid_judges(part)
     with err.status("data") as state:
         work = Work(folder / "out", folder / "scratch", recipe.seed)
-        work.on_progress = lambda done, total, note: state.update(f"data {done}/{total}: {note}")
+        work.on_progress = lambda done, total, note: state.update(escape(visible(f"data {done}/{total}: {note}")))
         DATA.function(part, {name: artifact.path for name, artifact in order.inputs.items()}, work)
-    return work.out
+    return work.out, left_out
 
 
 class _Local:
@@ -143,12 +163,13 @@ def _tokenizer(recipe: "LifecycleRecipe") -> tuple[Any, str]:
 def _show(conversation: dict[str, Any]) -> None:
     tokens = conversation["tokens"]
     counted = f" · {tokens} tokens, {conversation['loss_tokens']} in the loss" if tokens is not None else ""
-    out.rule(Text(f"{conversation['set'] or 'data'} · {conversation['form'] or 'as it is'}{counted}"), align="left")
+    about = visible(f"{conversation['set'] or 'data'} · {conversation['form'] or 'as it is'}{counted}")
+    out.rule(Text(about), align="left")
     text = Text()
     for piece in conversation["pieces"]:
-        text.append(piece["text"], style="black on green" if piece["loss"] else "")
+        text.append(visible(piece["text"]), style="black on green" if piece["loss"] else "")
     out.print(text)
     if conversation["made"]:
         from tasks.data.preview import made_by
 
-        out.print(Text(made_by(conversation["made"]), style="dim"))
+        out.print(Text(visible(made_by(conversation["made"])), style="dim"))

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows import services
+from flows.plain_text import visible
 from labeling.comparison import LabelingError
 from tasks.artifact import PipelineError, without_credentials
 from tasks.recipe import RecipeError
@@ -67,7 +68,7 @@ def _print(sentence: str) -> None:
     """A failure as the last line on stderr; with `--json` it is also the document."""
     if "--json" in sys.argv:
         print(json.dumps({"error": sentence}), flush=True)
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(visible(sentence))}", highlight=False, soft_wrap=True)
 
 
 def _unforeseen(error: Exception) -> str:
@@ -77,7 +78,7 @@ def _unforeseen(error: Exception) -> str:
     try:
         path = services.home() / "logs" / "last-error.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(trace)
+        path.write_text(trace, encoding="utf-8", errors="backslashreplace")  # half a character too
     except OSError as unwritable:
         return f"{type(error).__name__}: {said} (and no trace could be kept: {unwritable}); check RLHF_HOME."
     return (

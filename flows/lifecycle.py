@@ -17,7 +17,6 @@ from pydantic import BaseModel
 
 from flows import services, waiting
 from flows.blind import ask_people
-from flows.foresight import check_models
 from flows.recipe import LifecycleRecipe, PolicyRecipe, policy_name
 from flows.rounds import Built, Rivals
 from flows.running import Builder, BuildsOne, Running, curves_sent, failure_recorded
@@ -29,6 +28,7 @@ from tasks.artifact import Artifact
 from tasks.data.prepare import prepare_data
 from tasks.evaluation.evaluate import evaluate_models
 from tasks.evaluation.gate import decide_gate
+from tasks.foresight import check_models
 from tasks.labels.label import collect_judgements
 from tasks.labels.preferences import build_preferences
 from tasks.labels.selection import select_completions

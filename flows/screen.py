@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
+from flows.plain_text import visible
 from tasks.artifact import Artifact, Row
 from tasks.lineage import Record
 
@@ -31,7 +32,7 @@ def table_of(rows: list[Row]) -> Table:
     """Rows with the same keys as a table for the terminal."""
     table = Table(*rows[0], box=None) if rows else Table(box=None)
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row.values()))
+        table.add_row(*(escape(visible(str(cell))) for cell in row.values()))
     return table
 
 
@@ -67,7 +68,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(visible(text), markup=False, highlight=False)
 
     def begin(self, stage: str) -> None:
         if self._live:
@@ -79,7 +80,7 @@ class Screen:
         if self._live and stage in self._bars:
             if done < total and any(bar.id == self._bars[stage] and bar.finished for bar in self._progress.tasks):
                 self._progress.reset(self._bars[stage])  # a first part of the stage was whole: the next one begins
-            self._progress.update(self._bars[stage], completed=done, total=max(total, 1), note=note)
+            self._progress.update(self._bars[stage], completed=done, total=max(total, 1), note=visible(note))
 
     def end(self, stage: str, artifact: Artifact) -> None:
         word = "reused" if artifact.reused else f"built in {artifact.seconds:.1f} s"

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from flows import services
+from flows.plain_text import visible
 from flows.tree import SPEAKING
 from tasks.artifact import InputError, Message, PipelineError, below
 
@@ -78,7 +79,7 @@ class Talk:
             try:
                 self._turn(text, console)
             except PipelineError as error:
-                console.print(str(error), markup=False, highlight=False)
+                console.print(visible(str(error)), markup=False, highlight=False)
 
     def _turn(self, text: str, console: Console) -> None:
         if text == "/new":
@@ -90,7 +91,7 @@ class Talk:
         elif COMMAND.fullmatch(text):
             console.print(HELP, markup=False)
         elif text:
-            console.print(f"{self._model}: {self.ask(text)}", markup=False, highlight=False)
+            console.print(visible(f"{self._model}: {self.ask(text)}"), markup=False, highlight=False)
 
 
 def _chain(model: str) -> list[Path]:

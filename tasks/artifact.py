@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Message(TypedDict):
     tool_call_id: NotRequired[str]
     """Of a message of the role `tool`: which call it answers."""
     name: NotRequired[str]
+    weight: NotRequired[Literal[0]]
+    """On an assistant's turn: it is shown and not learnt from."""
 
 
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from flows.recipe import LifecycleRecipe, PolicyRecipe
 from labeling.ai.prompts import Question
-from tasks.ai.local import answer_locally
+from tasks.ai.local import local_answers
 from tasks.ai.recipe import LocalJudge
 from tasks.artifact import InputError, read_jsonl, write_jsonl
 from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
@@ -389,5 +389,5 @@ def test_a_soft_prompt_takes_its_places_from_every_length(tmp_path: Path) -> Non
     assert len(kept) == 1 and work.metrics["demonstrations_dropped"] == 1
     question = Question("1", ("a", "b"), ({"role": "user", "content": "A" * 90},), "mark")
     judge = LocalJudge(kind="local", model="sft")
-    [said] = answer_locally(judge, chain, [question], "judge", work_in(tmp_path / "judge"))
+    [said] = local_answers(judge, chain, "judge", work_in(tmp_path / "judge"))([question])
     assert said.refused and "context of 48 tokens" in said.refused

@@ -288,3 +288,36 @@ def test_what_on_reply_raises_ends_the_run() -> None:
         with pytest.raises(OSError, match="disk full"):
             ask(to(server, concurrency=2), questions(40), full)
         assert len(server.requests) < 10
+
+
+@pytest.mark.parametrize("encoded", [b"[" * 200_000, b"\x1f\x8bnot gzip"])
+def test_what_cannot_even_be_parsed_is_tried_again_too(encoded: bytes) -> None:
+    def brain(body: dict[str, Any], number: int) -> tuple[int, Any, dict[str, str]]:
+        headers = {"Content-Encoding": "gzip"} if encoded.startswith(b"\x1f") else {}
+        return (200, encoded, headers) if number < 3 else (200, completion("yes"), {})
+
+    with serving(brain) as server:
+        assert asked(to(server))["q0"].text == "yes"
+        assert len(server.requests) == 3
+
+
+def test_half_a_character_is_replaced() -> None:
+    body = json.dumps(completion("a \ud83d b")).encode()
+    with serving(lambda request, number: (200, body)) as server:
+        assert asked(to(server))["q0"].text == "a \ufffd b"
+    whole = json.dumps(completion("a \U0001f600 b")).encode()
+    with serving(lambda request, number: (200, whole)) as server:
+        assert asked(to(server))["q0"].text == "a \U0001f600 b"
+
+
+def test_a_question_waits_until_it_may_be_asked() -> None:
+    tries: list[str] = []
+
+    def admit(name: str) -> bool:
+        tries.append(name)
+        return tries.count(name) > 2
+
+    replies: dict[str, Reply] = {}
+    with serving(lambda body, number: (200, completion("yes"))) as server:
+        ask(to(server), questions(4), replies.__setitem__, admit=admit)
+    assert len(replies) == 4 and len(tries) == 12

@@ -130,7 +130,10 @@ def test_contradictions_cut_answers_and_thoughts() -> None:
     assert read_answer(f"{say(question, 'A > B')}\n{say(question, 'A > B')}", question, RUBRIC).ranks
     assert read_answer(say(question, "A > B"), question, RUBRIC, whole=False).invalid == "cut at the token limit"
     thought = f"<think>{say(question, 'A > B')}\n</think>{say(question, 'B > A')}"
-    assert read_answer(thought, question, RUBRIC).ranks == {question.order[0]: 2, question.order[1]: 1}
+    for text in (thought, thought.removeprefix("<think>")):  # a template may have begun it
+        assert read_answer(text, question, RUBRIC).ranks == {question.order[0]: 2, question.order[1]: 1}
+    unended = thought.partition("</think>")[0]
+    assert read_answer(unended, question, RUBRIC).invalid == "thinking that does not end"
 
 
 def test_ratings_are_read_and_kept_where_both_orders_agree() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +25,8 @@ from labeling.comparison import Comparison, Judgement
 from labeling.question import QUESTION, guidelines_version
 from labeling.service import argilla as argilla_api
 from labeling.service.connection import connect, items, request
-from tasks.ai.answers import Kept, Said
 from tasks.ai.feedback import JudgingRecipe, judge_comparisons, judging_of
+from tasks.ai.kept import Kept, Said
 from tasks.ai.recipe import AiRecipe, ai_faults
 from tasks.ai.round import Ai, conclude, more_for_people, read_ai, share_of_people, suggestions
 from tasks.artifact import InputError, PipelineError, Row, Work, read_jsonl, write_jsonl
@@ -248,9 +249,10 @@ def test_what_was_kept_survives_a_cut_line_and_two_writers(tmp_path: Path) -> No
     with path.open("a") as file:
         file.write('{"key": "c", "text": "ha')
     third = Kept(path, "j")
-    assert third.said == {"a": Said("now", "yes", prompt_tokens=3), "b": Said("now", worth=(0.25, 0.5))}
+    assert len(third) == 2 and third.get("a") == Said("now", "yes", prompt_tokens=3) and third.get("c") is None
+    assert third.get("b") == Said("now", worth=(0.25, 0.5))
     third.add("c", Said("now", "ü\u2028" * 100_000))
-    assert Kept(path, "j").said["c"].text == "ü\u2028" * 100_000 and len(Kept(path, "j").said) == 3
+    assert Kept(path, "j").read("c").text == "ü\u2028" * 100_000 and len(Kept(path, "j")) == 3
     assert path.stat().st_mode & 0o077 == 0
 
 
@@ -634,3 +636,19 @@ def test_argilla_takes_the_suggestions(argilla: dict[str, str]) -> None:
         assert suggestion["value"] == shown[record]["value"] and suggestion["score"] == shown[record]["score"]
         assert suggestion["question_id"] == questions[QUESTION]
     assert json.dumps(shown)
+
+
+def test_kept_answers_are_on_disk_and_not_in_memory(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "answers.jsonl", "j")
+    for number in range(1000):
+        kept.add(str(number), Said("now", f"{number} " * 2000, prompt_tokens=1))
+    kept.add("7", Said("now", "again", prompt_tokens=2))
+    size = (tmp_path / "answers.jsonl").stat().st_size
+    del kept
+    tracemalloc.start()
+    kept = Kept(tmp_path / "answers.jsonl", "j")
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 500_000 < size / 10
+    assert kept.read("999").text.startswith("999 999") and kept.read("7").text == "again"
+    assert [said.prompt_tokens for said in kept.all("7")] == [1, 2] and not list(kept.all("none"))

@@ -64,6 +64,14 @@ def test_every_assistant_turn_is_learnt_with_its_eos(family: str) -> None:
     assert "Be kind." in text and text.index("Be kind.") < text.index("Hi") < text.index("Bye")
 
 
+def test_a_turn_of_weight_0_is_shown_and_not_learnt(family: str) -> None:
+    tokenizer = prepare_tokenizer(family_tokenizer(family))
+    weighted: list[Message] = [{**turn, "weight": 0} if turn["content"] == "Yes." else turn for turn in TURNS]
+    encoded = encode_conversation(tokenizer, weighted)
+    assert _marked(tokenizer, encoded) == [f"No.{EOS[family]}"]
+    assert encoded.input_ids == encode_conversation(tokenizer, TURNS).input_ids
+
+
 def test_bos_comes_once_and_first(family: str) -> None:
     tokenizer: Any = prepare_tokenizer(family_tokenizer(family))
     for ids in (encode_conversation(tokenizer, TURNS).input_ids, encode_prompt(tokenizer, TURNS[1:2])):

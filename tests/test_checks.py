@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks.artifact import InputError, Message
 from tasks.checks import answers, instructions
-from tasks.data.rows import read_examples
+from tasks.data.files import read_examples
 from tasks.data.templates import ChatTemplate
 from tasks.training.rewards import FunctionReward, JsonReward, Rewards, RewardTerm
 

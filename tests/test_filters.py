@@ -5,13 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from tasks.artifact import Message, Row
 from tasks.data.decontamination import Protected
-from tasks.data.duplicates import MISSED, PERMUTATIONS, Signatures, rows_per_band, similarity
 from tasks.data.filters import repetition
 from tasks.data.mixture import AnyFilter
 from tasks.data.pii import Pii, redact
@@ -148,53 +146,6 @@ def test_short_evaluation_prompts_are_found_word_for_word_in_longer_texts() -> N
     assert not protected.holds(
         ["What happens if you eat apple seeds?", "So who are you, friend?", "你会发生什么事情呢"]
     )
-
-
-def test_bands_miss_less_than_said() -> None:
-    for threshold in (0.5, 0.7, 0.8, 0.9, 0.99):
-        rows = rows_per_band(threshold)
-        assert (1 - threshold**rows) ** (PERMUTATIONS // rows) <= MISSED
-        assert (1 - threshold ** (rows + 1)) ** (PERMUTATIONS // (rows + 1)) > MISSED or rows == PERMUTATIONS
-
-
-@pytest.mark.parametrize("threshold", [0.5, 0.8, 1.0])
-def test_minhash_groups_are_those_of_all_pairs(tmp_path: Any, threshold: float) -> None:
-    from random import Random
-
-    rng = Random(3)
-    words = [f"w{n}" for n in range(300)]
-    texts = [" ".join(rng.choices(words, k=30)) for _ in range(60)]
-    for _ in range(120):
-        changed = rng.choice(texts).split()
-        for _ in range(rng.randint(0, 6)):
-            changed[rng.randrange(len(changed))] = rng.choice(words)
-        texts.append(" ".join(changed))
-    signatures = Signatures(tmp_path / "s.bin")
-    for text in texts:
-        signatures.add(text)
-    found = signatures.groups(threshold, texts.__getitem__)
-    expected = list(range(len(texts)))
-    for b in range(len(texts)):
-        for a in range(b):
-            if similarity(texts[a], texts[b]) >= threshold and expected[a] != expected[b]:
-                old, new = max(expected[a], expected[b]), min(expected[a], expected[b])
-                expected = [new if group == old else group for group in expected]
-    assert 1 < len(set(expected)) < len(texts)
-    assert found.tolist() == expected
-
-
-def test_a_chain_of_small_changes_is_thinned_and_not_dropped_whole(tmp_path: Path) -> None:
-    words = [f"w{n}" for n in range(60)]
-    texts = [" ".join(words[n : n + 30]) for n in range(0, 30, 2)]
-    signatures = Signatures(tmp_path / "s.bin")
-    for text in [*texts, texts[3].upper()]:
-        signatures.add(text)
-    every = [*texts, texts[3].upper()]
-    found = signatures.repeats(0.8, every.__getitem__, np.ones(len(every), bool))
-    kept = [n for n in range(len(every)) if found[n] == n]
-    assert len(set(signatures.groups(0.8, every.__getitem__))) == 1 and len(kept) > 4
-    assert all(similarity(every[n], every[found[n]]) >= 0.8 for n in range(len(every)))
-    assert all(similarity(every[a], every[b]) < 0.8 for a in kept for b in kept if a < b)
 
 
 def test_personal_data_is_masked_in_tools_calls_and_references() -> None:

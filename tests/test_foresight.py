@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from flows.foresight import check_models
 from flows.recipe import LifecycleRecipe
+from tasks.foresight import check_models
 from tasks.recipe import RecipeError
 from tests.tiny_models import tiny_model
 

@@ -10,6 +10,7 @@ from tasks.artifact import read_jsonl
 from tests.test_mixture import prepare, question, save, sft
 
 SHARES = {"sft": 1, "reward_train": 0, "reward_validation": 0, "rl": 0, "evaluation": 0}
+HALF = SHARES | {"sft": 0.5, "evaluation": 0.5}
 OPTIONS = ["Yes", "It's impossible to say", "No"]
 RULE = "Decide whether the claim below follows."
 TEMPLATE = {
@@ -107,3 +108,31 @@ def test_few_shot_examples_are_no_evaluation_prompts_and_nothing_like_them_is_ev
         text.removesuffix(" Say it!") for text in asked
     }
     assert not any(row["prompt"] in json.dumps(example) for row in exam for example in sft(work))
+
+
+def chats(count: int, first: str, *, whole: bool) -> list[Any]:
+    """Two-question conversations that begin alike, and perhaps that beginning as a conversation of its own."""
+    rows: list[Any] = [
+        [{"role": "user", "content": first}, {"role": "assistant", "content": f"Hi {n}"},
+         {"role": "user", "content": question(n)}, {"role": "assistant", "content": f"It is {n}."}]
+        for n in range(count)
+    ]  # fmt: skip
+    rows += [[{"role": "user", "content": first}, {"role": "assistant", "content": "Hi"}]] if whole else []
+    return [{"messages": turns} for turns in rows]
+
+
+@pytest.mark.parametrize(("whole", "groups"), [(False, 70), (True, 31)])
+def test_conversations_are_one_group_where_they_go_on_from_a_whole_one(
+    tmp_path: Path, whole: bool, groups: int
+) -> None:
+    others = [{"question": question(n), "answer": f"It is {n}."} for n in range(100, 130)]
+    path = save(tmp_path / "chat.jsonl", chats(40, "Hello there, friend", whole=whole) + others)
+    work = prepare(tmp_path, sets=[{"name": "chat", "kind": "json", "path": path}], shares=HALF)
+    assert len({row["group"] for row in read_jsonl(work.out / "ledger.jsonl")}) == groups
+
+
+def test_few_shot_turns_do_not_join_conversations(tmp_path: Path) -> None:
+    path = save(tmp_path / "qa.jsonl", [{"question": question(n), "answer": f"It is {n}."} for n in range(120)])
+    sets = [{"name": "qa", "kind": "json", "path": path, "fewshot": {"share": 1.0, "pool": 8, "form": "turns"}}]
+    work = prepare(tmp_path, sets=sets, shares=HALF)
+    assert len({row["group"] for row in read_jsonl(work.out / "ledger.jsonl")}) == 112

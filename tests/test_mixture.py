@@ -192,6 +192,34 @@ def test_amounts_repeat_no_set_too_often_and_share_out_the_rest() -> None:
     assert amounts(Mix(), [Wanted("none", 0), Wanted("some", 3)]) == {"none": 0, "some": 3}
 
 
+def test_fixed_shares_are_kept_beside_all_rows_of_the_others() -> None:
+    fifth = [Wanted("a", 100, share=0.2), Wanted("b", 1000)]
+    assert amounts(Mix(), fifth) == {"a": 250, "b": 1000}, "1000 / 0.8 in all"
+    assert amounts(Mix(cap=400), fifth) == {"a": 100, "b": 400}
+    assert amounts(Mix(rows=50), fifth) == {"a": 10, "b": 40}
+    assert amounts(Mix(repeats=1), fifth) == {"a": 100, "b": 1000}, "what a cannot give is not made up by repeating b"
+    both = [Wanted("a", 100, share=0.5), Wanted("b", 1000, share=0.25), Wanted("none", 0, share=0.25)]
+    assert amounts(Mix(), both) == {"a": 100, "b": 50, "none": 0}, "two thirds and one third, no row twice"
+    whole = [Wanted("a", 300, share=0.6), Wanted("b", 100, share=0.4)]
+    assert amounts(Mix(), whole) == {"a": 150, "b": 100}
+
+
+def test_sets_of_fixed_shares_alone_are_trained_on(tmp_path: Path) -> None:
+    sets = [
+        {
+            "name": name,
+            "kind": "json",
+            "path": alpaca(tmp_path / f"{name}.jsonl", 40, start),
+            "use": "sft",
+            "share": 0.5,
+        }
+        for name, start in (("a", 0), ("b", 500))
+    ]
+    sets.append({"name": "exam", "kind": "json", "path": alpaca(tmp_path / "e.jsonl", 5, 900), "use": "evaluation"})
+    shares = {"sft": 1, **dict.fromkeys(SPLITS[1:], 0)}
+    assert len(sft(prepare(tmp_path, sets=sets, shares=shares))) == 80
+
+
 ONE = {"name": "a", "kind": "json", "path": "x"}
 
 

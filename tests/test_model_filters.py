@@ -21,6 +21,7 @@ from tasks.data.scoring_engine import Scorer
 from tasks.data.splits import SPLITS
 from tasks.models.chat import encode_completion
 from tasks.models.loading import load_causal_lm, load_tokenizer
+from tasks.models.pretrain_engine import new_llama
 from tasks.models.templates import prepare_tokenizer
 from tests.test_ai_endpoint import completion, serving
 from tests.test_mixture import NOUNS, prepare, question, save, sft
@@ -55,6 +56,24 @@ def test_losses_are_the_models_own_with_and_without_the_prompt(tmp_path: Path) -
             labels[:, : len(before)] = -100
             with torch.no_grad():
                 assert float(model(input_ids=ids, labels=labels).loss) == pytest.approx(loss, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen", "gpt2", "opt", "gemma"])
+def test_difficulty_compares_the_same_tokens_of_a_completion(tmp_path: Path, family: str) -> None:
+    tokenizer: Any = prepare_tokenizer(family_tokenizer(family))
+    new_llama(tokenizer, 0, hidden=32, layers=2, heads=2, positions=128).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    example, scorer = asked("Where is the bread?", "In aisle 4."), Scorer(tmp_path)
+    [given], [alone] = (scorer.losses([example], each, lambda count: None) for each in (False, True))
+    prompt, answer = encode_completion(tokenizer, example.prompt, example.completions[0])
+    begins = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    model, skipped = load_causal_lm([tmp_path]), 1 - len(begins)
+    for before, loss in ((prompt, given), (begins, alone)):
+        ids = torch.tensor([[*before, *answer]])
+        labels = ids.clone()
+        labels[:, : len(before) + skipped] = -100
+        with torch.no_grad():
+            assert float(model(input_ids=ids, labels=labels).loss) == pytest.approx(loss, abs=1e-4)
 
 
 def test_what_is_longer_than_the_model_takes_is_cut(tmp_path: Path) -> None:
@@ -111,6 +130,16 @@ def judged(tmp_path: Path, url: str, rows: list[Row], **settings: Any) -> Any:
     return prepare(
         tmp_path, sets=[{"name": "chat", "kind": "json", "path": save(tmp_path / "c.jsonl", rows)}], filters=filters
     )
+
+
+def test_models_are_asked_after_rows_are_compared(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path / "home"))
+    path = save(tmp_path / "c.jsonl", [*answers(20), *answers(20)])
+    with serving(rate(4, 4)) as server:
+        judge = {"kind": "judge", "judge": {"kind": "endpoint", "url": server.url, "model": "judge"}}
+        filters = [{**judge, "rubric": "Truth counts."}, {"kind": "duplicates"}]
+        prepare(tmp_path, sets=[{"name": "chat", "kind": "json", "path": path}], filters=filters)
+        assert len(server.requests) == 20
 
 
 def answers(count: int) -> list[Row]:

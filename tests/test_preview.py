@@ -65,6 +65,30 @@ def test_the_verb_shows_masks_counts_and_shares(tmp_path: Path, monkeypatch: pyt
     assert "has no set 'nothing'; its sets are chat, text" in rlhf("data", "preview", recipe, "--of", "nothing").error
 
 
+def test_rows_cannot_steer_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_HOME", str(tmp_path / "home"))
+    names = files(tmp_path)
+    rows = "".join(
+        json.dumps({"prompt": f"\x1b[2JWhat of {n}? \u202eabc", "completion": f"\x1b]0;x\x07It is {n}."}) + "\n"
+        for n in range(40)
+    )
+    Path(names["chat"]).write_text(rows + json.dumps({"instruction": "\x1b[31m", "output": " "}) + "\n")
+    recipe = tmp_path / "seen.toml"
+    recipe.write_text(RECIPE.format(**names))
+    seen = subprocess.run([RLHF, "data", "preview", recipe, "--of", "chat"], capture_output=True, check=True)
+    said = (seen.stdout + seen.stderr).decode()
+    assert "\N{REPLACEMENT CHARACTER}[2JWhat of" in said and "It is" in said
+    assert not {"\x1b", "\x07", "\u202e"} & set(said)
+
+
+def test_turns_of_weight_0_are_shown_outside_the_loss() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]
+    row = {"messages": [*turns, turns[0], {"role": "assistant", "content": "d"}]}
+    for tokenizer in (None, tiny_tokenizer()):
+        learnt = "".join(piece["text"] for piece in shown(row, tokenizer)["pieces"] if piece["loss"])
+        assert "d" in learnt and "b" not in learnt.replace("</s>", "")
+
+
 def test_rows_shown_are_different_and_those_of_evaluation_sets_are_prompts(tmp_path: Path) -> None:
     sets: list[dict[str, Any]] = [
         {"name": "few", "kind": "json", "path": alpaca(tmp_path / "few.jsonl", 6), "use": "sft", "boost": 50.0},
@@ -116,7 +140,7 @@ def test_last_turns_alone_are_shown_as_they_are_trained() -> None:
     assert [piece["text"][0] for piece in last["pieces"] if piece["loss"]] == ["d"]
 
 
-def test_a_paid_judge_is_asked_once_by_whatever_verb(tmp_path: Path) -> None:
+def test_a_paid_judge_is_asked_only_with_the_word_and_then_once(tmp_path: Path) -> None:
     """Its answers are kept in the project's own home, where nobody says where that is."""
     (tmp_path / ".rlhf").mkdir()
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers(30)))
@@ -129,7 +153,23 @@ def test_a_paid_judge_is_asked_once_by_whatever_verb(tmp_path: Path) -> None:
             f'rubric = "Truth counts."\njudge = {{kind = "endpoint", url = "{server.url}", model = "judge"}}\n'
             '[[policy]]\nmethod = "dpo"\n'
         )
-        for verb in (["data", "preview"], ["data", "preview"], ["plan", "--estimate"]):
+        for verb in (["data", "preview"], ["plan", "--estimate"]):
             done = rlhf(*verb, "judged.toml", cwd=tmp_path, RLHF_HOME="", JUDGE_KEY=KEY)
-            assert done.document and len(server.requests) == 30, verb
+            assert not server.requests and "judge" in json.dumps(done.document.get("filters", done.document)), verb
+            assert (
+                verb[0] == "plan"
+                or {"filter": "judge", "seen": "not asked"}.items() <= done.document["filters"][-1].items()
+            )
+        for _ in range(2):
+            done = rlhf("data", "preview", "--judge", "judged.toml", cwd=tmp_path, RLHF_HOME="", JUDGE_KEY=KEY)
+            assert done.document["filters"][-1]["dropped"] == 15 and len(server.requests) == 30
+        plain = subprocess.run(
+            [RLHF, "data", "preview", "judged.toml"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "RLHF_HOME": ""},
+            check=True,
+        )
+        assert "not asked" in plain.stdout and "Not asked: judge; --judge asks" in plain.stdout
     assert list((tmp_path / ".rlhf" / "ai-answers").iterdir())

@@ -1,6 +1,7 @@
 """Templates that are not trusted: none makes a huge value, and each fault is one clear sentence."""
 
 import time
+import tracemalloc
 
 import pytest
 
@@ -8,7 +9,7 @@ from tasks.artifact import InputError
 from tasks.data.templates import render
 
 DOUBLED = "{%% set n = namespace(x='aaaa') %%}{%% for i in range(60) %%}%s{%% endfor %%}{{ n.x }}"
-FAR, MUCH = "a text is padded too far", "it writes too much"
+FAR, MUCH, ROUND = "a text is padded too far", "it writes too much", "it goes round too often"
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,21 @@ FAR, MUCH = "a text is padded too far", "it writes too much"
             "a product is too",
         ),
         ("{% macro m(x) %}{{ m(x) }}{% endmacro %}{{ m(1) }}", "it calls itself without end"),
+        ("{{ (a * 1000000)|wordwrap(1, wrapstring='c' * 1000000) }}", MUCH),
+        ("{{ ('{0}' * 300000).format('c' * 1000000) }}", MUCH),
+        ("{{ ('%s' * 300000)|format('c' * 1000000) }}", MUCH),
+        ("{{ ('%(x)s' * 100000) % {'x': 'c' * 999000} }}", MUCH),
+        ("{{ ['c' * 1000000] * 1000 }}", "a value is too large to write"),
+        ("{{ ([['c' * 1000] * 1000] * 1000)|string }}", "a value is too large to write"),
+        ("{{ {'x': 'c' * 900000, 'y': 'c' * 900000}.values() }}", "a value is too large to write"),
+        ("{{ ([range(99999)|list] * 1000)|sum(start=[]) }}", "only numbers are added up"),
+        ("{{ a.translate({97: 'c' * 1000000}) }}", "it calls 'translate', which templates may not"),
+        ("{{ (5).to_bytes(1000000000) }}", "it calls 'to_bytes'"),
+        ("{{ {}.fromkeys(range(99999)) }}", "it calls 'fromkeys'"),
+        ("{{ [a]|map('urlize', target=a)|list }}", "No filter named 'urlize'"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", ROUND),
+        ("{% for i in range(99999) %}{% set x = range(99999)|list %}{% endfor %}", ROUND),
+        ("{% macro m(n) %}{% if n %}{% set x = m(n - 1) ~ m(n - 1) %}{% endif %}{% endmacro %}{{ m(40) }}", ROUND),
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "it calls itself without end or is nested too deeply"),
     ],
 )
@@ -45,6 +61,43 @@ def test_no_template_makes_a_huge_value(template: str, reason: str) -> None:
         render(template, {"a": "b"})
     assert reason in str(error.value) and len(str(error.value)) < 250 and str(error.value).endswith(".")
     assert time.process_time() - begun < 5
+
+
+NULLS = [
+    "{{ x }}", "{{ a ~ x }}", "{{ '%s' % x }}", "{{ x|upper }}", "{{ x|string }}", "{{ [a, x]|join }}", "{{ n.x }}",
+    "{{ n['x']|trim }}", "{{ '{}'.format(x) }}", "{% for each in xs %}{{ each }}{% endfor %}", "{{ nan }}",
+    "{{ ', '.join(xs) }}", "{{ x if a }}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", NULLS)
+def test_no_null_is_written(template: str) -> None:
+    row = {"a": "b", "x": None, "n": {"x": None}, "xs": ["c", None], "nan": float("nan")}
+    with pytest.raises(InputError, match="null"):
+        render(template, row)
+
+
+def test_a_template_may_ask_for_a_null() -> None:
+    asked = (
+        "{% if x %}1{% endif %}{% if not x %}2{% endif %}{% if x is none %}3{% endif %}{% if x == None %}4{% endif %}"
+        "{{ x or 5 }}{{ x|default(6) }}{% if x is defined %}7{% endif %}{% if n.x != none %}8{% endif %}"
+        "{{ x in [none] }}"
+    )
+    assert render(asked, {"x": None, "n": {"x": None}}) == "234567True"
+    assert render("{{ n|tojson }}", {"n": {"x": None}}) == '{"x": null}'
+
+
+def test_peak_memory_of_what_is_refused_is_small() -> None:
+    tracemalloc.start()
+    for template in (
+        "{{ (a * 999999)|wordwrap(1, wrapstring='c' * 999) }}",
+        "{{ ('{0}' * 300000).format('c' * 999999) }}",
+    ):
+        with pytest.raises(InputError):
+            render(template, {"a": "b"})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20
 
 
 def test_what_templates_usually_do_is_done() -> None:

@@ -12,13 +12,13 @@ import pytest
 from pydantic import TypeAdapter
 
 from tasks.artifact import InputError, Row, read_jsonl
-from tasks.data import reading
+from tasks.data import json_reading, reading
 from tasks.data.columns import column_types, typed
 from tasks.data.flan import kinds_of, read_flan
 from tasks.data.mixture import AnySet
 from tasks.data.promptsource import read_promptsource
 from tasks.data.telling import Told, tell
-from tests.test_mixture import prepare, question, sft
+from tests.test_mixture import prepare, question, save, sft
 
 ROWS: list[Row] = [{"prompt": f'Say "{n}",\nplease; é', "completion": f"It is {n}."} for n in range(40)]
 
@@ -95,7 +95,7 @@ def copy_hub(path: Path) -> None:
 def test_every_kind_of_source_gives_the_same_rows(
     tmp_path: Path, name: str, kind: str, write: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_CHUNK", 97)  # a row lies across several reads
+    monkeypatch.setattr(json_reading, "CHUNK", 97)  # a row lies across several reads
     write(tmp_path / name)
     found = told(kind=kind, path=str(tmp_path / name))
     assert prompts(found) == [row["prompt"] for row in ROWS]
@@ -120,7 +120,7 @@ def test_a_table_without_a_header_or_with_ragged_lines(tmp_path: Path) -> None:
 
 
 BROKEN = [
-    ("a.json", "[1, {}", "is not whole JSON after its row 1"),
+    ("a.json", "[1, {}", "is not whole JSON after its row 2"),
     ("a.json", '"text"', "is not a JSON array of objects"),
     (
         "a.csv",
@@ -236,14 +236,15 @@ TEMPLATES = [
 
 def test_phrasings_are_drawn_by_the_seed_and_the_kinds_weights(tmp_path: Path) -> None:
     path = claims(tmp_path / "claims.jsonl")
-    settings: dict[str, Any] = {"path": path, "templates": TEMPLATES, "cot": {"rationale": "why"}}
+    weights = {"direct": 1, "inverted": 1, "cot": 1}
+    settings: dict[str, Any] = {"path": path, "templates": TEMPLATES, "cot": {"rationale": "why"}, "variants": weights}
     first, again, other = told(0, **settings), told(0, **settings), told(1, **settings)
     assert prompts(first) == prompts(again) != prompts(other)
     kinds = Counter(example.kind for row in first for example in row.examples)
     assert set(kinds) == {"direct", "cot", "inverted"} and min(kinds.values()) > 25
     reasoned = next(e for row in first for e in row.examples if e.kind == "cot")
     assert reasoned.completions[0].startswith("Because of ") and "\nSo the answer is " in reasoned.completions[0]
-    only = told(0, **settings, variants={"direct": 0, "inverted": 0, "cot": 1})
+    only = told(0, **settings | {"variants": {"direct": 0, "inverted": 0, "cot": 1}})
     assert {example.kind for row in only for example in row.examples} == {"cot"}
     shorter = told(0, **settings, max_rows=30)
     assert prompts(shorter) == prompts(first)[:30], "what a row is told in does not depend on the others"
@@ -253,6 +254,63 @@ def test_phrasings_are_drawn_by_the_seed_and_the_kinds_weights(tmp_path: Path) -
     }
     with pytest.raises(InputError, match="has only inverted phrasings, and 'variants' draws none"):
         told(0, path=path, templates=TEMPLATES[2:], variants={"inverted": 0})
+
+
+def test_a_row_without_reasons_is_told_in_the_phrasings_that_fit(tmp_path: Path) -> None:
+    rows = [{"q": f"Is {n} odd?", "a": "yes", **({"why": "It is."} if n % 2 else {"why": None})} for n in range(60)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings: dict[str, Any] = {
+        "path": str(path), "templates": [{"prompt": "{{ q }}", "completion": "{{ a }}"}], "cot": {"rationale": "why"},
+    }  # fmt: skip
+    found = told(**settings)
+    kinds = Counter((example.kind, row.line % 2) for row in found for example in row.examples)
+    assert not any(row.problem for row in found)
+    assert kinds["direct", 1] == 30 and kinds["cot", 0] > 5 and kinds["cot", 1] == 0
+    only = told(**settings, variants={"direct": 0})
+    assert Counter(row.problem for row in only if row.problem) == {"has no text in the column 'why'": 30}
+
+
+def test_a_null_drops_a_row_by_the_templates_name(tmp_path: Path) -> None:
+    rows = [{"q": "Why?", "a": "So.", "given": None}, {"q": "Why?", "a": None, "given": None}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"q": "Why?", "a": NaN, "given": "x"}\n')
+    template = {"prompt": "{{ q }}{% if given %} {{ given }}{% endif %}", "completion": "{{ a }}"}
+    found = told(path=str(path), templates=[template])
+    assert [row.problem for row in found] == ["", "does not fit 'template 1'", "does not fit 'template 1'"]
+    assert prompts(found) == ["Why?"] and all("'a' is null" in row.detail for row in found[1:])
+
+
+@pytest.mark.parametrize("names", [("train-0.parquet", "test-0.parquet"), ("train/0.parquet", "test/0.parquet")])
+def test_a_folder_of_parquet_is_read_by_the_splits_its_names_say(tmp_path: Path, names: tuple[str, str]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    for name, rows in zip(names, (ROWS[:30], ROWS[30:]), strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
+    settings: dict[str, Any] = {"kind": "parquet", "path": str(tmp_path)}
+    assert len(told(**settings)) == 30 and len(told(**settings, split="test")) == 10
+    with pytest.raises(InputError, match=r"no files of the split 'dev'; set 'split' to one of test, train\."):
+        told(**settings, split="dev")
+
+
+def test_a_configuration_that_a_folder_does_not_have_is_named(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_lines(tmp_path / name / "train.jsonl")
+    parts = "".join(f"- config_name: {name}\n  data_files: {name}/*.jsonl\n" for name in ("one", "two"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{parts}---\n")
+    assert len(told(kind="hub", path=str(tmp_path), config="two")) == 40
+    with pytest.raises(InputError, match=r"has no configuration 'tow'; set 'config' to one of one, two\."):
+        told(kind="hub", path=str(tmp_path), config="tow")
+    copy_hub(tmp_path / "plain")
+    part: Any = TypeAdapter(AnySet).validate_python(
+        {"name": "set", "kind": "hub", "path": str(tmp_path / "plain"), "config": "tow"}
+    )
+    assert (
+        len(list(part.lines())) == 40 and "has no configurations, so config = 'tow' says nothing" in part.remarks()[0]
+    )
 
 
 MISSPELT = [
@@ -374,8 +432,9 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path) -> None:
 
 
 def test_lines_and_elements_without_an_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_LINE", 10_000)
-    monkeypatch.setattr(reading, "_CHUNK", 1000)
+    for module in (reading, json_reading):
+        monkeypatch.setattr(module, "LONGEST_LINE", 10_000)
+    monkeypatch.setattr(json_reading, "CHUNK", 1000)
     path = tmp_path / "rows.jsonl.gz"
     with gzip.open(path, "wt") as file:
         file.write('{"prompt": "a", "completion": "b"}\n' + "x" * 100_000)
@@ -408,3 +467,16 @@ def test_hidden_files_beside_a_data_set_are_no_part_of_it(tmp_path: Path) -> Non
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
     assert before and part.source_files() == before
+
+
+def test_without_weights_every_phrasing_is_drawn_alike(tmp_path: Path) -> None:
+    templates = [{"prompt": f"{n}: {{{{ q }}}}", "completion": "{{ a }}"} for n in range(3)]
+    templates.append({"prompt": "Ask for {{ a }}", "completion": "{{ q }}", "kind": "inverted"})
+    rows = [{"q": f"Is it {n}?", "a": f"It is {n}."} for n in range(400)]
+    path = save(tmp_path / "qa.jsonl", rows)
+    drawn = Counter(
+        example.form for told_row in told(0, path=path, templates=templates) for example in told_row.examples
+    )
+    assert len(drawn) == 4 and all(70 < count < 130 for count in drawn.values())
+    weighed = told(0, path=path, templates=templates, variants={"direct": 1, "inverted": 1})
+    assert 160 < sum(example.kind == "inverted" for row in weighed for example in row.examples) < 240

@@ -10,16 +10,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from flows.lifecycle import DATA, build_syntheses, data_order
 from flows.recipe import LifecycleRecipe
-from tasks.artifact import Artifact, InputError, Row, Work, read_jsonl
+from tasks.artifact import Artifact, InputError, Message, Row, Work, read_jsonl
 from tasks.data.prepare import DataRecipe, prepare_data
 from tasks.data.preview import made_by
 from tasks.data.splits import SPLITS, prompt_id
 from tasks.recipe import RecipeError, load_recipe
 from tasks.store import Order
 from tests.lifecycle_runs import ROOT, rlhf
+from tests.synthesis_author import PRINCIPLES, SEEDS, Author, chain
 from tests.test_ai_endpoint import ChatServer, serving
 from tests.test_mixture import alpaca, by_set, question, save, sft
-from tests.test_synthesis import PRINCIPLES, SEEDS, Author, chain
 
 WRITTEN = {"name": "written", "kind": "synthesis", "of": "tasks"}
 
@@ -32,15 +32,12 @@ def written(folder: Path, rows: list[tuple[str, list[Row]]]) -> Path:
     """A synthesis artifact of (instruction, steps)."""
     about = {"synthesis": "tasks", "model": "author-1", "temperature": 0.7, "seed": 0}
     folder.mkdir()
-    told = [
-        {
-            "id": str(n),
-            "prompt_id": prompt_id([{"role": "user", "content": text}]),
-            "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": f"It is number {n}."}],
-            "made": {**about, "steps": steps},
-        }
-        for n, (text, steps) in enumerate(rows)
-    ]
+    told: list[Row] = []
+    for n, (text, steps) in enumerate(rows):
+        prompt: list[Message] = [{"role": "user", "content": text}]
+        turns = [*prompt, {"role": "assistant", "content": f"It is number {n}."}]
+        made = {**about, "prompt_id": prompt_id(prompt), "steps": steps}
+        told.append({"id": str(n), "prompt_id": prompt_id(prompt), "messages": turns, "made": made})
     save(folder / "rows.jsonl", told)
     return folder
 
@@ -263,3 +260,75 @@ def test_written_planned_looked_at_and_never_asked_twice(
     assert again[0]["reused"] and len(author[1].requests) == asked
     folder = Path(made["rows_file"]).parent
     assert not any("sk-of-nobody" in file.read_text(errors="replace") for file in folder.rglob("*") if file.is_file())
+
+
+def where_they_are(work: Work) -> dict[str, str]:
+    """The split of each answer number ("It is number N."), or of each prompt's last word."""
+    found: dict[str, str] = {}
+    for split in SPLITS:
+        for row in read_jsonl(work.out / f"{split}.jsonl"):
+            turns = row["messages"][:-1] if split == "sft" else row["prompt"]
+            found[turns[-1]["content"].split("|")[-1]] = split
+    return found
+
+
+def families(count: int, name: str) -> list[tuple[str, list[Row]]]:
+    """So many families of a parent, with an address in it, and three of its kind; or of four instances of one task."""
+    rows: list[tuple[str, list[Row]]] = []
+    for n in range(count):
+        texts = [f"{question(n * 7 + k, 2)} Write to a{n}{k}@b.example {n * 53 + k}|{n}.{k}" for k in range(4)]
+        task = prompt_id([{"role": "user", "content": texts[0]}])
+        told = step("self_instruct", task=f"{n:016x}") if name == "task" else step("evolve", parent=task)
+        rows += [(text, [told] if name == "task" or k else []) for k, text in enumerate(texts)]
+    return rows
+
+
+@pytest.mark.parametrize("name", ["task", "parent"])
+@pytest.mark.parametrize("change", ["none", "pii", "templates"])
+def test_families_stay_together_also_where_their_prompts_change(tmp_path: Path, name: str, change: str) -> None:
+    artifact = written(tmp_path / "made", families(30, name))
+    told = {"prompt": "Please: {{ messages[0].content }}", "completion": "{{ messages[1].content }}"}
+    sets = [{**WRITTEN, **({"templates": [told]} if change == "templates" else {})}]
+    filters = [{"kind": "pii"}] if change == "pii" else []
+    work = prepare(tmp_path, artifact, sets=sets, filters=filters, near_duplicates=1)
+    splits: dict[str, set[str]] = {}
+    for label, split in where_they_are(work).items():
+        splits.setdefault(label.split(".")[0], set()).add(split)
+    assert len(splits) == 30 and all(len(each) == 1 for each in splits.values())
+    assert len(set().union(*splits.values())) == 5
+
+
+def test_pairs_of_a_synthesis_keep_their_families_and_how_they_were_made(tmp_path: Path) -> None:
+    rows = read_jsonl(written(tmp_path / "made", families(30, "parent")) / "rows.jsonl")
+    pairs = [
+        {"prompt": row["messages"][:1], "chosen": row["messages"][1:], "rejected": "No.", "made": row["made"]}
+        for row in rows
+    ]
+    work = Work(tmp_path / "out", tmp_path / "scratch", 0)
+    work.out.mkdir()
+    part = {"source": "preferences", "path": save(tmp_path / "pairs.jsonl", pairs), "near_duplicates": 1}
+    prepare_data(TypeAdapter(DataRecipe).validate_python(part), {}, work)
+    splits: dict[str, set[str]] = {}
+    for label, split in where_they_are(work).items():
+        splits.setdefault(label.split(".")[0], set()).add(split)
+    assert len(splits) == 30 and all(len(each) == 1 for each in splits.values())
+    for file in ("sft", "evaluation", "preferences_train"):
+        assert all(row["made"]["model"] == "author-1" for row in read_jsonl(work.out / f"{file}.jsonl")), file
+
+
+def test_personal_data_is_masked_in_how_a_row_was_made_too(tmp_path: Path) -> None:
+    number = "4111111111111111"  # an id that looks like a card
+    told = [step("answer"), step("revise", original="Write to ada@b.example.", parent=number)]
+    rows = [(question(n), told) for n in range(40)] + [("Is it ada@c.example? No.", told)]
+    for action, kept in (("redact", 41), ("drop", 40)):
+        (tmp_path / action).mkdir()
+        artifact = written(tmp_path / action / "made", rows)
+        exam = save(tmp_path / action / "exam.jsonl", [{"prompt": question(0)}])
+        sets = [WRITTEN, {"name": "exam", "kind": "json", "path": exam, "use": "evaluation"}]
+        filters = [{"kind": "pii", "action": action}]
+        work = prepare(tmp_path / action, artifact, sets=sets, filters=filters, shares={
+            "sft": 1, **dict.fromkeys(SPLITS[1:], 0)
+        })  # fmt: skip
+        written_out = [read_jsonl(work.out / f"{name}.jsonl") for name in ("sft", "dropped")]
+        assert "@" not in str(written_out) and number in str(written_out)
+        assert by_set(work)["written"]["read"] == 41 and len(written_out[1]) == 1 + 41 - kept

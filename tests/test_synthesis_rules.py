@@ -5,18 +5,18 @@ import random
 import numpy as np
 import pytest
 
-from tasks.synthesis.novelty import Known, nearest_scores, rouge_l
+from tasks.synthesis.cleaning import only_text, same_text, words_of_the_task
+from tasks.synthesis.instances import given_in, instance_faults, instances_in
+from tasks.synthesis.novelty import Known, nearest_scores
 from tasks.synthesis.prompts import PROMPTS, fill, places, prompt_fault
 from tasks.synthesis.recipe import SelfInstruct
 from tasks.synthesis.rules import (
     apologises,
     copied_words,
-    instance_faults,
-    instances_in,
     instruction_fault,
     listed,
-    only_text,
     says_nothing,
+    verdict_of,
     yes_or_no,
 )
 
@@ -33,12 +33,10 @@ from tasks.synthesis.rules import (
         ("same words here", "Same, words: here!", 1.0),
         ("告诉我三种树", "告诉我三条河", 4 / 6),
         ("", "words", 0.0),
-        ("", "", 0.0),
     ],
 )
 def test_rouge_l_is_what_one_computes_by_hand(a: str, b: str, score: float) -> None:
-    assert rouge_l(a, b) == pytest.approx(score) == pytest.approx(rouge_l(b, a))
-    assert Known([a]).nearest(b)[0] == pytest.approx(score) or not (a and b)
+    assert Known([a]).nearest(b) == pytest.approx(score) == pytest.approx(Known([b]).nearest(a))
 
 
 def by_definition(a: list[str], b: list[str]) -> float:
@@ -60,9 +58,8 @@ def test_rouge_l_of_many_texts_is_the_definition() -> None:
     np.fill_diagonal(scores, 0)
     assert nearest_scores(joined) == pytest.approx(scores.max(1), abs=1e-6)
     known = Known(joined[1:])
-    score, number = known.nearest(joined[0])
-    assert score == pytest.approx(scores[0, 1:].max()) and scores[0, number + 1] == pytest.approx(score)
-    assert Known().nearest("anything") == (0.0, -1) and nearest_scores(["one"])[0] == 0
+    assert known.nearest(joined[0]) == pytest.approx(scores[0, 1:].max())
+    assert Known().nearest("anything") == 0 and nearest_scores(["one"])[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -72,6 +69,7 @@ def test_rouge_l_of_many_texts_is_the_definition() -> None:
         ("Sure! Some tasks:\n\n1) Name a tree.\n\n2) Name a bird.\n\nBe well!", ["Name a tree.", "Name a bird."]),
         ("Task 9: Name a tree\n  of the north.\nTask 10: Name a bird.", ["Name a tree of the north.", "Name a bird."]),
         ("1. **Name a tree.**\n2. \"Name a bird.\"", ["Name a tree.", "Name a bird."]),
+        ("1. **Trees**: Name **one**.\n2. **Name** a bird.", ["Trees: Name **one**.", "Name a bird."]),
         ("- Name a tree.\n- Name a bird.", ["Name a tree.", "Name a bird."]),
         ("* Name a tree.\n• Name a bird.", ["Name a tree.", "Name a bird."]),
         ('```json\n["Name a tree.", 3, "Name a bird.", ""]\n```', ["Name a tree.", "Name a bird."]),
@@ -103,6 +101,16 @@ def test_the_last_item_of_a_cut_list_is_left_out() -> None:
         ("Output: b", False, []),
         ("Input: a\nOutput: Label: b\nAnswer: c", False, [("a", "Label: b\nAnswer: c")]),
         ("Input: a\nInput: c\nOutput: d", False, [("c", "d")]),
+        ("Input: a\nOutput: Run it:\nOutput: 5\nIt says 5.", False, [("a", "Run it:\nOutput: 5\nIt says 5.")]),
+        ("1.\nInput: a\nOutput: b\n---\n2.\nInput: c\nOutput: d", False, [("a", "b"), ("c", "d")]),
+        ("```\nInput: a\nOutput: b\n```", False, [("a", "b")]),
+        ("Input: a\nOutput:\n```\nb\n```", False, [("a", "```\nb\n```")]),
+        ("Input: a\nOutput: b\n\nTask: Next thing\nInput: c\nOutput: d", False, [("a", "b")]),
+        ("Input: a\nOutput: b\nTask: Next thing\nInput: c\nOutput: d", False, [("a", "b")]),
+        ("Task: This thing\nInput: a\nOutput: b\n\n**Task 2:** Next thing", False, [("a", "b")]),
+        ("Input: a\nOutput: To do\nTask: buy milk\nDay: Monday", False, [("a", "To do\nTask: buy milk\nDay: Monday")]),
+        ("Input: No input required.\nOutput: b", False, [("", "b")]),
+        ("Label: green\nInput: grass\n---\nLabel: blue\nInput: sky", True, [("grass", "green"), ("sky", "blue")]),
         ("The answer is seven.", False, []),
     ],
 )
@@ -112,6 +120,22 @@ def test_instances_are_read_with_their_partners(text: str, label_first: bool, pa
 
 def test_the_last_instance_of_a_cut_text_is_left_out() -> None:
     assert instances_in("Input: a\nOutput: b\nInput: c\nOutput: hal", False, False) == [("a", "b")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("none", "None.", "N/A", "<noinput>", "No input", "No input required.", "(none needed)", "There is no input."),
+        *("", "This task needs no further input.", "not applicable", "No input is needed for this task."),
+    ],
+)
+def test_an_input_that_says_there_is_none_is_none(text: str) -> None:
+    assert given_in(text) == ""
+
+
+@pytest.mark.parametrize("text", ["No.", "None of them came.", "No input was read by the program.", "Not needed: salt"])
+def test_an_input_that_says_something_stays(text: str) -> None:
+    assert given_in(text) == text
 
 
 @pytest.mark.parametrize(
@@ -180,6 +204,92 @@ def test_what_evolving_must_not_give() -> None:
 )
 def test_only_what_was_asked_for_is_taken(text: str, said: str) -> None:
     assert only_text(text) == said
+
+
+WHOLE = [
+    "**Task:** Write a poem about **love**",
+    '"Yes," she said. "No."',
+    "* a\n* **b**",
+    "* a\n* b *",
+    "_a_ and _b_",
+    "__init__",
+    "Here is the problem: the file is never closed.",
+    "Final answer: 42",
+    "Here is the text to sum up: it rained.",
+    "```python\nx = 1\n```",
+    "```\nx = 1\n```\nand\n```\ny = 2\n```",
+    "“Yes,” she said, “no.”",
+    "New version 3.2 is out: update now.",
+]
+
+
+@pytest.mark.parametrize("text", WHOLE)
+def test_nothing_is_taken_from_a_text_that_is_whole(text: str) -> None:
+    assert only_text(text, "answer") == text and only_text(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Here is the revised answer: It is seven.", "It is seven."),
+        ("Sure! Here's the revised version of the answer:\n\nIt is seven.", "It is seven."),
+        ("Below is a rewritten response that is kinder:\nIt is seven.", "It is seven."),
+        ("**Revised Answer:**\nIt is **seven**.", "It is **seven**."),
+        ("### Revised answer\n\nIt is seven.", "It is seven."),
+        ("Revised response: It is seven.", "It is seven."),
+        ("```\nIt is seven.\n```", "It is seven."),
+        ("```markdown\nIt is seven.\n```", "It is seven."),
+        ('"It is seven."', "It is seven."),
+        ("***It is seven.***", "It is seven."),
+    ],
+)
+def test_announcements_of_a_revised_answer_are_left_out(text: str, said: str) -> None:
+    assert only_text(text, "answer", before="It is eight.") == said
+
+
+@pytest.mark.parametrize(
+    "text", ["```\nx = 1\n```", '"Seven."', "**Seven.**", "Here is the revised version:\nDear Ada, thank you."]
+)
+def test_what_the_answer_before_had_around_it_stays(text: str) -> None:
+    assert only_text(text, "answer", before=text.replace("1", "2").replace("Seven", "Eight")) == text
+    assert same_text(text, only_text(text, "answer")) and not same_text(text, text + " More.")
+
+
+def test_answers_that_differ_in_a_sign_are_different() -> None:
+    assert not same_text("a = b - c", "a = b + c") and same_text("a  b\n", "**a b**")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("No revision needed.", True),
+        ("As the critique says, it is seven.", True),
+        ("The original answer was right: seven.", True),
+        ("By the principle, I say seven.", True),
+        ("The answer does not fall short. It is seven.", True),
+        ("By the principle of least action it is seven.", False),
+        ("It was his first principle. No change.", False),
+    ],
+)
+def test_an_answer_that_speaks_of_its_revision_is_known(text: str, found: bool) -> None:
+    assert bool(words_of_the_task(text, "How many?", "It is eight.")) is found
+    assert not words_of_the_task(text, f"Sum up: {text}", "It is eight.")
+
+
+@pytest.mark.parametrize(
+    ("text", "keep"),
+    [
+        ("It is kind.\nVerdict: keep", True),
+        ("It is kind.\n\n**Verdict:** Keep.", True),
+        ("It is rude.\nVerdict: revise", False),
+        ("Verdict: keep\nNo, on second thought:\nVerdict: revise", False),
+        ("It is rude; I would not keep it.", False),
+        ("The verdict: keep it.", False),
+    ],
+)
+def test_a_critique_says_whether_the_answer_may_stay(text: str, keep: bool) -> None:
+    critique, kept = verdict_of(text)
+    assert kept is keep and not critique.endswith(("keep", "revise"))
 
 
 def test_verdicts() -> None:

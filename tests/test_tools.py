@@ -8,8 +8,8 @@ import pytest
 
 from labeling.question import prompt_text
 from tasks.artifact import InputError, Message, Row, read_jsonl
+from tasks.data.files import read_examples
 from tasks.data.prepare import JsonlData, prepare_data
-from tasks.data.rows import read_examples
 from tasks.models.templates import prepare_tokenizer
 from tasks.training.sft_engine import encode_rows
 from tests.test_data import NUMBERS, save
@@ -112,6 +112,28 @@ def test_tools_go_through_the_data_stage_into_the_loss(tmp_path: Path) -> None:
         assert '{"type": "object", "properties": {"zone": {}, "at": {}}}' in tokenizer.decode(encoded.input_ids)
     asked: list[Message] = read_jsonl(work.out / "evaluation.jsonl")[0]["prompt"]
     assert "tools" in asked[0] and asked[-1]["role"] == "tool"
+
+
+def test_what_arrow_fills_in_is_no_argument(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    def row(arguments: Row, properties: Row) -> Row:
+        call = {"id": "x", "type": "function", "function": {"name": "find", "arguments": arguments}}
+        schema = {"name": "find", "parameters": {"type": "object", "properties": properties}}
+        turns = [OPENAI["messages"][0], {"role": "assistant", "content": None, "tool_calls": [call]}]
+        return {"messages": turns, "tools": [{"type": "function", "function": schema}], "note": None}
+
+    rows = [row({"a": 1}, {"a": {"type": "integer"}}), row({"b": "x"}, {"b": {"type": "string", "enum": ["x"]}})]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    examples, _ = read_examples(tmp_path / "rows.parquet", "refuse")
+    assert [each.calls[0]["function"]["arguments"] for each in examples] == ['{"a": 1}', '{"b": "x"}']
+    schemas = [
+        json.loads(each.prompt[0].get("tools", ""))[0]["function"]["parameters"]["properties"] for each in examples
+    ]
+    assert schemas == [{"a": {"type": "integer"}}, {"b": {"type": "string", "enum": ["x"]}}]
+    written = read(tmp_path, {**rows[0], "messages": row({"a": None}, {})["messages"]})
+    assert written.calls[0]["function"]["arguments"] == '{"a": null}', "in JSON a null was written"
 
 
 def test_people_and_judges_read_what_was_called(tmp_path: Path) -> None:

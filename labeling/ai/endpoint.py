@@ -28,8 +28,19 @@ DOWN = 3
 """As many questions in a row without an answer mean that the endpoint is down."""
 WRONG = 10
 """As many refusals before the first answer mean that the request itself is wrong."""
+PATIENCE = 0.02
+"""Seconds until a question that may not be asked yet is looked at again."""
+ADAPTED = 3
+"""How often a request is put otherwise because the endpoint does not take it so."""
 LONGEST_WAIT = 120.0
 """Seconds; a server that asks for more is not waited for longer."""
+
+_UNTAKEN = re.compile(
+    r"\b(temperature|top_p)\b.{0,40}(?:not support|unsupported|deprecated)"
+    r"|(?:unsupported|not support).{0,40}\b(temperature|top_p)\b"
+)
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half a character (of a surrogate pair), which no file can hold."""
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -54,6 +65,8 @@ class Endpoint:
     """Seconds before the second attempt, doubled for each further one; the server's `Retry-After` goes first."""
     who: str = "judge"
     """What the model is to the user."""
+    may_leave: tuple[str, ...] = ()
+    """Options that are left out where the endpoint does not take their value; others end the run."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +112,17 @@ def ask(
     questions: Mapping[str, Messages],
     on_reply: Callable[[str, Reply], None],
     answered: int = 0,
+    admit: Callable[[str], bool] = lambda name: True,
 ) -> None:
     """Ask every question; `on_reply` gets its name and reply, one at a time, as soon as it is there.
 
-    `answered`: how many it answered before, so that one question it fails at does not mean that it is down.
+    `answered`: how many it answered before, so that one question it fails at does not mean that it is down. `admit`
+    says whether a question may be asked now; it is called again until it may, and what it raises ends the run.
     What is busy or garbled is tried again. Raises `LabelingError` when the key or the address is refused, or nothing
     answers any more; what `on_reply` got by then is paid for and need not be asked again.
     """
     with _connect(endpoint) as client, ThreadPoolExecutor(endpoint.concurrency) as pool:
-        asking = _Asking(endpoint, client, on_reply, answered)
+        asking = _Asking(endpoint, client, on_reply, answered, admit)
         futures = [pool.submit(asking.one, name, messages) for name, messages in questions.items()]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
@@ -146,9 +161,15 @@ class _Asking:
     """One run over questions: what its threads share."""
 
     def __init__(
-        self, endpoint: Endpoint, client: httpx.Client, on_reply: Callable[[str, Reply], None], answered: int
+        self,
+        endpoint: Endpoint,
+        client: httpx.Client,
+        on_reply: Callable[[str, Reply], None],
+        answered: int,
+        admit: Callable[[str], bool],
     ) -> None:
-        self.endpoint, self.client, self.on_reply = endpoint, client, on_reply
+        self.endpoint, self.client, self.on_reply, self.admit = endpoint, client, on_reply, admit
+        self.options = dict(endpoint.options)
         self.over = Event()
         self.lock = Lock()
         self.answered = answered
@@ -157,6 +178,9 @@ class _Asking:
     def one(self, name: str, messages: Messages) -> None:
         """Ask one question and hand its reply on. Raises what ends the whole run, and stops the others."""
         try:
+            while not self.admit(name):
+                if self.over.wait(PATIENCE):
+                    return
             reply = self._reply(messages)
             with self.lock:
                 if reply is not None:
@@ -191,7 +215,11 @@ class _Asking:
             pause = self.endpoint.backoff * 2**attempt * random.uniform(0.5, 1)
             try:
                 response = self._post(messages)
-            except httpx.TransportError as error:
+                for _ in range(ADAPTED):
+                    if response.status_code != 400 or not self._adapted(response):
+                        break
+                    response = self._post(messages)
+            except (httpx.TransportError, httpx.DecodingError) as error:
                 failure = type(error).__name__
                 continue
             if response.status_code in BUSY:
@@ -205,8 +233,33 @@ class _Asking:
         return Reply(refused=f"{failure}, {self.endpoint.attempts} attempts", lasting=False)
 
     def _post(self, messages: Messages) -> httpx.Response:
-        body = {"model": self.endpoint.model, "messages": [dict(each) for each in messages], **self.endpoint.options}
+        body = {"model": self.endpoint.model, "messages": [dict(each) for each in messages], **self.options}
         return self.client.post(f"{self.endpoint.url.rstrip('/')}/chat/completions", json=body)
+
+    def _adapted(self, response: httpx.Response) -> bool:
+        """Whether the request can be put as this endpoint takes it; so are all further ones.
+
+        OpenAI's later models take `max_completion_tokens` in place of `max_tokens`, and no temperature but 1. Raises
+        `LabelingError` where the value of an option is not taken that may not be left out.
+        """
+        said = response.text.lower()
+        with self.lock:
+            if "max_completion_tokens" in said and "max_tokens" in said:
+                limit = self.options.pop("max_tokens", None)
+                if limit is not None:
+                    self.options["max_completion_tokens"] = limit
+                return "max_completion_tokens" in self.options
+            untaken = _UNTAKEN.search(said)
+            name = (untaken[1] or untaken[2]) if untaken else ""
+            if name in self.endpoint.may_leave:
+                self.options.pop(name, None)
+                return True
+        if name not in self.options:
+            return False
+        raise LabelingError(
+            f"The {self.endpoint.who} at {self.endpoint.url} takes no {name} but its own{self._said(response)}; "
+            f"set its '{name}' to 1."
+        )
 
     def _read(self, response: httpx.Response) -> Reply | None:
         """The reply in a response, None when it is garbled. Raises `LabelingError` when no question can be answered."""
@@ -237,7 +290,7 @@ def read_completion(response: httpx.Response) -> Reply | None:
         body = response.json()
         choice = body["choices"][0]
         content, finish = choice["message"].get("content"), choice.get("finish_reason")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         return None
     usage = body.get("usage")
     counts = [_count_of(usage, name) for name in ("prompt_tokens", "completion_tokens")]
@@ -246,7 +299,7 @@ def read_completion(response: httpx.Response) -> Reply | None:
         return Reply(refused="the model refuses to answer", **tokens)
     if not isinstance(content, str):
         return Reply(refused="an answer without text", **tokens)
-    return Reply(content, whole=finish != "length", **tokens)
+    return Reply(_HALF.sub("\ufffd", content), whole=finish != "length", **tokens)
 
 
 def _count_of(usage: Any, name: str) -> int | None:

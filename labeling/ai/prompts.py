@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
 
+from labeling.ai.thinking import without_thinking
 from labeling.comparison import Comparison, Ranks
 from labeling.question import prompt_text
 
@@ -151,7 +152,10 @@ def read_answer(text: str, question: Question, rubric: Rubric, *, whole: bool = 
     order = question.order
     if not whole:
         return Answer(order, invalid="cut at the token limit")
-    said = text.rpartition("</think>")[2]
+    said = without_thinking(text)
+    if said is None:
+        return Answer(order, invalid="thinking that does not end")
+    said = said.rpartition("</think>")[2]
     before = re.split(rf"(?im)^[\s*_`#]*verdict\s+{question.mark}\b", said)[0].strip()[:2000]
     if rubric.form == "rate":
         return _read_ratings(said, before, question, rubric)

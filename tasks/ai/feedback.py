@@ -17,7 +17,9 @@ from labeling.ai.prompts import Answer, Question, Rubric, questions_of
 from labeling.ai.validation import position_of
 from labeling.comparison import Comparison
 from labeling.question import MAX_GUIDELINES, MAX_SCALE, guidelines_version
-from tasks.ai.answers import Said, answer_by_endpoint, judge_identity, letters_mean, usage_of
+from tasks.ai.account import Account
+from tasks.ai.answers import answer_by_endpoint, judge_identity, letters_mean, usage_of
+from tasks.ai.kept import Said, kept_answers
 from tasks.ai.recipe import AiRecipe, EndpointJudge, Judge, earlier_comparisons, validation_files
 from tasks.ai.usable import check_usable
 from tasks.artifact import Work, read_jsonl, write_jsonl
@@ -109,13 +111,14 @@ def _ask(
     judge = recipe.judge
     if isinstance(judge, EndpointJudge):
         identity = judge_identity({"url": judge.url, "model": judge.model, "options": judge.options})
-        return identity, *answer_by_endpoint(judge, questions, recipe.rubric(), identity, work)
-    from tasks.ai.local import answer_locally, chain_digest, chain_of
+        account = Account(judge, kept_answers(identity, work), work)
+        return identity, *answer_by_endpoint(judge, questions, recipe.rubric(), account, work)
+    from tasks.ai.local import chain_digest, chain_of, local_answers
 
     chain = chain_of(judge, inputs)
     told: dict[str, Any] = {"weights": chain_digest(chain), "answer": judge.answer}
     identity = judge_identity(told | ({"tokens": judge.max_new_tokens} if judge.answer == "text" else {}))
-    said = answer_locally(judge, chain, questions, identity, work)
+    said = local_answers(judge, chain, identity, work)(questions)
     return identity, said, usage_of(said)
 
 

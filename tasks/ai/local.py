@@ -14,13 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from labeling.ai.endpoint import Messages
 from labeling.ai.prompts import Question
-from tasks.ai.answers import Kept, Said, letter_options, now
+from tasks.ai.answers import letter_options
+from tasks.ai.kept import Kept, Said, now
 from tasks.ai.recipe import MODEL_FILES, LocalJudge, LocalModel
 from tasks.artifact import InputError, Work
 from tasks.models.chat import encode_prompt
 from tasks.models.loading import load_causal_lm, load_tokenizer, positions
 from tasks.models.source import resolve_hub_model
-from tasks.models.templates import DEFAULT_TEMPLATE
+from tasks.models.templates import prepare_to_answer
 from tasks.sampling.local import CausalLM, decode, generate, output_layer
 
 TOLERANCE = 0.1
@@ -54,23 +55,31 @@ def chain_digest(chain: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def answer_locally(
-    recipe: LocalJudge, chain: Sequence[Path], questions: Sequence[Question], judge: str, work: Work
-) -> list[Said]:
-    """What the model says to each question; answers so far survive a kill in the work's scratch."""
+def local_answers(
+    recipe: LocalJudge, chain: Sequence[Path], judge: str, work: Work
+) -> Callable[[Sequence[Question]], list[Said]]:
+    """The model, loaded when it is first needed, as a function from questions to what it says to each.
+
+    Answers so far survive a kill in the work's scratch.
+    """
     kept = Kept(work.scratch / "answers.jsonl", judge)
-    keys = [kept.key(question.messages) for question in questions]
-    missing = {key: q for key, q in zip(keys, questions, strict=True) if key not in kept.said}
-    if missing:
+    loaded: list[Callable[[Sequence[Question]], list[Said]]] = []
+
+    def answers(questions: Sequence[Question]) -> list[Said]:
+        keys = [kept.key(question.messages) for question in questions]
+        missing = {key: question for key, question in zip(keys, questions, strict=True) if key not in kept}
         total, before = len(set(keys)), len(set(keys)) - len(missing)
         step = recipe.batch_size * ROUNDS
-        answer = _answering(recipe, chain, work.seed)
+        if missing and not loaded:
+            loaded.append(_answering(recipe, chain, work.seed))
         for start in range(0, len(missing), step):
             part = list(missing.items())[start : start + step]
-            for (key, _), said in zip(part, answer([question for _, question in part]), strict=True):
+            for (key, _), said in zip(part, loaded[0]([question for _, question in part]), strict=True):
                 kept.add(key, said)
             work.progress(before + start + len(part), total, "questions to the judge")
-    return [kept.said[key] for key in keys]
+        return list(map(kept.read, keys))
+
+    return answers
 
 
 def _answering(recipe: LocalJudge, chain: Sequence[Path], seed: int) -> Callable[[Sequence[Question]], list[Said]]:
@@ -97,10 +106,9 @@ class Loaded:
 
     def __init__(self, chain: Sequence[Path], batch_size: int, who: str = "judge") -> None:
         self.batch_size, self.who = batch_size, who
-        self.tokenizer = load_tokenizer(chain[0])
-        if not self.tokenizer.chat_template:
-            self.tokenizer.chat_template = DEFAULT_TEMPLATE
+        self.tokenizer = prepare_to_answer(load_tokenizer(chain[0]))
         self.model = load_causal_lm(chain)
+        self.ends = _ends(self.model)
         self.longest = positions(self.model) or float("inf")
 
     def texts(
@@ -123,6 +131,7 @@ class Loaded:
                 greedy=greedy,
                 seed=seed,
                 batch_size=self.batch_size,
+                ends=self.ends,
             )
             return [
                 Said(now(), one.text, one.finished, prompt_tokens=len(ids), completion_tokens=len(one.token_ids))
@@ -142,6 +151,12 @@ class Loaded:
         for place, each in zip(fit, given, strict=True):
             said[place] = each
         return said
+
+
+def _ends(model: CausalLM) -> list[int]:
+    """The tokens that the model's own settings end an answer with, beside the tokenizer's EOS."""
+    known = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [] if known is None else [known] if isinstance(known, int) else list(known)
 
 
 @torch.no_grad()

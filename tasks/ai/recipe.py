@@ -80,8 +80,8 @@ class EndpointModel(Part):
     completion_price: float = Field(default=0.0, ge=0)
     """What a million tokens of answers cost."""
     budget: float | None = Field(default=None, gt=0)
-    """Stop before the answers cost more than this, in the currency of the prices. What an earlier run paid for
-    answers that could not be used does not count."""
+    """Stop before the answers cost more than this, in the currency of the prices. What earlier runs paid for the same
+    questions counts, also for answers that could not be used."""
     concurrency: int = Field(default=8, ge=1, le=256)
     """Questions under way at once."""
     timeout: float = Field(default=120.0, gt=0)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from labeling.ai.feedback import Opinion
 from labeling.ai.keys import key_in, quoted
-from tasks.ai.answers import EXAMPLE, Said
+from tasks.ai.answers import EXAMPLE
+from tasks.ai.kept import Said
 from tasks.ai.recipe import Judge
 from tasks.artifact import PipelineError, Work
 

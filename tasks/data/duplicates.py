@@ -13,24 +13,20 @@ from typing import IO
 import numpy as np
 from rensa import RMinHash  # type: ignore[attr-defined]
 
+from tasks.data.similar import Similar, find_root, flattened, jaccard, join, join_similar, shingles_of
 from tasks.data.words import normalise, shingles
 
 PERMUTATIONS = 128
 MISSED = 1e-3
 """At most this share of the pairs that are just as similar as the threshold is never compared."""
-_LEADERS = 64
+_LEADERS = 32
+"""More texts than these that are unlike each other in one bucket: signatures tell them apart too badly."""
 _BYTES = 4 * PERMUTATIONS
 _BLOCK = 4096
 """Signatures read at once."""
 _MARGIN = 0.12
 """Signatures tell a similarity to about 0.035 (one standard deviation at 0.8): only within this of the threshold are
 texts read."""
-
-
-def similarity(a: str, b: str) -> float:
-    """Jaccard similarity of the words and word pairs of two texts."""
-    first, second = shingles(normalise(a)), shingles(normalise(b))
-    return len(first & second) / len(first | second) if first or second else 1.0
 
 
 def rows_per_band(threshold: float) -> int:
@@ -56,6 +52,12 @@ class Signatures:
         array("I", sketch.digest()).tofile(self._file)
         self.count += 1
 
+    def close(self) -> None:
+        """Close what is open."""
+        self._file.close()
+        if self._read is not None:
+            self._read.close()
+
     def groups(self, threshold: float, text_of: Callable[[int], str], among: np.ndarray | None = None) -> np.ndarray:
         """For each text the number of the first text of its group; a pair of at least `threshold` is in one group.
 
@@ -63,12 +65,15 @@ class Signatures:
         """
         parent = np.arange(self.count, dtype=np.int32)
         taken = parent.copy() if among is None else np.flatnonzero(among).astype(np.int32)
-        rows = rows_per_band(threshold)
+        dense = np.zeros(self.count, bool)
+        rows, of = rows_per_band(threshold), shingles_of(text_of)
         self._file.flush()
         for begin in range(0, PERMUTATIONS - rows + 1, rows):
             for bucket in _buckets(self._keys(taken, begin, rows), taken):
-                _join_bucket(bucket, self.signature, parent, threshold, text_of)
-        return _flattened(parent)
+                if dense[bucket].any() or not _join_bucket(bucket, self.signature, parent, threshold, of):
+                    dense[bucket] = True
+        join_similar(np.flatnonzero(dense), of, threshold, parent)
+        return flattened(parent)
 
     def repeats(self, threshold: float, text_of: Callable[[int], str], among: np.ndarray) -> np.ndarray:
         """For each text the number of the earlier one that it repeats, its own where it repeats none.
@@ -80,18 +85,39 @@ class Signatures:
         several = groups != found
         several[groups[several]] = True
         in_company = np.flatnonzero(several).astype(np.int32)
-        group, leaders = -1, list[int]()
-        for index in map(int, in_company[np.argsort(groups[in_company], kind="stable")]):
-            if groups[index] != group:
-                group, leaders = groups[index], []
+        in_company = in_company[np.argsort(groups[in_company], kind="stable")]
+        begins = np.flatnonzero(np.diff(groups[in_company], prepend=-1))
+        of = shingles_of(text_of)
+        for group in np.split(in_company, begins[1:]):
+            self._repeats_in(group.tolist(), threshold, of, found)
+        return found
+
+    def _repeats_in(
+        self, group: list[int], threshold: float, of: Callable[[int], frozenset[str]], found: np.ndarray
+    ) -> None:
+        """Say of each text of a group which earlier one it repeats that repeats none itself."""
+        leaders: list[int] = []
+        for place, index in enumerate(group):
             signature = self.signature(index)
             for leader in leaders:
-                if _alike(_agreement(self.signature(leader), signature), threshold, leader, index, text_of):
+                if _alike(_agreement(self.signature(leader), signature), threshold, leader, index, of):
                     found[index] = leader
                     break
             else:
                 leaders.append(index)
-        return found
+            if len(leaders) > _LEADERS:
+                rest = group[place + 1 :]
+                break
+        else:
+            return
+        similar = Similar(threshold, of, group)
+        for index in leaders:
+            similar.add(index, similar.rarest(index))
+        for index in rest:
+            rarest = similar.rarest(index)
+            found[index] = next(similar.like(index, rarest, lambda others: others), index)
+            if found[index] == index:
+                similar.add(index, rarest)
 
     def signature(self, index: int) -> np.ndarray:
         """One text's signature. Read and not mapped: pages of a mapped file would count as memory."""
@@ -150,9 +176,10 @@ def _join_bucket(
     read: Callable[[int], np.ndarray],
     parent: np.ndarray,
     threshold: float,
-    text_of: Callable[[int], str],
-) -> None:
-    """Join what is alike: each text is compared with those before it that are unlike each other (at most 64)."""
+    of: Callable[[int], frozenset[str]],
+) -> bool:
+    """Join what is alike: each text is compared with those before it that are unlike each other. False where too many
+    of them are."""
     leaders: list[int] = []
     signatures: list[np.ndarray] = []
     roots: set[int] = set()
@@ -162,38 +189,20 @@ def _join_bucket(
             continue
         signature = read(index)
         for leader, other in zip(leaders, signatures, strict=True):
-            if _alike(_agreement(signature, other), threshold, leader, index, text_of):
+            if _alike(_agreement(signature, other), threshold, leader, index, of):
                 join(parent, leader, index)
                 roots.add(find_root(parent, index))
                 break
         else:
-            if len(leaders) < _LEADERS:
-                leaders.append(index)
-                signatures.append(signature)
-                roots.add(root)
+            if len(leaders) == _LEADERS:
+                return False
+            leaders.append(index)
+            signatures.append(signature)
+            roots.add(root)
+    return True
 
 
-def _alike(estimate: float, threshold: float, a: int, b: int, text_of: Callable[[int], str]) -> bool:
+def _alike(estimate: float, threshold: float, a: int, b: int, of: Callable[[int], frozenset[str]]) -> bool:
     if threshold < 1 and abs(estimate - threshold) > _MARGIN:
         return estimate > threshold
-    return similarity(text_of(a), text_of(b)) >= threshold
-
-
-def find_root(parent: np.ndarray, index: int) -> int:
-    """The first member of a group."""
-    while parent[index] != index:
-        parent[index] = parent[parent[index]]
-        index = int(parent[index])
-    return index
-
-
-def join(parent: np.ndarray, a: int, b: int) -> None:
-    """Make one group of two."""
-    first, second = sorted((find_root(parent, a), find_root(parent, b)))
-    parent[second] = first
-
-
-def _flattened(parent: np.ndarray) -> np.ndarray:
-    for index in range(len(parent)):  # a parent comes before its children
-        parent[index] = parent[parent[index]]
-    return parent
+    return jaccard(of(a), of(b)) >= threshold

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from tasks.artifact import Message
+from tasks.data.families import IDS
 from tasks.data.pii import Pii, found, redact, redact_calls, redact_json, redact_values
 from tasks.data.rows import Example
 from tasks.data.words import MARKS, count_words
@@ -206,18 +207,20 @@ class PiiFilter(FilterPart):
             masked = self.masked(example)
             if masked == example:
                 return example
-            return "there is personal data in it" if self.action == "drop" else masked
+            said = replace(masked, made=example.made)  # how it was made is masked, and no reason to drop it
+            return "there is personal data in it" if self.action == "drop" and said != example else masked
 
         return check
 
     def masked(self, example: Example) -> Example:
-        """The conversation without what was found in its turns, tools, calls and reference."""
+        """The conversation without what was found in its turns, tools, calls, reference and how it was made."""
         return replace(
             example,
             prompt=[self._masked_turn(turn) for turn in example.prompt],
             completions=[redact(text, self.find) for text in example.completions],
             calls=redact_calls(example.calls, self.find),
             reference=redact_values(example.reference, self.find),
+            made=redact_values(example.made, self.find, IDS),
         )
 
     def found(self, example: Example) -> Counter[str]:

@@ -9,8 +9,9 @@ from random import Random
 from typing import Any
 
 from tasks.artifact import InputError, Message, Row
+from tasks.data.forms import read_row
 from tasks.data.phrasings import FewShot, Phrasing
-from tasks.data.rows import BadRow, Example, PassedOver, checked, read_row
+from tasks.data.rows import BadRow, Example, LacksReasons, PassedOver, checked
 
 _MISSING = re.compile(r"no column '([^']+)'")
 _ENOUGH = 20
@@ -34,9 +35,9 @@ class Fits:
             self._columns.update(dict.fromkeys(row))
         try:
             example = say(phrasing, row, rng)
-        except PassedOver:
-            raise
         except BadRow as bad:
+            if isinstance(bad, PassedOver) and not isinstance(bad, LacksReasons):
+                raise
             self._tried[phrasing.name] += 1
             self._why.setdefault(phrasing.name, " ".join(map(str, bad.args)))
             raise
@@ -77,7 +78,7 @@ def with_shots(example: Example, shots: FewShot, pool: list[Row], rng: Random, p
     solved: list[tuple[str, str]] = []
     for row in rng.sample(pool, len(pool)):
         try:
-            shown = read_row(row) if phrasing is None else say(phrasing, row, rng)
+            shown = read_row(row)[0] if phrasing is None else say(phrasing, row, rng)
         except BadRow:
             continue
         if shown.completions and len(shown.prompt) == 1 + (shown.prompt[0]["role"] == "system"):

@@ -15,6 +15,7 @@ from typing import Any
 
 from tasks.artifact import InputError, Message
 from tasks.data.rows import BadRow
+from tasks.data.sandbox import is_null
 from tasks.data.templates import Kind
 from tasks.recipe import Part
 
@@ -97,9 +98,9 @@ def fill(pattern: str, values: Mapping[str, Any]) -> str:
         name = match.group(1)
         if name is None:
             return match.group()[0]
-        if values.get(name) is None:
-            raise BadRow(f"has no column '{name}'")
-        found = values[name]
+        found = values.get(name)
+        if is_null(found) or (isinstance(found, (list, tuple)) and any(map(is_null, found))):
+            raise BadRow(f"has no column '{name}'" if found is None else f"has no value in the column '{name}'")
         return ", ".join(map(str, found)) if isinstance(found, (list, tuple)) else str(found)
 
     return _FIELD.sub(value, pattern).strip()

@@ -1,16 +1,16 @@
 """The ledger of a mixture: which rows are learnt from and which are held out, near-duplicates never apart."""
 
 from array import array
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.artifact import InputError, Row
+from tasks.artifact import InputError
 from tasks.data.decontamination import Phrases
-from tasks.data.duplicates import find_root, join
+from tasks.data.families import family
 from tasks.data.filter_report import losses
 from tasks.data.intake import NEAR, Asked, Intake
+from tasks.data.similar import flattened, join
 from tasks.data.splits import SPLITS, assign_places, prompt_id
 from tasks.data.spool import Kept, plain
 from tasks.data.words import normalise
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 NEAR_SHOT = "is a near-duplicate of a few-shot example"
 NEAR_IDENTITY = "asks who the model is, which it learns"
 NEAR_HELD = "is a near-duplicate of a prompt that is not for SFT"
+NO_ANSWERS = (
+    "No row of the data has a completion, so there is nothing to fine-tune on; add completions (or name the column of "
+    "them with 'rename'), or set data.shares.sft = 0 and start from a model that is fine-tuned already."
+)
 HOLDS = "holds an evaluation prompt"
 
 
@@ -104,40 +108,42 @@ def _keep_out_of_text(
 
 def _drop(recipe: "MixtureData", intake: Intake, kept: Kept, reason: str) -> None:
     for example in kept.examples:
+        intake.seen["ledger"] += 1
         intake.drops.add(recipe.sets[kept.set].name, kept.line, "ledger", reason, plain(example))
 
 
 def _join_conversations(groups: np.ndarray, intake: Intake) -> None:
-    """Join the groups of conversations of which one begins as the other."""
+    """Join the groups of conversations of which one goes on from the whole of the other, by what the user says."""
     whole, of_whole, begun, of_begun = array("q"), array("i"), array("q"), array("i")
-    for index, turns in _turns(intake):
-        said = [normalise(turn) for turn in turns]
-        whole.append(hash(tuple(said)))
-        of_whole.append(index)
-        for length in range(1, len(said), 2):
-            begun.append(hash(tuple(said[:length])))
-            of_begun.append(index)
+    for index, kept in intake.spool.rows(intake.keep):
+        if (
+            not kept.examples[0].kind and kept.asked
+        ):  # told in no phrasing: `asked` are the turns, without few-shot ones
+            said = [normalise(turn) for turn in kept.asked]
+            whole.append(hash(tuple(said)))
+            of_whole.append(index)
+            for length in range(1, len(said)):
+                begun.append(hash(tuple(said[:length])))
+                of_begun.append(index)
     if not begun:
         return
-    beginnings = np.unique(np.frombuffer(begun, np.int64))
-    said = np.frombuffer(whole, np.int64)
-    met = np.isin(said, beginnings)
-    known = np.concatenate([said[met], np.frombuffer(begun, np.int64)])
-    rows = np.concatenate([np.frombuffer(of_whole, np.int32)[met], np.frombuffer(of_begun, np.int32)])
+    said, begins = np.frombuffer(whole, np.int64), np.frombuffer(begun, np.int64)
+    met, going_on = np.isin(said, begins), np.isin(begins, said)
+    known = np.concatenate([said[met], begins[going_on]])
+    rows = np.concatenate([np.frombuffer(of_whole, np.int32)[met], np.frombuffer(of_begun, np.int32)[going_on]])
     _, first, same = np.unique(known, return_index=True, return_inverse=True)
     for index, other in zip(rows, rows[first[same]], strict=True):
         join(groups, int(other), int(index))
-    for index in range(len(groups)):
-        groups[index] = find_root(groups, index)
+    flattened(groups)
 
 
 def _join_made(groups: np.ndarray, intake: Intake) -> None:
-    """Join the groups of rows of which a synthesis made one from the other, or both from a third."""
+    """Join the groups of rows of which a synthesis made one from the other, or both from a third, or for one task."""
     parents: dict[int, set[str]] = {}
     for index, kept in intake.spool.rows(intake.keep):
         for example in kept.examples:
             if example.made:
-                parents.setdefault(index, set()).update(_parents(example.made))
+                parents.setdefault(index, set()).update(family(example.made))
     wanted = set().union(*parents.values())
     if not wanted:
         return
@@ -148,27 +154,7 @@ def _join_made(groups: np.ndarray, intake: Intake) -> None:
     for index, names in parents.items():
         for name in names:
             join(groups, first.setdefault(name, index), index)
-    for index in range(len(groups)):
-        groups[index] = find_root(groups, index)
-
-
-def _parents(made: Row) -> Iterator[str]:
-    """The prompts that a row goes back to, by their ids."""
-    for step in made["steps"]:
-        if isinstance(step, dict):
-            if isinstance(step.get("parent"), str):
-                yield step["parent"]
-            if isinstance(step.get("made"), dict) and isinstance(step["made"].get("steps"), list):
-                yield from _parents(step["made"])
-
-
-def _turns(intake: Intake) -> Iterator[tuple[int, list[str]]]:
-    """The turns of every prompt that is a conversation as it came, and its row."""
-    for index, kept in intake.spool.rows(intake.keep):
-        for example in kept.examples:
-            turns = [turn["content"] for turn in example.prompt if turn["role"] != "system"]
-            if turns and not example.kind:
-                yield index, turns
+    flattened(groups)
 
 
 def _check_filled(recipe: "MixtureData", intake: Intake, splits: np.ndarray) -> None:
@@ -179,7 +165,16 @@ def _check_filled(recipe: "MixtureData", intake: Intake, splits: np.ndarray) -> 
             intake.notify(f"The set '{each.name}' gives nothing: {losses(intake, each.name)}.")
     for place, split in enumerate(SPLITS):
         if getattr(recipe.shares, split) > 0 and not (splits == place).any():
+            if split == "sft" and not _answered(recipe, intake):
+                raise InputError(NO_ANSWERS)
             raise InputError(
                 f"The split '{split}' stays empty: there are too few different prompts ({losses(intake)}); "
                 f"add rows, loosen the filters, or set data.shares.{split} = 0."
             )
+
+
+def _answered(recipe: "MixtureData", intake: Intake) -> bool:
+    """Whether a row that is not for evaluation has a completion."""
+    evaluated = np.array([each.use == "evaluation" for each in recipe.sets])[intake.sets()]
+    rows = intake.spool.rows(intake.keep & ~evaluated)
+    return any(example.completions for _, kept in rows for example in kept.examples)

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tasks.artifact import InputError
+from tasks.data.json_reading import json_rows
 from tasks.data.phrasings import PhrasedSet
-from tasks.data.reading import Line, json_rows
+from tasks.data.reading import Line
 from tasks.data.telling import with_filled
 
 NAME = (

@@ -11,9 +11,10 @@ import numpy as np
 from tasks.artifact import InputError, Row, Work
 from tasks.data.decontamination import Asked, Protected, Whole, says_enough
 from tasks.data.duplicates import Signatures
+from tasks.data.files import read_examples
 from tasks.data.filters import ContaminationFilter, DuplicateFilter, FilterPart, PiiFilter, Rule
 from tasks.data.pii import redact
-from tasks.data.rows import Example, read_examples
+from tasks.data.rows import Example
 from tasks.data.scored import ModelFilter, quantiles, score
 from tasks.data.spool import Drops, Kept, Spool, plain
 from tasks.data.telling import Told, tell
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData
 
 Said = TypeVar("Said", Example, str)
+_MANY = 20
 NEAR = "is a near-duplicate of an evaluation prompt"
 
 
@@ -40,7 +42,7 @@ class Intake:
         self.changed: Counter[str] = Counter()
         self.pii: defaultdict[str, Counter[str]] = defaultdict(Counter)
         """By set: personal data that a filter found, by its kind."""
-        self.names = _filter_names(recipe.filters)
+        self.names = filter_names(recipe.filters)
         self.scores: list[Row] = []
         self.keep = np.zeros(0, bool)
         self.notices: list[str] = []
@@ -70,8 +72,15 @@ class Intake:
             if isinstance(part, DuplicateFilter):
                 self.work.progress(len(order), len(order) + 3, "looking for duplicates")
                 self._without_duplicates(name, part)
-            elif isinstance(part, ModelFilter):
+        for name, part in self.names.items():
+            if isinstance(part, ModelFilter):
                 self._without_low_scores(name, part)
+
+    def close(self) -> None:
+        """Close what is open."""
+        self.drops.close()
+        self.spool.close()
+        self.contents.close()
 
     def _protect(self, guards: Sequence[Protected | Whole]) -> None:
         """Tell the guards what the evaluation rows ask, which are all in the spool."""
@@ -120,6 +129,10 @@ class Intake:
         problems: Counter[str] = Counter()
         details: dict[str, str] = {}
         before = self.read[part.name] - len(self.shots)
+        for remark in part.remarks():
+            self.notify(remark)
+        bare = 0
+        unused: Counter[str] = Counter()
         with closing(part.lines()) as lines:  # type: ignore[arg-type]
             for told in tell(part, lines, self.work.seed, self._known):
                 self.read[part.name] += 1
@@ -137,6 +150,9 @@ class Intake:
                 examples = told.examples if exempt else self._passed(part.name, told, rules, protected)
                 if not examples:
                     continue
+                if told.unused:
+                    bare += 1
+                    unused.update(told.unused)
                 if evaluated:
                     self.asked.add(told.asked, told.examples[0])
                 self._put(Kept(number, told.line, told.content, examples, told.asked))
@@ -147,7 +163,15 @@ class Intake:
             problem, count = problems.most_common(1)[0]
             raise InputError(
                 f"The set '{part.name}' has no usable row: {count} of {rows} {problem} {details[problem].strip()}"
-                "; check its format, or give it templates."
+                "; check its format, name its columns with 'rename', or give it templates."
+            )
+
+        if 2 * bare > rows and not evaluated:
+            names = [column for column, count in unused.items() if 2 * count > bare]
+            self.notify(
+                f"The set '{part.name}': {bare} of {rows} rows are prompts alone, and their columns "
+                f"{', '.join(names)} are not used; if one of them is the answer, give it the name 'completion' with "
+                "'rename', or tell the rows in templates."
             )
 
     def _masked(self, name: str, dropped: Said) -> Said:
@@ -198,6 +222,7 @@ class Intake:
                 passed.append(here)
         if passed and self._known(told.said):
             for example in passed:
+                self.seen["ledger"] += 1
                 self.drops.add(name, told.line, "ledger", NEAR, plain(example))
             return []
         return passed
@@ -212,6 +237,8 @@ class Intake:
                 signatures.add(_conversation_text(kept))
         text = _conversation_text if part.of == "conversation" else _content
         first_said = signatures.repeats(part.threshold, lambda index: text(self.spool.read(index)), among)
+        if signatures is not self.contents:
+            signatures.close()
         again = among & (first_said != np.arange(len(first_said)))
         for index, kept in self.spool.rows(among):
             self.seen[name] += len(kept.examples)
@@ -221,6 +248,14 @@ class Intake:
                 for example in kept.examples:
                     self.drops.add(self.recipe.sets[kept.set].name, kept.line, name, reason, plain(example))
         self.keep &= ~again
+        for number, each in enumerate(self.recipe.sets):
+            here = among & (self.sets() == number)
+            gone = int(again[here].sum())
+            if gone > max(here.sum() / 2, _MANY):
+                self.notify(
+                    f"The filter '{name}' drops {gone} of the {here.sum()} rows of '{each.name}'. If they begin with "
+                    "the same long instruction, give the set templates: then only what its columns say is compared."
+                )
 
     def _looked_at(self, part: FilterPart) -> np.ndarray:
         """The rows of the sets that a filter is for."""
@@ -236,11 +271,10 @@ class Intake:
         """Take out the conversations that a model scores too low or too high."""
         scored = score(part, self.spool, self.keep & self._looked_at(part), self.work)
         self.scores.append(quantiles(name, scored))
-        self.seen[name] += len(scored.places)
+        self.seen[name] += len(scored.scores)
         going: dict[int, dict[int, str]] = {}
-        for (index, at), reason in zip(scored.places, scored.reasons, strict=True):
-            if reason:
-                going.setdefault(index, {})[at] = reason
+        for index, at, reason in scored.dropped():
+            going.setdefault(index, {})[at] = reason
         for index, reasons in going.items():
             out = self.spool.without.get(index, set())
             kept = self.spool.read(index)
@@ -252,7 +286,7 @@ class Intake:
             self.keep[index] = len(reasons) < len(kept.examples)
 
 
-def _filter_names(filters: Sequence[Any]) -> dict[str, Any]:
+def filter_names(filters: Sequence[Any]) -> dict[str, Any]:
     """Each filter by its kind, numbered where a kind is there twice."""
     kinds = Counter(part.kind for part in filters)
     met: Counter[str] = Counter()

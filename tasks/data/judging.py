@@ -4,7 +4,7 @@ A classifier on a judge's ratings of a part, used on all: as Penedo et al. 2024,
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.optimize import minimize
@@ -13,7 +13,9 @@ from scipy.stats import rankdata
 
 from labeling.ai.prompts import Question, Rubric, questions_of
 from labeling.comparison import Comparison, Completion
-from tasks.ai.answers import Said, answer_by_endpoint, judge_identity
+from tasks.ai.account import Account
+from tasks.ai.answers import answer_by_endpoint, judge_identity
+from tasks.ai.kept import Said, kept_answers
 from tasks.ai.recipe import EndpointJudge
 from tasks.artifact import InputError, Work
 from tasks.data.model_filters import JudgeFilter
@@ -28,25 +30,33 @@ CRITERION = "quality"
 _RIDGE = 1.0
 
 
-def ratings(part: JudgeFilter, examples: Sequence[Example], work: Work) -> np.ndarray:
-    """What the judge rates each example's completion, 1 to `scale`; NaN where its answer cannot be read.
+class Rater:
+    """A filter's judge: what it rates completions, 1 to `scale`.
 
-    Answers are kept: interrupted and run again, only what is missing is asked. Raises `PipelineError` when the judge
-    cannot be asked.
+    Answers are kept: interrupted and run again, only what is missing is asked.
     """
-    rubric = Rubric(part.rubric, "rate", criteria=(CRITERION,), scale=part.scale, reasons=part.reasons)
-    questions = [questions_of(_comparison(example), rubric)[0] for example in examples]
-    if isinstance(part.judge, EndpointJudge):
-        judge = part.judge
-        identity = judge_identity({"url": judge.url, "model": judge.model, "options": judge.options})
-        said = answer_by_endpoint(judge, questions, rubric, identity, work)[0]
-    else:
-        from tasks.ai.local import answer_locally, chain_digest, chain_of
 
-        chain = chain_of(part.judge, {})
-        told = {"weights": chain_digest(chain), "answer": "text", "tokens": part.judge.max_new_tokens}
-        said = answer_locally(part.judge, chain, questions, judge_identity(told), work)
-    return np.array([_rating(each, question, rubric) for each, question in zip(said, questions, strict=True)])
+    def __init__(self, part: JudgeFilter, work: Work) -> None:
+        rubric = Rubric(part.rubric, "rate", criteria=(CRITERION,), scale=part.scale, reasons=part.reasons)
+        self._rubric, judge = rubric, part.judge
+        self._answers: Callable[[Sequence[Question]], list[Said]]
+        if isinstance(judge, EndpointJudge):
+            identity = judge_identity({"url": judge.url, "model": judge.model, "options": judge.options})
+            account = Account(judge, kept_answers(identity, work), work)
+            self._answers = lambda questions: answer_by_endpoint(judge, questions, rubric, account, work)[0]
+        else:
+            from tasks.ai.local import chain_digest, chain_of, local_answers
+
+            chain = chain_of(judge, {})
+            told = {"weights": chain_digest(chain), "answer": "text", "tokens": judge.max_new_tokens}
+            self._answers = local_answers(judge, chain, judge_identity(told), work)
+
+    def ratings(self, examples: Sequence[Example]) -> np.ndarray:
+        """Of each example's completion, NaN where the answer cannot be read. Raises `PipelineError` when the judge
+        cannot be asked."""
+        questions = [questions_of(_comparison(example), self._rubric)[0] for example in examples]
+        said = self._answers(questions)
+        return np.array([_rating(each, asked, self._rubric) for each, asked in zip(said, questions, strict=True)])
 
 
 def _comparison(example: Example) -> Comparison:

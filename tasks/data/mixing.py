@@ -24,7 +24,8 @@ class Mix(Part):
     temperature: float = Field(default=2.0, ge=1)
     """1 is proportional; the higher, the more equal the sets."""
     rows: int | None = Field(default=None, ge=1)
-    """Rows for fine-tuning in all; none: as many as the sets have, each counted up to the cap."""
+    """Rows for fine-tuning in all; none: as many as the sets have, each counted up to the cap, and beside them what
+    gives sets of a fixed share theirs. Where all sets have fixed shares: as many as need no row twice."""
     repeats: float = Field(default=4.0, ge=1)
     """A set is used no more than so many times over (four epochs of the same data are nearly as good as new data:
     Muennighoff et al. 2023); what it would get beyond that goes to the others."""
@@ -75,8 +76,8 @@ def amounts(mix: Mix, sets: Sequence[Wanted]) -> dict[str, int]:
 
     No set exceeds `repeats` times its size: what it would get beyond is shared out among the others.
     """
-    total = mix.rows or sum(_counted(mix, each) for each in sets)
     share = rates(mix, sets)
+    total = mix.rows or _size(mix, sets, share)
     limits = {each.name: int(each.size * mix.repeats) for each in sets}
     full: dict[str, float] = {}
     while True:
@@ -108,10 +109,18 @@ def shortfalls(mix: Mix, sets: Sequence[Wanted]) -> list[str]:
     return found
 
 
+def _size(mix: Mix, sets: Sequence[Wanted], share: Mapping[str, float]) -> float:
+    """The rows of a mixture that has no size of its own."""
+    there = [each for each in sets if each.size]
+    free = [each for each in there if each.share is None]
+    if free:
+        counted, left = sum(_counted(mix, each) for each in free), sum(share[each.name] for each in free)
+        fixed = [each for each in there if each.share is not None]
+        return counted + sum(min(counted * share[f.name] / left, int(f.size * mix.repeats)) for f in fixed)
+    return min((_counted(mix, each) / share[each.name] for each in there), default=0)
+
+
 def _counted(mix: Mix, each: Wanted) -> int:
-    """What a set adds to the size of a mixture that has no size of its own."""
-    if each.share is not None:
-        return 0
     return min(each.size, mix.cap) if mix.cap else each.size
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tasks.artifact import Work
+from tasks.data.arrow_sources import HubSet, ParquetSet
 from tasks.data.filter_report import report
 from tasks.data.filters import (
     CharacterFilter,
@@ -27,7 +28,7 @@ from tasks.data.intake import Intake
 from tasks.data.mixing import Mix
 from tasks.data.mixture_files import write_files
 from tasks.data.model_filters import DifficultyFilter, JudgeFilter, PerplexityFilter
-from tasks.data.sources import CsvSet, HubSet, JsonSet, ParquetSet, SynthesisSet, TextSet
+from tasks.data.sources import CsvSet, JsonSet, SynthesisSet, TextSet
 from tasks.data.splits import Splitting
 from tasks.recipe import Part
 
@@ -137,6 +138,6 @@ def prepare_mixture(recipe: MixtureData, inputs: Mapping[str, Path], work: Work)
         work.progress(total - 1, total, "mixing")
         write_files(recipe, intake, splits, groups, work)
     finally:  # what the filters did is told of data that they emptied too
-        intake.drops.close()
+        intake.close()
         report(intake)
     work.progress(total, total, f"{int(work.metrics['rows/sft'])} rows")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.artifact import InputError, Row, Work
+from tasks.data.held_out import NO_ANSWERS
 from tasks.data.intake import Intake
 from tasks.data.mixing import Wanted, amounts, rates, shortfalls
 from tasks.data.prompts import Prompts, prompt_name
@@ -64,6 +65,7 @@ def write_files(recipe: "MixtureData", intake: Intake, splits: np.ndarray, group
             split, name = SPLITS[splits[index]], recipe.sets[kept.set].name
             for example in kept.examples:
                 place += 1
+                intake.seen["ledger"] += 1
                 known = prompts.name(place)
                 if known and prompts.is_shared(place) and split != "sft":
                     reason = "has a prompt that rows of several splits share"
@@ -104,10 +106,7 @@ def _sizes(recipe: "MixtureData", intake: Intake, splits: np.ndarray) -> Counter
     for _, kept in intake.spool.rows(intake.keep & (splits == SPLITS.index("sft"))):
         sizes[kept.set] += sum(bool(example.completions) for example in kept.examples)
     if not sum(sizes.values()) and recipe.shares.sft:
-        raise InputError(
-            "No row of the data has a completion, so there is nothing to fine-tune on; "
-            "add completions, or set data.shares.sft = 0 and start from a model that is fine-tuned already."
-        )
+        raise InputError(NO_ANSWERS)
     return sizes
 
 

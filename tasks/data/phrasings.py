@@ -13,7 +13,7 @@ from tasks.artifact import InputError, Message
 from tasks.data.columns import Read
 from tasks.data.flan import FlanTable
 from tasks.data.promptsource import PromptsourceFile
-from tasks.data.rows import BadRow
+from tasks.data.rows import BadRow, LacksReasons
 from tasks.data.templates import ChatTemplate, Kind, converse
 from tasks.recipe import Part
 
@@ -117,8 +117,8 @@ class PhrasedSet(Part):
     """Phrasings of a promptsource file."""
     templates_per_row: int = Field(default=1, ge=1)
     """In how many phrasings each row is told; without any phrasing the rows are conversations already."""
-    variants: Variants = Variants()
-    """How often each kind of phrasing is drawn."""
+    variants: Variants | None = None
+    """How often each kind of phrasing is drawn; none: every phrasing as often as any other."""
     cot: ChainOfThought | None = None
     """Adds chain-of-thought variants of the direct phrasings."""
     fewshot: FewShot | None = None
@@ -143,6 +143,10 @@ class PhrasedSet(Part):
         """How to read the columns of a source whose values are all texts."""
         return {}
 
+    def remarks(self) -> list[str]:
+        """Sentences about settings that say nothing of this source."""
+        return []
+
     def phrasings(self) -> list[Phrasing]:
         """All ways to tell a row. Raises `InputError` when a file of templates cannot be used."""
         found: list[Phrasing] = [_Written(template, number) for number, template in enumerate(self.templates, 1)]
@@ -150,6 +154,8 @@ class PhrasedSet(Part):
         found += self.promptsource.phrasings(self.column_types()) if self.promptsource else []
         if self.cot:
             found += [_Reasoned(phrasing, self.cot) for phrasing in found if phrasing.kind == "direct"]
+        if self.variants is None:
+            return found
         if found and not any(getattr(self.variants, phrasing.kind) for phrasing in found):
             kinds = ", ".join(sorted({phrasing.kind for phrasing in found}))
             raise InputError(f"The set '{self.name}' has only {kinds} phrasings, and 'variants' draws none of them.")
@@ -193,10 +199,10 @@ class _Reasoned:
 
     def say(self, row: Mapping[str, Any], rng: Random) -> Said:
         if self.cot.rationale not in row:
-            raise BadRow(f"has no column '{self.cot.rationale}'")
+            raise LacksReasons(f"has no column '{self.cot.rationale}'")
         rationale = row[self.cot.rationale]
         if not isinstance(rationale, str) or not rationale.strip():
-            raise BadRow(f"has no text in the column '{self.cot.rationale}'")
+            raise LacksReasons(f"has no text in the column '{self.cot.rationale}'")
         prompt, answer = self.direct.say(row, rng)
         if answer is None:
             raise BadRow("has no answer to conclude with")

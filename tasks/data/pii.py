@@ -57,16 +57,20 @@ def found(before: str, after: str) -> Counter[str]:
     return Counter({kind: after.count(_MASKS[kind]) - before.count(_MASKS[kind]) for kind in _MASKS})
 
 
-def redact_values(value: Any, find: Iterable[str]) -> Any:
-    """A value as JSON has them with every text in it redacted, at any depth, and whole numbers that are found."""
+def redact_values(value: Any, find: Iterable[str], but: Sequence[str] = ()) -> Any:
+    """A value as JSON has them with every text in it redacted, at any depth, and whole numbers that are found; what
+    stands under the keys `but` stays."""
     if isinstance(value, str):
         return redact(value, find)
     if isinstance(value, int) and not isinstance(value, bool):
         masked = redact(str(value), find)
         return value if masked == str(value) else masked
     if isinstance(value, Mapping):
-        return {redact(str(key), find): redact_values(each, find) for key, each in value.items()}
-    return [redact_values(each, find) for each in value] if isinstance(value, (list, tuple)) else value
+        return {
+            redact(str(key), find): each if key in but else redact_values(each, find, but)
+            for key, each in value.items()
+        }
+    return [redact_values(each, find, but) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def redact_json(text: str, find: Iterable[str]) -> str:

@@ -1,22 +1,27 @@
 """Existing preference files, read into one row form, with every broken pair named instead of trained on.
 
-Three forms are understood, also mixed in one file of one JSON object per line:
+Three forms are understood, also mixed in one file:
 
-- TRL with a prompt: `prompt`, `chosen`, `rejected`, each a string or a list of messages;
-- TRL without a prompt: `chosen` and `rejected` are whole conversations as messages;
+- with a prompt: `prompt` (or any other column that asks, or `conversations`), `chosen`, `rejected`, each a string or
+  messages; the answers may be whole conversations that begin with the prompt;
+- without a prompt: `chosen` and `rejected` are whole conversations as messages;
 - transcripts (hh-rlhf): `chosen` and `rejected` are strings `"\\n\\nHuman: ...\\n\\nAssistant: ..."`.
 
 A pair's prompt is what comes before the last assistant turn; it must be the same on both sides.
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from tasks.artifact import InputError, Message, Row
+from tasks.data.families import is_made
+from tasks.data.files import file_rows
+from tasks.data.forms import answered_by, prompt_of
+from tasks.data.json_reading import NO_OBJECT
+from tasks.data.rows import BadRow, check_characters
 from tasks.recipe import stable_hash
 
 Reason = Literal[
@@ -34,9 +39,6 @@ Reason = Literal[
     "duplicate",
 ]
 """Why a pair was dropped."""
-
-TURN = re.compile(r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", re.DOTALL)
-SPEAKERS: dict[str, str] = {"Human": "user", "Assistant": "assistant"}
 
 
 class Dropped(TypedDict):
@@ -58,24 +60,23 @@ def read_preferences(path: Path) -> tuple[list[Row], list[Dropped]]:
 
     Rows are `{"id", "prompt_id", "prompt": messages, "chosen": [assistant], "rejected": [assistant]}`, in the order of
     the file; `id` is of the pair, `prompt_id` of the prompt (first 16 hex digits of the SHA-256 of its canonical JSON).
-    Raises `InputError` when the file is missing, empty, or holds no usable pair.
+    Pairs of a synthesis keep `made`. Raises `InputError` when the file is missing, empty, cannot be read, or holds no
+    usable pair.
     """
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path} does not exist; check the path of the preference file in the recipe.")
     rows: dict[str, Row] = {}
     dropped: list[Dropped] = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = _pair(line)
-                if row["id"] in rows:
-                    raise _Broken("duplicate")
-                rows[row["id"]] = row
-            except _Broken as broken:
-                excerpt = line[:480].decode("utf-8", "replace").strip()[:120]
-                dropped.append({"line": number, "reason": broken.args[0], "excerpt": excerpt})
+    for number, found in file_rows(path):
+        try:
+            row = _pair(found)
+            if row["id"] in rows:
+                raise _Broken("duplicate")
+            rows[row["id"]] = row
+        except _Broken as broken:
+            text = "" if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
+            excerpt = text[:120].encode("utf-8", "replace").decode()
+            dropped.append({"line": number, "reason": broken.args[0], "excerpt": excerpt})
     if not rows and not dropped:
         raise InputError(f"{path} is empty; one preference pair per line is expected.")
     if not rows:
@@ -89,64 +90,33 @@ def count_reasons(dropped: Iterable[Dropped]) -> dict[str, int]:
     return dict(Counter(row["reason"] for row in dropped).most_common())
 
 
-def _pair(line: bytes) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:  # also what is not UTF-8
-        raise _Broken("not JSON") from error
-    if not isinstance(row, dict):
-        raise _Broken("not an object")
+def _pair(row: Row | str) -> Row:
+    if isinstance(row, str):
+        raise _Broken("not an object" if row == NO_OBJECT else "not JSON")
     if row.get("chosen") is None or row.get("rejected") is None:
         raise _Broken("chosen or rejected missing")
-    prompt, chosen = _split(_conversation(row.get("prompt"), row["chosen"]))
-    other, rejected = _split(_conversation(row.get("prompt"), row["rejected"]))
+    sides = [_split(_conversation(row, row[side])) for side in ("chosen", "rejected")]
+    (prompt, chosen), (other, rejected) = sides
     _check_prompt(prompt)
     if prompt != other:
         raise _Broken("prompts differ")
     if chosen["content"].strip() == rejected["content"].strip():
         raise _Broken("identical answers")
     pair: Row = {"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
-    return {"id": stable_hash(pair)[:16], "prompt_id": stable_hash(prompt)[:16], **pair}
+    made = {"made": row["made"]} if is_made(row.get("made")) else {}
+    return {"id": stable_hash(pair)[:16], "prompt_id": stable_hash(prompt)[:16], **pair, **made}
 
 
-def _conversation(prompt: Any, answer: Any) -> list[Message]:
+def _conversation(row: Row, answer: Any) -> list[Message]:
     """Prompt and answer as one list of messages, whatever form they came in."""
-    if prompt is None and isinstance(answer, str):
-        return _transcript(answer)
-    asked, answered = _turns(prompt, "user"), _turns(answer, "assistant")
-    repeats = len(answered) > len(asked) and answered[: len(asked)] == asked  # UltraFeedback's answers, whole
-    return answered if repeats else asked + answered
-
-
-def _turns(value: Any, role: str) -> list[Message]:
-    if value is None:
-        return []
-    if isinstance(value, str):
-        if role == "user" and value.startswith("\n\nHuman:"):
-            return _transcript(value, open_ended=True)
-        return [_message(role, value)]
-    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+    try:
+        check_characters(row)
+        turns = answered_by(prompt_of(row), answer)
+    except BadRow as bad:
+        raise _Broken("transcript not parseable" if "transcript" in bad.args[0] else "not text or messages") from bad
+    if any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns):
         raise _Broken("not text or messages")
-    return [_message(turn.get("role"), turn.get("content")) for turn in value]
-
-
-def _transcript(text: str, *, open_ended: bool = False) -> list[Message]:
-    """The turns of a transcript; an `open_ended` one may end with an empty `Assistant:`."""
-    found = TURN.findall(text)
-    if not found or not text.startswith(("\n\nHuman:", "\n\nAssistant:")):
-        raise _Broken("transcript not parseable")
-    turns = [_message(SPEAKERS[speaker], content.strip()) for speaker, content in found]
-    if open_ended and turns[-1]["role"] == "assistant" and not turns[-1]["content"]:
-        turns.pop()
-    return turns
-
-
-def _message(role: Any, content: Any) -> Message:
-    if role not in ("system", "user", "assistant") or not isinstance(content, str):
-        raise _Broken("not text or messages")
-    if any("\ud800" <= letter <= "\udfff" for letter in content):  # half a character: cannot be written as UTF-8
-        raise _Broken("not text or messages")
-    return {"role": role, "content": content}
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
 
 
 def _split(turns: list[Message]) -> tuple[list[Message], Message]:

@@ -11,10 +11,13 @@ from pydantic import Field
 
 from tasks.artifact import InputError, Message, Row, Work, write_jsonl
 from tasks.data import shop
+from tasks.data.families import family
+from tasks.data.files import read_examples
 from tasks.data.mixture import MixtureData, prepare_mixture
 from tasks.data.preference_formats import read_preferences
-from tasks.data.rows import Example, read_examples
+from tasks.data.rows import Example
 from tasks.data.splits import SPLITS, Splitting, assign, group_prompts, prompt_id
+from tasks.data.spool import made_of
 from tasks.data.templates import ChatTemplate
 from tasks.recipe import stable_hash
 
@@ -120,7 +123,8 @@ def _read(recipe: ShopData | JsonlData | PreferenceData, seed: int) -> tuple[lis
         case PreferenceData():
             pairs, dropped = read_preferences(Path(recipe.path).expanduser())
             return [
-                Example(pair["prompt"], [pair["chosen"][0]["content"]], pair=_preference(pair)) for pair in pairs
+                Example(pair["prompt"], [pair["chosen"][0]["content"]], pair=_preference(pair), made=pair.get("made"))
+                for pair in pairs
             ], [dict(row) for row in dropped]
 
 
@@ -138,6 +142,7 @@ def _preference(pair: Row) -> Row:
         "weight": 1.0,
         "margin": None,
         "judgements": [],
+        **({"made": pair["made"]} if "made" in pair else {}),
     }
 
 
@@ -147,9 +152,10 @@ def _ledger(examples: Sequence[Example], recipe: _Source) -> dict[str, Row]:
     for example in examples:
         by_id.setdefault(prompt_id(example.prompt), []).append(example)
     ids = list(by_id)
-    siblings: dict[int, list[int]] = {}
+    siblings: dict[int | str, list[int]] = {}
     for index, same in enumerate(by_id.values()):
-        for source in {example.source for example in same if example.source is not None}:
+        sources: set[int | str] = {example.source for example in same if example.source is not None}
+        for source in sources.union(*(family(example.made) for example in same if example.made)):
             siblings.setdefault(source, []).append(index)
     groups = group_prompts([same[0].prompt for same in by_id.values()], recipe.near_duplicates, siblings.values())
     without_answer = [not any(example.completions for example in same) for same in by_id.values()]
@@ -182,7 +188,8 @@ def _files(examples: Sequence[Example], ledger: Mapping[str, Row]) -> dict[str, 
         if split == "sft":
             files[split] += [_conversation(name, example, text) for text in example.completions]
         elif name not in seen:
-            files[split].append({"id": name, "prompt": example.prompt, "reference": example.reference})
+            row = {"id": name, "prompt": example.prompt, "reference": example.reference}
+            files[split].append({**row, **made_of(example)})
         seen.add(name)
         if example.pair is not None:
             pairs.setdefault(split, []).append(example.pair)
@@ -196,7 +203,8 @@ def _conversation(name: str, example: Example, text: str) -> Row:
     answer: Message = {"role": "assistant", "content": text}
     if example.calls:
         answer["tool_calls"] = example.calls
-    return {"id": name, "messages": [*example.prompt, answer], "reference": example.reference}
+    row = {"id": name, "messages": [*example.prompt, answer], "reference": example.reference}
+    return {**row, **made_of(example)}
 
 
 def _report(work: Work, files: Mapping[str, list[Row]], dropped: list[Row]) -> None:

@@ -26,6 +26,17 @@ def shorten(recipe: Any, head: int) -> Any:
     )
 
 
+def without_paid_judges(recipe: Any) -> tuple[Any, list[str]]:
+    """The same data recipe without filters that ask a judge behind an endpoint, and what the tables call those."""
+    from tasks.data.intake import filter_names
+
+    named = filter_names(getattr(recipe, "filters", ()))
+    paid = [name for name, part in named.items() if part.kind == "judge" and part.judge.kind == "endpoint"]
+    if not paid:
+        return recipe, []
+    return recipe.model_copy(update={"filters": tuple(named[name] for name in named if name not in paid)}), paid
+
+
 def tokenizer_of(artifact: Path, model: str | None, chat_template: str) -> "PreTrainedTokenizerBase | None":
     """The base model's tokenizer: out of its artifact, or of the local folder it will be made from; else None."""
     from tasks.models.loading import load_tokenizer
@@ -128,7 +139,7 @@ def _turns(row: Row) -> Iterator[Piece]:
     messages: list[Message] = row["messages"]
     for turn in messages:
         yield f"{turn['role']}: ", False
-        yield turn["content"] + "\n", turn["role"] == "assistant"
+        yield turn["content"] + "\n", turn["role"] == "assistant" and "weight" not in turn
 
 
 def _listed(pieces: list[Piece]) -> list[Row]:

@@ -132,7 +132,7 @@ def _most_frequent(items: Sequence[Any]) -> list[Any]:
 
 _sandbox = Sandbox(undefined=StrictUndefined)
 _sandbox.globals["zip"] = zip
-_sandbox.filters |= {"choice": _choice, "most_frequent": _most_frequent, "highlight": str}
+_sandbox.filters |= {"choice": _choice, "random": _choice, "most_frequent": _most_frequent, "highlight": str}
 
 
 @lru_cache(maxsize=4096)

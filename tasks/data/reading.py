@@ -1,11 +1,10 @@
-"""Files of text, row by row: lines of JSON, an array of objects, tables; compressed or not.
+"""Files of text, compressed or not, and the records of tables. JSON: json_reading.py.
 
 Only as much of a file is in memory as its format needs: a line, a record.
 """
 
 import csv
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Iterator
@@ -15,8 +14,8 @@ from typing import IO
 
 from tasks.artifact import InputError, Row
 
-_CHUNK = 1 << 20
-_LINE = 1 << 26
+CHUNK = 1 << 20
+LONGEST_LINE = 1 << 26
 """Characters of the longest line, and of the longest object of an array."""
 _BETWEEN = re.compile(r"[\s,]*")
 Line = tuple[int, Row | str]
@@ -28,6 +27,8 @@ _NO_TEXT = {
     b"\xff\xfe": "UTF-16 text; convert it to UTF-8",
     b"\xfe\xff": "UTF-16 text; convert it to UTF-8",
     b"PAR1": 'Parquet; set kind = "parquet"',
+    b"\x89HDF": "HDF5; save it as JSON, a table or Parquet",
+    b"ARROW1": "an Arrow file; save it as Parquet, or give its folder as a set of the hub",
     b"PK\x03\x04": "a zip archive; unpack it",
     b"BZh": "compressed by bzip2; unpack it, or compress it by gzip",
     b"\xfd7zXZ": "compressed by xz; unpack it, or compress it by gzip",
@@ -48,6 +49,8 @@ def opened(path: Path) -> Iterator[IO[str]]:
         for mark, told in _NO_TEXT.items():
             if begin.startswith(mark):
                 raise InputError(f"{path} is {told}.")
+        if b"\0" in begin and not begin.startswith(_GZIP):
+            raise InputError(f"{path} is no UTF-8 text; convert it, or name the file that is meant.")
         open_ = gzip.open if path.suffix == ".gz" or begin.startswith(_GZIP) else open
         with open_(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             yield file  # type: ignore[misc]
@@ -57,8 +60,21 @@ def opened(path: Path) -> Iterator[IO[str]]:
         raise InputError(f"{path} cannot be read ({first_line(error)}); check the file.") from error
 
 
+def begins(path: Path, mark: bytes) -> bool:
+    """Whether a file is there and begins so."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(mark)) == mark
+
+
+def after_spaces(text: str, place: int) -> int:
+    """Where in a text the spaces and commas from `place` on end."""
+    return _BETWEEN.match(text, place).end()  # type: ignore[union-attr]
+
+
 def read_text(file: IO[str], path: Path) -> str:
-    text = file.read(_CHUNK)
+    text = file.read(CHUNK)
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -94,6 +110,17 @@ def _garbled(error: csv.Error) -> str:
     return f"{first_line(error)}, as where a quotation mark is never closed or the delimiter is another"
 
 
+def check_names(names: list[str], path: Path) -> None:
+    """Raise `InputError` for a table whose columns have no names, or two the same."""
+    if not any(names):
+        raise InputError(f"{path} does not begin with the names of its columns; name them with header = [...].")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"{path} has two columns '{twice[0]}'; mend their names, or, where a table begins with a row already, name "
+            "them with header = [...]."
+        )
+
+
 def unescaped(value: str) -> str:
     return value.replace("\\n", "\n").replace("\\t", "\t")
 
@@ -101,62 +128,13 @@ def unescaped(value: str) -> str:
 def text_lines(file: IO[str], path: Path) -> Iterator[str]:
     """The lines, each with its end. Raises `InputError` at one that does not end in time."""
     number = 0
-    while line := file.readline(_LINE + 1):
+    while line := file.readline(LONGEST_LINE + 1):
         number += 1
-        if len(line) > _LINE:
-            raise InputError(f"{path} has a line of more than {_LINE} characters, its line {number}; check the file.")
+        if len(line) > LONGEST_LINE:
+            raise InputError(
+                f"{path} has a line of more than {LONGEST_LINE} characters, its line {number}; check the file."
+            )
         yield line
-
-
-def json_rows(path: Path) -> Iterator[Line]:
-    """The rows of a file of JSON, lines or (`.json`) an array, perhaps compressed. Raises `InputError` when it is
-    missing or no JSON at all."""
-    with opened(path) as file:
-        read = json_array if path.name.removesuffix(".gz").endswith(".json") else json_lines
-        yield from read(file, path)
-
-
-def json_lines(file: IO[str], path: Path) -> Iterator[Line]:
-    for number, line in enumerate(text_lines(file, path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = "is not JSON"
-        yield number, row if isinstance(row, (dict, str)) else "is not a JSON object"
-
-
-def json_array(file: IO[str], path: Path) -> Iterator[Line]:
-    """The objects of one JSON array, decoded one after another; a file of lines under this name is read as lines."""
-    decode = json.JSONDecoder().raw_decode
-    text = file.read(_CHUNK).lstrip()
-    if text[:1] == "{":
-        file.seek(0)
-        yield from json_lines(file, path)
-        return
-    if text[:1] != "[":
-        raise InputError(f"{path} is not a JSON array of objects; mend it, or name a file of JSON lines .jsonl.")
-    place, number = 1, 0
-    while True:
-        place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]
-        if text[place : place + 1] == "]":
-            return
-        try:
-            row, end = decode(text, place)
-        except (ValueError, RecursionError):
-            row, end = None, len(text)
-        if row is None and len(text) - place > _LINE:
-            raise InputError(f"{path} is not JSON after its row {number}, for {_LINE} characters; mend it.")
-        if end == len(text):  # unfinished, or a number that may go on
-            more = file.read(max(_CHUNK, len(text) - place))
-            if not more:
-                raise InputError(f"{path} is not whole JSON after its row {number}; mend it or fetch it again.")
-            text, place = text[place:] + more, 0
-            continue
-        number += 1
-        place = end
-        yield number, row if isinstance(row, dict) else "is not a JSON object"
 
 
 def first_line(error: BaseException) -> str:

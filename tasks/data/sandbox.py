@@ -1,36 +1,64 @@
-"""Jinja for templates that are not trusted: they reach no Python, and make no huge values."""
+"""Jinja for templates that are not trusted: they reach no Python, make no huge values, and write no nulls."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence, Sized
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import wraps
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes, pass_context
+from jinja2 import StrictUndefined, Template, TemplateError, nodes, pass_context
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError, UndefinedError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from tasks.data.template_limits import (
+    FILTERS,
+    LONGEST,
+    METHODS,
+    WRITTEN,
+    check,
+    check_product,
+    limits,
+    size,
+    spend,
+    step,
+)
+
 TEMPLATE_FAULTS = (
     TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError,
 )  # fmt: skip
 """What a template that does not fit its row may raise."""
-LONGEST = 1_000_000
-"""Characters that a template may pad or repeat a text to, and items of a list."""
-WRITTEN = 50_000_000
-"""Characters that one filling of a template may write and join, all its parts and steps together."""
-_left: ContextVar[int] = ContextVar("_left", default=WRITTEN)
-_WIDE = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{5})")
-_WIDE_FIELD = re.compile(r"\{[^{}]*:[^{}]*(?:\d{5}|\{)")
+_CALL = 10
+"""Steps of a call, which takes about as long as ten turns of a loop."""
 _UNDEFINED = re.compile(r"'(\w+)' is undefined")
-_PADDING = {"center", "ljust", "rjust", "zfill", "expandtabs", "indent", "batch", "slice", "tojson"}
-"""Filters, and methods of texts, whose numbers say how much is written."""
-_LIMITED = {*_PADDING, "replace", "join", "format"}
+
+
+class Null(StrictUndefined):
+    """A null of a row: a template may ask for it (`{% if input %}`, `is none`), and not write it."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or isinstance(other, Null)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = object.__hash__
+
+
+def is_null(value: Any) -> bool:
+    """Whether a value is none: null, or no number."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _null(name: object) -> Null:
+    return Null(hint=f"'{name}' is null")
 
 
 class _Generator(CodeGenerator):
-    """Jinja's compiler, with `~` as a call of the sandbox."""
+    """Jinja's compiler, with `~` as a call of the sandbox and the turns of loops counted by it."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("environment.joined((")
@@ -39,16 +67,37 @@ class _Generator(CodeGenerator):
             self.write(", ")
         self.write("))")
 
+    def visit_For(self, node: nodes.For, frame: Frame) -> None:
+        node.iter = nodes.Call(nodes.EnvironmentAttribute("turns"), [node.iter], [], None, None, lineno=node.lineno)
+        node.iter.set_environment(self.environment)
+        super().visit_For(node, frame)
+
+
+class _Turns:
+    """What a loop goes through, each turn counted."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        for each in self._items:
+            step()
+            yield each
+
 
 @pass_context
 def _written(context: Context, value: Any) -> str:
-    text = str(value)
-    _spend(len(text))
-    return text
+    if is_null(value):
+        raise UndefinedError("a null would be written")
+    spend(size(value))
+    return str(value)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja that reaches no Python and makes no huge values."""
+    """Jinja that reaches no Python, makes no huge values and writes no nulls."""
 
     code_generator_class = _Generator
     intercepted_binops = frozenset({"*", "**", "%", "+"})
@@ -56,56 +105,77 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, finalize=_written)
         self.globals.pop("lipsum")
-        self.filters |= {name: _limited(name, self.filters[name]) for name in _LIMITED if name in self.filters}
+        self.filters = {name: _limited(name, self.filters[name]) for name in FILTERS}
+        self.tests["none"] = lambda value: value is None or isinstance(value, Null)
+        self.tests["defined"] = lambda value: isinstance(value, Null) or not isinstance(value, StrictUndefined)
+        self.tests["undefined"] = lambda value: isinstance(value, StrictUndefined) and not isinstance(value, Null)
+
+    def turns(self, items: Iterable[Any]) -> Iterable[Any]:
+        """What a loop goes through."""
+        return _Turns(items) if isinstance(items, Sized) else iter(_Turns(items))
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """What `[...]` finds."""
+        found = super().getitem(obj, argument)
+        return _null(argument) if is_null(found) else found
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """What `.` finds."""
+        found = super().getattr(obj, attribute)
+        return _null(attribute) if is_null(found) else found
 
     def joined(self, parts: Sequence[Any]) -> str:
         """What `~` makes. Raises jinja2's `SecurityError`."""
-        texts = list(map(str, parts))
-        _spend(sum(map(len, texts)))
-        return "".join(texts)
+        if any(map(is_null, parts)):
+            raise UndefinedError("a null would be written")
+        spend(sum(map(size, parts)))
+        return "".join(map(str, parts))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Sums, products, powers and `%`; only small ones. Raises jinja2's `SecurityError`."""
         if operator == "**" and not (abs(left) < LONGEST and abs(right) < 32):
             raise SecurityError("a power is too large")
         if operator == "*":
-            _check_product(left, right)
+            check_product(left, right)
         if operator == "%" and isinstance(left, str):
-            _check("format", left, ())
+            _refuse_nulls(right if isinstance(right, tuple) else (right,))
+            check("format", left, right if isinstance(right, tuple) else (right,))
         if operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
-            _spend(len(left) + len(right))
+            spend(len(left) + len(right))
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """A call of a method or macro. Raises jinja2's `SecurityError` where it would write too much."""
+        """A call of a method or macro. Raises jinja2's `SecurityError` for what is not allowed or would be too much."""
         method = getattr(obj, "__wrapped__", obj)  # jinja2's own sandbox wraps a text's `format`
-        text, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
-        if isinstance(text, str) and name in ("format", "format_map") and _WIDE_FIELD.search(text):
-            raise SecurityError("a text is padded too far")
-        if isinstance(text, str) and name == "join" and args:
-            args = (list(args[0]), *args[1:])
-            _check(name, args[0], (text,))
-        elif isinstance(text, str) and name in _LIMITED - {"format"}:
-            _check(name, text, (*args, *kwargs.values()))
+        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        step(_CALL)
+        allowed = next((names for kind, names in METHODS.items() if isinstance(owner, kind)), None)
+        if isinstance(owner, type) or (allowed is not None and name not in allowed):
+            raise SecurityError(f"it calls '{name}', which templates may not")
+        if isinstance(owner, str):
+            _refuse_nulls((*args, *kwargs.values()))
+            if name == "join" and args:
+                args = (list(args[0]), *args[1:])
+                _refuse_nulls(args[0])
+                check(name, args[0], (owner,))
+            else:
+                check(name, owner, (*args, *kwargs.values()))
         found = super().call(context, obj, *args, **kwargs)
-        _spend(len(found) if isinstance(found, str) else 0)
-        return found
+        spend(len(found) if isinstance(found, str) else 0)
+        return _null(f"{name}()") if is_null(found) and isinstance(owner, dict) else found
 
 
 def filled(template: Template, row: Mapping[str, Any]) -> str:
-    """A template filled from a row's columns. Raises `TEMPLATE_FAULTS`."""
-    token = _left.set(WRITTEN)
-    try:
+    """A template filled from a row's columns; a null is not written. Raises `TEMPLATE_FAULTS`."""
+    with limits():
         parts: list[str] = []
         length = 0
-        for part in template.generate(**row):
+        for part in template.generate({name: _null(name) if is_null(each) else each for name, each in row.items()}):
             length += len(part)
             if length > WRITTEN:
                 raise SecurityError("it writes too much")
             parts.append(part)
         return "".join(parts)
-    finally:
-        _left.reset(token)
 
 
 def reason_of(error: BaseException) -> str:
@@ -119,49 +189,26 @@ def reason_of(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
-def _spend(characters: int) -> None:
-    left = _left.get() - characters
-    if left < 0:
-        raise SecurityError("it writes too much")
-    _left.set(left)
-
-
-def _check_product(left: Any, right: Any) -> None:
-    if isinstance(left, int) and isinstance(right, int) and left.bit_length() + right.bit_length() > 10_000:
-        raise SecurityError("a product is too large")
-    for times, text in ((left, right), (right, left)):
-        if isinstance(times, int) and isinstance(text, Sized) and times * len(text) > LONGEST:
-            raise SecurityError("a repeated text is too long")
+def _refuse_nulls(values: Iterable[Any]) -> None:
+    if any(map(is_null, values)):
+        raise UndefinedError("a null would be written")
 
 
 def _limited(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that refuses to write too much."""
+    """A filter that refuses to write or do too much, and to write a null."""
     place = int(hasattr(filter_, "jinja_pass_arg"))
 
     @wraps(filter_)
     def limited(*args: Any, **kwargs: Any) -> Any:
-        value = args[place]
+        value, given = args[place], (*args[place + 1 :], *kwargs.values())
+        if name in ("d", "default"):
+            return filter_(*args, **kwargs)
         if name == "join":
             value = list(value)
-        _check(name, value, (*args[place + 1 :], *kwargs.values()))
+        _refuse_nulls(value if name == "join" else (value,))
+        check(name, value, given)
         found = filter_(*args[:place], value, *args[place + 1 :], **kwargs)
-        _spend(len(found) if isinstance(found, str) else 0)
+        spend(len(found) if isinstance(found, str) else 0)
         return found
 
     return limited
-
-
-def _check(name: str, value: Any, given: Sequence[Any]) -> None:
-    """Raise jinja2's `SecurityError` where a filter or method would write too much."""
-    text = value if isinstance(value, str) else ""
-    if name == "format" and _WIDE.search(text):
-        raise SecurityError("a text is padded too far")
-    if name in _PADDING:
-        sizes = [len(each) if isinstance(each, str) else each for each in given if isinstance(each, (int, str))]
-        if any(size * (1 + text.count("\n") + text.count("\t")) > LONGEST for size in sizes):
-            raise SecurityError("a text is padded too far")
-    if name == "replace" and len(given) > 1:
-        _spend(text.count(str(given[0])) * len(str(given[1])))
-    if name == "join":
-        apart = len(given[0]) if given and isinstance(given[0], str) else 0
-        _spend(sum(len(each) if isinstance(each, str) else 0 for each in value) + apart * len(value))

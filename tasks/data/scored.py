@@ -1,5 +1,6 @@
 """The filters that score every conversation with a model, applied to rows in the spool."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -19,16 +20,24 @@ _BLOCK = 4096
 
 @dataclass
 class Scored:
-    """What a filter made of the conversations it saw, in their order."""
+    """What a filter made of the conversations it saw, in their order; a few numbers of each."""
 
-    places: list[tuple[int, int]]
-    """Row and place in it."""
+    places: np.ndarray
+    """int32 `[conversations, 2]`: row and place in it."""
     scores: np.ndarray
     """NaN where there is none."""
+    why: np.ndarray
+    """uint8: which of the reasons each is dropped for; 0: it stays."""
     reasons: list[str]
-    """Why each is dropped; empty: it stays."""
+    """The first is empty."""
     figures: Row
     """What stands in the report beside the quantiles."""
+
+    def dropped(self) -> Iterator[tuple[int, int, str]]:
+        """Row, place in it and reason of what goes."""
+        for number in np.flatnonzero(self.why):
+            row, place = self.places[number].tolist()
+            yield row, place, self.reasons[self.why[number]]
 
 
 def score(part: ModelFilter, spool: Spool, among: np.ndarray, work: Work) -> Scored:
@@ -41,7 +50,7 @@ def score(part: ModelFilter, spool: Spool, among: np.ndarray, work: Work) -> Sco
     from tasks.data.scoring_engine import Scorer
 
     scorer = Scorer(find_model(part.model, part.revision, f"the {part.kind} filter's model")[0])
-    places = [place for place, _ in _conversations(spool, among)]
+    places = _places(spool, among)
     done = 0
 
     def on_batch(count: int) -> None:
@@ -63,36 +72,40 @@ def score(part: ModelFilter, spool: Spool, among: np.ndarray, work: Work) -> Sco
     lower, upper = np.nanquantile(found, part.keep)
     least = max(part.least, lower) if part.keep[0] > 0 else part.least
     most = min(part.most or np.inf, upper) if part.keep[1] < 1 else part.most or np.inf
-    reasons = [_outside(part.kind, score, least, most) for score in found]
-    return Scored(places, found, reasons, {})
-
-
-def _outside(kind: str, score: float, least: float, most: float) -> str:
-    if score < least:
-        return f"the {kind} is below {least:.4g}"
-    return f"the {kind} is above {most:.4g}" if score > most else ""
+    why = np.where(found < least, 1, np.where(found > most, 2, 0)).astype(np.uint8)
+    reasons = ["", f"the {part.kind} is below {least:.4g}", f"the {part.kind} is above {most:.4g}"]
+    return Scored(places, found, why, reasons, {})
 
 
 def _judged(part: JudgeFilter, spool: Spool, among: np.ndarray, work: Work) -> Scored:
-    from tasks.data.judging import Classifier, held_out_auc, ratings
+    from tasks.data.judging import Classifier, Rater, held_out_auc
 
-    places = [place for place, _ in _conversations(spool, among)]
-    drawn = range(len(places))
+    places, rater = _places(spool, among), Rater(part, work)
+    drawn = np.ones(len(places), bool)
     if part.sample is not None and part.sample < len(places):
-        drawn = sorted(Random(f"{work.seed}/judge").sample(range(len(places)), part.sample))
-    wanted = set(drawn)
-    asked = [example for number, (_, example) in enumerate(_conversations(spool, among)) if number in wanted]
-    rated = ratings(part, asked, work)
-    readable = np.flatnonzero(np.isfinite(rated))
-    if not len(readable):
-        raise InputError("None of the judge's ratings can be read; take a model that follows instructions.")
+        drawn[:] = False
+        drawn[Random(f"{work.seed}/judge").sample(range(len(places)), part.sample)] = True
+    asked: list[Example] = []
     scores = np.full(len(places), np.nan)
-    scores[list(drawn)] = rated
-    reasons = [f"the judge rates it below {part.at_least}" if s < part.at_least else "" for s in scores]
-    figures: Row = {"asked": len(asked), "unreadable": len(asked) - len(readable), "auc": None}
-    if len(wanted) < len(places):
-        known = [asked[i] for i in readable]
-        good = rated[readable] >= part.at_least
+    if drawn.all():  # so many are not held in memory
+        rated = [rater.ratings(block) for block in _blocks(spool, among)]
+        scores[drawn] = np.concatenate(rated) if rated else []
+    else:
+        asked = [example for number, (_, example) in enumerate(_conversations(spool, among)) if drawn[number]]
+        scores[drawn] = rater.ratings(asked)
+    readable = np.isfinite(scores[drawn])
+    if not readable.any():
+        raise InputError("None of the judge's ratings can be read; take a model that follows instructions.")
+    why = (scores < part.at_least).astype(np.uint8)
+    reasons = [
+        "",
+        f"the judge rates it below {part.at_least}",
+        f"the classifier expects a rating below {part.at_least}",
+    ]
+    figures: Row = {"asked": int(drawn.sum()), "unreadable": int((~readable).sum()), "auc": None}
+    if not drawn.all():
+        known = [example for example, read in zip(asked, readable, strict=True) if read]
+        good = scores[drawn][readable] >= part.at_least
         auc = held_out_auc(known, good)
         if auc < part.auc:
             raise InputError(
@@ -101,12 +114,18 @@ def _judged(part: JudgeFilter, spool: Spool, among: np.ndarray, work: Work) -> S
             )
         classifier, begin = Classifier(known, good), 0
         for block in _blocks(spool, among):
-            for place, probability in enumerate(classifier.scores(block), begin):
-                if place not in wanted and probability < 0.5:
-                    reasons[place] = f"the classifier expects a rating below {part.at_least}"
+            bad = (classifier.scores(block) < 0.5) & ~drawn[begin : begin + len(block)]
+            why[begin : begin + len(block)][bad] = 2
             begin += len(block)
         figures["auc"] = round(auc, 3)
-    return Scored(places, scores, reasons, figures)
+    return Scored(places, scores, why, reasons, figures)
+
+
+def _places(spool: Spool, among: np.ndarray) -> np.ndarray:
+    places = array("i")
+    for place, _ in _conversations(spool, among):
+        places.extend(place)
+    return np.frombuffer(places, np.int32).reshape(-1, 2)
 
 
 def _conversations(spool: Spool, among: np.ndarray) -> Iterator[tuple[tuple[int, int], Example]]:

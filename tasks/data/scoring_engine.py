@@ -26,6 +26,9 @@ class Scorer:
     def losses(self, examples: Sequence[Example], alone: bool, on_batch: Callable[[int], None]) -> np.ndarray:
         """The loss of each example's completion, its EOS included: after its prompt, or `alone` after BOS.
 
+        A tokenizer without BOS has nothing before the first token of a completion alone, so that token counts in
+        neither: both are means over the same tokens (Li et al. 2024).
+
         What is longer than the model can take is cut: a prompt from the left, a completion from the right. NaN where
         there is no completion to tell the loss of.
         """
@@ -50,8 +53,8 @@ class Scorer:
         start = self.tokenizer.bos_token_id
         prompt = before if not alone and example.prompt else ([] if start is None else [int(start)])  # type: ignore[arg-type]
         answer = answer[: self.longest - 1]
-        prompt = prompt[-(self.longest - len(answer)) :] if len(answer) < self.longest else []
-        begin = max(len(prompt), 1)
+        prompt = prompt[-(self.longest - len(answer)) :]
+        begin = len(prompt) + (start is None)
         ids = [*prompt, *answer]
         return (ids, begin) if len(ids) > begin else ([], 0)
 

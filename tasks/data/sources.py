@@ -1,27 +1,20 @@
-"""Where the rows of an instruction set come from: files of the usual kinds and the hub, read row by row.
+"""Where the rows of an instruction set come from: files of text, read row by row. Others: arrow_sources.py.
 
-Only as much of a file is in memory as its format needs: lines, a row group, a record of an array (reading.py).
+Only as much of a file is in memory as its format needs: a line, a record of an array (reading.py, json_reading.py).
 """
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from tasks.artifact import InputError
 from tasks.data.columns import Read, column_types
+from tasks.data.json_reading import json_rows
 from tasks.data.phrasings import PhrasedSet
-from tasks.data.reading import (
-    Line,
-    first_line,
-    json_rows,
-    opened,
-    read_text,
-    table_rows,
-    unescaped,
-)
+from tasks.data.reading import CHUNK, Line, check_names, opened, read_text, table_rows, unescaped
 
 
 class JsonSet(PhrasedSet):
@@ -73,10 +66,19 @@ class CsvSet(PhrasedSet):
         path = Path(self.path).expanduser()
         delimiter = self.delimiter or ("\t" if path.name.removesuffix(".gz").endswith(".tsv") else ",")
         with opened(path) as file:
+            if file.read(CHUNK).lstrip()[:1] in ("{", "["):
+                raise InputError(f'{path} is JSON, not a table; set kind = "json".')
+            file.seek(0)
             quotes = delimiter != "\t" if self.quotes is None else self.quotes
             rows = table_rows(file, path, delimiter, quotes)
             names = list(self.header) or next(rows, [])
-            _check_names(names, path)
+            check_names(names, path)
+            if len(names) == 1 and (other := next((each for each in ";\t|," if each in names[0]), "")):
+                told = "\\t" if other == "\t" else other
+                raise InputError(
+                    f"{path} has one column, {_short(names[0])}, by its delimiter {delimiter!r}; set delimiter = "
+                    f'"{told}", or name the column with header = [...].'
+                )
             for number, values in enumerate(rows, 1):
                 if number == 1 and values == list(self.header):
                     raise InputError(f"{path} begins with the names of its columns already; leave 'header' out.")
@@ -87,103 +89,8 @@ class CsvSet(PhrasedSet):
                     yield number, dict(zip(names, values, strict=True))
 
 
-def _check_names(names: list[str], path: Path) -> None:
-    if not any(names):
-        raise InputError(f"{path} does not begin with the names of its columns; name them with header = [...].")
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(
-            f"{path} has two columns '{twice[0]}'; mend their names, or, where a table begins with a row already, name "
-            "them with header = [...]."
-        )
-
-
-class ParquetSet(PhrasedSet):
-    """A Parquet file, or a folder of them."""
-
-    kind: Literal["parquet"]
-    """Files of Parquet."""
-    path: str
-    """The file or folder."""
-
-    def source_files(self) -> list[Path]:
-        """What is read, in the order of the names."""
-        path = Path(self.path).expanduser()
-        return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-
-    def lines(self) -> Iterator[Line]:
-        """The rows. Raises `InputError` when there is no file or it is not Parquet."""
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-
-        files = self.source_files()
-        if not files:
-            raise InputError(f"{self.path} holds no .parquet file; check the path in the recipe.")
-        number = 0
-        for path in files:
-            try:
-                with parquet.ParquetFile(path) as file:
-                    _check_names(file.schema_arrow.names, path)
-                    for batch in file.iter_batches(1024):
-                        for row in batch.to_pylist():
-                            number += 1
-                            yield number, row
-            except (OSError, arrow.ArrowException) as error:
-                raise InputError(f"{path} cannot be read as Parquet ({first_line(error)}); check the file.") from error
-
-
-class HubSet(PhrasedSet):
-    """A data set of the Hugging Face hub, or a copy of its repository, streamed; or what `save_to_disk` wrote."""
-
-    kind: Literal["hub"]
-    """A data set of the `datasets` library."""
-    path: str
-    """A hub id such as `tatsu-lab/alpaca`, or a folder."""
-    config: str | None = None
-    """Which of several configurations."""
-    split: str = "train"
-    """Which split."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub; give a commit to read the same rows tomorrow."""
-
-    def source_files(self) -> list[Path]:
-        """The files of a folder but for hidden ones, as version control and downloads leave them; none for the hub,
-        whose id and revision say what it is."""
-        folder = Path(self.path).expanduser()
-        found = sorted(folder.rglob("*")) if folder.is_dir() else []
-        hidden = [any(part.startswith(".") for part in file.relative_to(folder).parts) for file in found]
-        return [file for file, out in zip(found, hidden, strict=True) if not out and file.is_file()]
-
-    def lines(self) -> Iterator[Line]:
-        """The rows; labels stay numbers. Raises `InputError` when the data set or its split is not there."""
-        import datasets
-
-        folder = Path(self.path).expanduser()
-        if not folder.is_dir() and (self.path.startswith((".", "/", "~")) or self.path.count("/") > 1):
-            raise InputError(f"The data set folder {self.path} does not exist; check the path, or give a hub id.")
-        datasets.disable_progress_bars()  # its bars would write over the pipeline's own
-        try:
-            if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-                rows: Any = datasets.load_from_disk(str(folder))
-                if isinstance(rows, dict):
-                    rows = rows[self.split]
-            else:
-                where = str(folder) if folder.is_dir() else self.path
-                # plain files in a folder are the one configuration there is, whatever the hub calls it
-                known = not folder.is_dir() or self.config in datasets.get_dataset_config_names(where)
-                rows = datasets.load_dataset(
-                    where,
-                    self.config if known else None,
-                    split=self.split,
-                    revision=self.revision,
-                    streaming=True,
-                )
-            for number, row in enumerate(rows, 1):
-                yield number, dict(row)
-        except Exception as error:  # whatever the library, a server or a file of theirs raises
-            raise InputError(
-                f"The data set '{self.path}' cannot be read ({first_line(error)}); check its name, config, split "
-                f"('{self.split}') and the network, or give a folder."
-            ) from error
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 60 else f"{name[:60]}...")
 
 
 class SynthesisSet(PhrasedSet):

@@ -8,7 +8,6 @@ words must agree in all of them, while in longer ones about one word in fifteen 
 
 import hashlib
 import math
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -16,6 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from tasks.artifact import Message
+from tasks.data.similar import flattened, join, join_similar
 from tasks.data.words import normalise, shingles
 from tasks.recipe import Part, stable_hash
 
@@ -79,60 +79,29 @@ def group_prompts(
 
     `threshold` is the Jaccard similarity of the shingles from which two prompts are near-duplicates (1: only those
     that are equal when normalised); each of `together` lists prompts that belong together anyway. Exact: candidates
-    come from the prefix filter of Chaudhuri et al. (2006, "A primitive operator for similarity joins in data
-    cleaning"), which misses none.
+    come from a prefix filter (`similar.py`).
     """
     turns = [tuple(normalise(m["content"]) for m in prompt if m["role"] != "system") for prompt in prompts]
-    parent = list(range(len(prompts)))
+    parent = np.arange(len(prompts), dtype=np.int32)
     _join_conversations(turns, parent)
     for indices in together:
         for index in indices:
-            _join(parent, indices[0], index)
+            join(parent, indices[0], index)
     if threshold < 1:
-        _join_similar([shingles(" ".join(texts)) for texts in turns], threshold, parent)
-    return [_root(parent, index) for index in range(len(prompts))]
+        sets = [shingles(" ".join(texts)) for texts in turns]
+        join_similar(np.arange(len(sets)), sets.__getitem__, threshold, parent)
+    return flattened(parent).tolist()
 
 
-def _root(parent: list[int], index: int) -> int:
-    while parent[index] != index:
-        parent[index] = parent[parent[index]]
-        index = parent[index]
-    return index
-
-
-def _join(parent: list[int], a: int, b: int) -> None:
-    first, second = sorted((_root(parent, a), _root(parent, b)))
-    parent[second] = first
-
-
-def _join_conversations(turns: list[tuple[str, ...]], parent: list[int]) -> None:
+def _join_conversations(turns: list[tuple[str, ...]], parent: np.ndarray) -> None:
     """Join equal prompts, and prompts that are the beginning of others."""
     seen: dict[tuple[str, ...], int] = {}
     for index, texts in enumerate(turns):
-        _join(parent, seen.setdefault(texts, index), index)
+        join(parent, seen.setdefault(texts, index), index)
     for index, texts in enumerate(turns):
         for length in range(1, len(texts)):
             if texts[:length] in seen:
-                _join(parent, seen[texts[:length]], index)
-
-
-def _join_similar(sets: list[frozenset[str]], threshold: float, parent: list[int]) -> None:
-    frequency = Counter(shingle for members in sets for shingle in members)
-    holders: dict[str, list[int]] = defaultdict(list)
-    for index in sorted(range(len(sets)), key=lambda i: (len(sets[i]), i)):
-        members = sets[index]
-        rare_first = sorted(members, key=lambda shingle: (frequency[shingle], shingle))
-        kept = rare_first[: len(members) - math.ceil(threshold * len(members) - 1e-9) + 1]
-        for other in sorted({other for shingle in kept for other in holders[shingle]}):
-            if _root(parent, other) != _root(parent, index) and _jaccard(members, sets[other]) >= threshold:
-                _join(parent, other, index)
-        for shingle in kept:
-            holders[shingle].append(index)
-
-
-def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    shared = len(a & b)
-    return shared / (len(a) + len(b) - shared)
+                join(parent, seen[texts[:length]], index)
 
 
 def assign(

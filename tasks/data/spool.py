@@ -61,6 +61,12 @@ class Spool:
         self._file.flush()
         self._reading = self._path.open("rb")
 
+    def close(self) -> None:
+        """Close what is open."""
+        self._file.close()
+        if self._reading is not None:
+            self._reading.close()
+
     def read(self, index: int) -> Kept:
         """One row, wherever it is."""
         self._reading.seek(self._offsets[index])

@@ -12,9 +12,11 @@ from random import Random
 from typing import Any
 
 from tasks.artifact import InputError, Row
+from tasks.data.families import is_made
 from tasks.data.fitting import Fits, with_shots
+from tasks.data.forms import left_over, read_row
 from tasks.data.phrasings import PhrasedSet, Phrasing, Variants
-from tasks.data.rows import BadRow, Example, PassedOver, check_characters, read_row
+from tasks.data.rows import BadRow, Example, PassedOver, check_characters
 from tasks.data.words import normalise
 
 
@@ -38,6 +40,8 @@ class Told:
     """What is particular about this row's problem."""
     excerpt: str = ""
     """What the row looked like, where it is dropped."""
+    unused: list[str] = field(default_factory=list)
+    """Of a prompt alone: its columns of text that no form knows."""
 
     @property
     def content(self) -> str:
@@ -70,7 +74,7 @@ def tell(
             with suppress(BadRow):  # told like any other row, it is dropped with its reason
                 check_characters(row)
                 row, _ = _apart(_prepared(part, row))
-                said = list(_texts(row)) if phrasings else _turns_of(read_row(row))
+                said = list(_texts(row)) if phrasings else _turns_of(read_row(row)[0])
                 if known is None or not known(said):
                     kept.add(number)
                     pool.append(row)
@@ -99,26 +103,36 @@ def _told(
         return Told(number, [row["text"]], [Example([], [row["text"]], form="text")])
     rng = Random(f"{seed}/{part.name}/{number}")
     if not phrasings:
-        example = read_row(row)
-        asked = [turn["content"] for turn in example.prompt if turn["role"] == "user"]
-        said = _turns_of(example)
+        found = read_row(row)
+        turns = [turn for example in found for turn in example.prompt if turn["role"] != "system"]
+        asked = _once([turn["content"] for turn in turns if turn["role"] == "user"], len(found))
+        said = _once([turn["content"] for turn in turns], len(found))
+        unused = [] if any(example.completions for example in found) else left_over(row)
         if part.fewshot and pool and rng.random() < part.fewshot.share:
-            example = with_shots(example, part.fewshot, pool, rng, None)
-        return Told(number, said, [example], asked)
+            found = [with_shots(example, part.fewshot, pool, rng, None) for example in found]
+        return Told(number, said, found, asked, unused=unused)
     examples: list[Example] = []
     bare: list[Example] = []
+    passed = PassedOver("is passed over by its templates")
     for phrasing in _drawn(phrasings, part.variants, rng):
-        with suppress(PassedOver):
+        try:
             example = fits.say(phrasing, row, rng)
             bare.append(example)
             shown = part.fewshot and pool and rng.random() < part.fewshot.share
             examples.append(with_shots(example, part.fewshot, pool, rng, phrasing) if shown else example)  # type: ignore[arg-type]
+        except PassedOver as other:
+            passed = other
         if len(examples) == part.templates_per_row:
             break
     if not examples:
-        raise PassedOver("is passed over by its templates")
+        raise passed
     options = (part.flan.options,) if part.flan else ()
     return Told(number, list(_texts(row)), examples, _asked(row, bare, options))
+
+
+def _once(texts: list[str], conversations: int) -> list[str]:
+    """What several conversations of one row say, without what they repeat."""
+    return texts if conversations == 1 else list(dict.fromkeys(texts))
 
 
 def _turns_of(example: Example) -> list[str]:
@@ -155,9 +169,13 @@ def _padded(text: str) -> str:
     return f" {normalise(text)} "
 
 
-def _drawn(phrasings: Sequence[Phrasing], variants: Variants, rng: Random) -> Iterator[Phrasing]:
-    """The phrasings in a drawn order: each draw first draws a kind by its weight, then a phrasing of it."""
+def _drawn(phrasings: Sequence[Phrasing], variants: Variants | None, rng: Random) -> Iterator[Phrasing]:
+    """The phrasings in a drawn order: all alike, or each draw draws a kind by its weight, then one of that kind."""
     left = list(phrasings)
+    if variants is None:
+        rng.shuffle(left)
+        yield from left
+        return
     while left:
         kinds = sorted({phrasing.kind for phrasing in left})
         kind = rng.choices(kinds, [getattr(variants, kind) for kind in kinds])[0] if len(kinds) > 1 else kinds[0]
@@ -178,7 +196,7 @@ def _prepared(part: PhrasedSet, row: Row) -> Row:
 def _apart(row: Row) -> tuple[Row, Row | None]:
     """A row, and what it says of how a synthesis made it, which is no part of what it says."""
     made = row.get("made")
-    if not isinstance(made, dict) or not isinstance(made.get("steps"), list):
+    if not is_made(made):
         return row, None
     return {name: value for name, value in row.items() if name != "made"}, made
 

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from labeling.blind import Blind, Side, compare_blind, votes_of
 from labeling.comparison import Comparison, LabelingError, comparison_from, judgement_from
 from tasks.artifact import InputError, Row, Work, below, read_jsonl, write_jsonl
-from tasks.data.rows import read_examples
+from tasks.data.files import read_examples
 from tasks.data.splits import prompt_id
 from tasks.labels.recipe import EnoughRecipe, LabelRecipe
 from tasks.recipe import Part

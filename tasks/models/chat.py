@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation as ids; `labels_mask` is 1 on the assistant's tokens, the EOS that ends each turn included."""
+    """A conversation as ids; `labels_mask` is 1 on the assistant's tokens, the EOS that ends each turn included, but
+    for turns of weight 0."""
 
     input_ids: list[int]
     labels_mask: list[int]
@@ -32,9 +33,11 @@ def encode_conversation(tokenizer: "PreTrainedTokenizerBase", messages: Sequence
     text, spans = render(tokenizer, messages, generation_prompt=False)
     if messages and messages[-1]["role"] == "assistant" and spans:
         text = text[: spans[-1][1]]
-    input_ids, mask = _tokenise(tokenizer, text, spans)
-    _check(tokenizer, input_ids, mask, expected=sum(message["role"] == "assistant" for message in messages))
-    return Encoded(input_ids, mask)
+    input_ids, turn = _tokenise(tokenizer, text, spans)
+    said = [message for message in messages if message["role"] == "assistant"]
+    _check(tokenizer, input_ids, turn, expected=len(said))
+    learnt = [0, *(int("weight" not in message) for message in said)]
+    return Encoded(input_ids, [learnt[place] for place in turn])
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
@@ -113,10 +116,11 @@ def closing_of(tokenizer: "PreTrainedTokenizerBase") -> str:
 def _tokenise(
     tokenizer: "PreTrainedTokenizerBase", text: str, spans: Sequence[tuple[int, int]]
 ) -> tuple[list[int], list[int]]:
+    """Ids, and of each the number of the span that it lies in, counted from 1; 0 outside."""
     pieces: list[tuple[str, int]] = []
     position = 0
-    for begin, end in spans:
-        pieces += [(text[position:begin], 0), (text[begin:end], 1)]
+    for place, (begin, end) in enumerate([span for span in spans if span[1] > span[0]], 1):
+        pieces += [(text[position:begin], 0), (text[begin:end], place)]
         position = end
     pieces = [(piece, mark) for piece, mark in [*pieces, (text[position:], 0)] if piece]
     if not pieces:
@@ -138,7 +142,7 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[in
     return [each.ids for each in backend.encode_batch(texts, add_special_tokens=False)]
 
 
-def _check(tokenizer: "PreTrainedTokenizerBase", input_ids: list[int], mask: list[int], expected: int) -> None:
+def _check(tokenizer: "PreTrainedTokenizerBase", input_ids: list[int], turn: list[int], expected: int) -> None:
     bos: Any = tokenizer.bos_token_id
     eos = tokenizer.eos_token_id
     template = str(tokenizer.chat_template)
@@ -146,6 +150,6 @@ def _check(tokenizer: "PreTrainedTokenizerBase", input_ids: list[int], mask: lis
         raise InputError("The chat template writes the BOS token more than once; write it once, at the beginning.")
     if "bos_token" in template and bos is not None and input_ids[:1] != [bos]:
         raise InputError("The chat template uses the BOS token but does not begin with it; write it once, first.")
-    ends = [i for i, mark in enumerate(mask) if mark and (i + 1 == len(mask) or not mask[i + 1])]
+    ends = [i for i, place in enumerate(turn) if place and (i + 1 == len(turn) or turn[i + 1] != place)]
     if len(ends) != expected or any(input_ids[i] != eos for i in ends):
         raise InputError(UNENDED)

@@ -67,6 +67,19 @@ def prepare_tokenizer(
     return tokenizer
 
 
+def prepare_to_answer(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    """Give the tokenizer of a model that only answers a chat template and the EOS that its turns end with, in place.
+
+    Its template need not be one that can be trained on. Raises `InputError` where it has no EOS.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError("The tokenizer has no EOS token, so nothing could end an answer; set eos_token in its config.")
+    tokenizer.chat_template = _template(tokenizer, "auto", DEFAULT_TEMPLATE)
+    _end_turns(tokenizer)
+    _begin_with_bos(tokenizer)
+    return tokenizer
+
+
 def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raise `InputError` unless the assistant's text can be found, ends with EOS and extends its prompt."""
     if reason := why_unmarked(tokenizer):

@@ -70,11 +70,12 @@ def generate(
     seed: int,
     batch_size: int = 64,
     progress: Progress | None = None,
+    ends: Sequence[int] = (),
 ) -> list[list[Completion]]:
     """n completions for each prompt, in the order of the prompts; arguments as in `decode`."""
     sampled = decode(
         model, tokenizer, prompt_ids, n=n, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-        greedy=greedy, seed=seed, batch_size=batch_size, progress=progress,
+        greedy=greedy, seed=seed, batch_size=batch_size, progress=progress, ends=ends,
     )  # fmt: skip
     return completions_of(sampled, tokenizer, n)
 
@@ -106,6 +107,7 @@ def decode(
     progress: Progress | None = None,
     noise: torch.Tensor | None = None,
     before_forward: Callable[[torch.Tensor], None] | None = None,
+    ends: Sequence[int] = (),
 ) -> Decoded:
     """Sample n continuations of each prompt of token ids, until the tokenizer's EOS or `max_new_tokens`.
 
@@ -114,7 +116,7 @@ def decode(
     the output layer saw (for a value head). Dropout is off while it runs. Raises `InputError` for an empty prompt, and
     where the model has too few positions.
     noise: the random numbers, `[rows, max_new_tokens]` in [0, 1), in place of the seed's. before_forward: told the
-    prompt of every row (int64 `[rows]`) before each forward pass.
+    prompt of every row (int64 `[rows]`) before each forward pass. ends: tokens that end a completion beside EOS.
     """
     if tokenizer.eos_token_id is None:
         raise InputError("The tokenizer has no EOS token, so completions cannot end; give it one.")
@@ -135,13 +137,14 @@ def decode(
         features=torch.zeros(rows, max_new_tokens, width, device=model.device) if features else None,
     )
     sampler = Sampler(temperature, top_p, greedy)
+    over = torch.tensor(sorted({eos, *ends}), device=model.device)
     training = model.training
     model.eval()
     try:
         done = 0
         for batch in _batches(prompt_ids, max(1, batch_size // n)):
             some = [prompt_ids[i] for i in batch]
-            _decode_batch(model, some, batch, n, eos, pad, noise, sampler, result, before_forward)
+            _decode_batch(model, some, batch, n, over, pad, noise, sampler, result, before_forward)
             done += len(batch)
             if progress is not None:
                 progress(done, len(prompt_ids))
@@ -217,7 +220,7 @@ def _decode_batch(
     prompts: list[Sequence[int]],
     places: list[int],
     n: int,
-    eos: int,
+    ends: torch.Tensor,
     pad: int,
     noise: torch.Tensor,
     sampler: Sampler,
@@ -250,7 +253,7 @@ def _decode_batch(
         result.logprobs[rows, t] = torch.log_softmax(logits, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
         if features is not None and result.features is not None:
             result.features[rows, t] = features
-        over = chosen == eos
+        over = chosen == ends if len(ends) == 1 else torch.isin(chosen, ends)
         if over.any():
             result.finished[rows[over]] = True
             result.lengths[rows[over]] = t + 1

@@ -8,9 +8,10 @@ from typing import Any
 from labeling.question import prompt_text
 from tasks.artifact import InputError, Message
 from tasks.data.words import normalise
+from tasks.synthesis.cleaning import only_text, same_text, words_of_the_task
 from tasks.synthesis.drafts import Draft, Making
 from tasks.synthesis.recipe import AnswerStep, Revise
-from tasks.synthesis.rules import apologises, only_text, says_nothing
+from tasks.synthesis.rules import apologises, says_nothing, verdict_of
 
 
 def answer(step: AnswerStep, drafts: list[Draft], making: Making) -> list[Draft]:
@@ -20,7 +21,7 @@ def answer(step: AnswerStep, drafts: list[Draft], making: Making) -> list[Draft]
     for draft in drafts:
         if draft.answer and not step.again:
             rows.append(draft)
-        elif "tools" in draft.prompt[0]:
+        elif draft.with_tools:
             making.drop("has tools, which a writer cannot call", draft.instruction, made=list(draft.steps))
         elif draft.id not in open_:
             open_[draft.id] = replace(draft, answer="")
@@ -64,7 +65,8 @@ def _conversation(system: str, prompt: list[Message]) -> list[dict[str, str]]:
 
 
 def revise(step: Revise, drafts: list[Draft], making: Making) -> list[Draft]:
-    """The rows with revised answers; a row whose revision cannot be used keeps the answer it had.
+    """The rows with revised answers, which make pairs with those before; a row whose revision cannot be used, or whose
+    answer the critique finds no fault with, keeps the answer it had.
 
     Raises `InputError` where no row has an answer.
     """
@@ -86,20 +88,37 @@ def revise(step: Revise, drafts: list[Draft], making: Making) -> list[Draft]:
             }
             for place in rows
         }
-        critiques = _asked("critique", rows, values, number, making)
-        for place, text in critiques.items():
-            values[place]["critique"] = text
-        revised = _asked("revision", list(critiques), values, number, making)
-        for place, text in revised.items():
-            answers[place] = only_text(text)
-            used[place].append(drawn[place][number])
-        making.work.log({f"revised/round {number + 1}": len(revised)})
+        faulty: list[int] = []
+        for place, text in _asked("critique", rows, values, number, making).items():
+            values[place]["critique"], keep = verdict_of(text)
+            if not keep:
+                faulty.append(place)
+        revised = 0
+        for place, text in _asked("revision", faulty, values, number, making).items():
+            text = _revised(text, values[place], making)
+            if text:
+                answers[place] = text
+                used[place].append(drawn[place][number])
+                revised += 1
+        making.work.log({f"revised/round {number + 1}": revised})
     done = list(drafts)
     for place in rows:
-        if normalise(answers[place]) != normalise(drafts[place].answer):
+        if not same_text(answers[place], drafts[place].answer):
             told = {"principles": used[place], "original": drafts[place].answer}
             done[place] = replace(drafts[place], answer=answers[place]).then(step="revise", **told)
+            making.pair(done[place], rejected=drafts[place].answer)
     return done
+
+
+def _revised(text: str, values: dict[str, str], making: Making) -> str:
+    """The answer in a revision; empty where there is none, or the one there was."""
+    text = only_text(text, "answer", before=values["answer"])
+    if same_text(text, values["answer"]):
+        return ""
+    if words := words_of_the_task(text, values["request"], values["answer"]):
+        making.drop(f"the revision says '{words}', which is from its prompt", text, answer=values["answer"])
+        return ""
+    return text
 
 
 def _principles(constitution: list[str], rounds: int, draft: Draft, making: Making) -> list[str]:

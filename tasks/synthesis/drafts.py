@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labeling.ai.endpoint import Messages
-from tasks.ai.answers import Said
+from tasks.ai.kept import Said
 from tasks.artifact import InputError, Message, Row, Work
 from tasks.data.sources import SynthesisSet
 from tasks.data.splits import prompt_id
@@ -40,7 +40,12 @@ class Draft:
     def single(self) -> bool:
         """Whether it is one request, perhaps after a system message, without tools."""
         roles = [turn["role"] for turn in self.prompt]
-        return roles in (["user"], ["system", "user"]) and "tools" not in self.prompt[0]
+        return roles in (["user"], ["system", "user"]) and not self.with_tools
+
+    @property
+    def with_tools(self) -> bool:
+        """Whether it has tools, or turns in which some were called: a writer has none."""
+        return any("tools" in turn or "tool_calls" in turn or turn["role"] == "tool" for turn in self.prompt)
 
     def messages(self) -> list[Message]:
         """The conversation, with the answer where there is one."""
@@ -65,15 +70,24 @@ class Making:
     dropped: list[Row] = field(default_factory=list)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Of what was dropped, by step and reason."""
+    unreadable: Counter[str] = field(default_factory=Counter)
+    """Of the writer's verdicts, by what they were about; each counts as no."""
+    pairs: list[Row] = field(default_factory=list)
+    """Answers before and after a revision, as the import of preferences reads them."""
     account: list[Row] = field(default_factory=list)
     """A line for each step."""
     asked: int = 0
     """Texts that were asked for in this step."""
 
-    @property
-    def about(self) -> Row:
-        """What every row says of the synthesis and the writer."""
-        return {"synthesis": self.recipe.name, **self.writer.about}
+    def made(self, draft: Draft) -> Row:
+        """How a row was made, as it says it: by whom, for which prompt (a filter may change that), in what steps."""
+        about = {"synthesis": self.recipe.name, **self.writer.about}
+        return {**about, "prompt_id": draft.id, "steps": list(draft.steps)}
+
+    def pair(self, draft: Draft, rejected: str) -> None:
+        """Keep a row's answer and the one before it."""
+        chosen, other = ([{"role": "assistant", "content": text}] for text in (draft.answer, rejected))
+        self.pairs.append({"prompt": draft.prompt, "chosen": chosen, "rejected": other, "made": self.made(draft)})
 
     def drop(self, reason: str, text: str, **about: object) -> None:
         """Keep account of something that is not used: the reason, completing "it ...", and what it said."""

@@ -5,10 +5,11 @@ from dataclasses import replace
 from random import Random
 
 from tasks.data.words import normalise
+from tasks.synthesis.cleaning import only_text
 from tasks.synthesis.drafts import Draft, Making
 from tasks.synthesis.novelty import Known
 from tasks.synthesis.recipe import Evolve, Operation
-from tasks.synthesis.rules import apologises, copied_words, only_text, says_nothing, words_in, yes_or_no
+from tasks.synthesis.rules import apologises, copied_words, says_nothing, words_in, yes_or_no
 
 
 def evolve(step: Evolve, drafts: list[Draft], making: Making) -> list[Draft]:
@@ -24,7 +25,7 @@ def evolve(step: Evolve, drafts: list[Draft], making: Making) -> list[Draft]:
             if child is None:
                 continue
             reason = "says what another instruction says" if normalise(child.instruction) in exact else ""
-            if not reason and operations[place] == "broaden" and known.nearest(child.instruction)[0] >= step.novelty:
+            if not reason and operations[place] == "broaden" and known.nearest(child.instruction) >= step.novelty:
                 reason = "is too like another instruction"
             if reason:
                 making.drop(reason, child.instruction, made=list(child.steps))
@@ -60,7 +61,7 @@ def _rewritten(
     said = making.ask(questions, [f"{making.step}/{generation}"] * len(pool), f"generation {generation}")
     children: list[Draft | None] = []
     for draft, operation, each in zip(pool, operations, said, strict=True):
-        text = only_text(each.text)
+        text = only_text(each.text, before=draft.instruction)
         child = replace(draft, prompt=[*draft.prompt[:-1], {"role": "user", "content": text}], answer="")
         child = child.then(step="evolve", operation=operation, generation=generation, parent=draft.id)
         reason = making.writer.fault(each) or _fault(step, text, draft.instruction)
@@ -97,7 +98,9 @@ def _with_more(
     left = list(children)
     for place, each in zip(asked, said, strict=True):
         child = children[place]
-        if yes_or_no(each.text) and child is not None:
+        verdict = yes_or_no(each.text)
+        making.unreadable["compare"] += verdict is None
+        if verdict and child is not None:
             making.drop("asks for no more than its parent", child.instruction, made=list(child.steps))
             left[place] = None
     return left

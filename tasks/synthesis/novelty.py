@@ -38,26 +38,16 @@ class Known:
         for text in texts:
             self.add(text)
 
-    def __len__(self) -> int:
-        return len(self._texts)
-
     def add(self, text: str) -> None:
         """One more."""
         self._texts.append(self._vocabulary.encode(text))
 
-    def nearest(self, text: str) -> tuple[float, int]:
-        """The highest ROUGE-L to any of them, and the number of that one; (0, -1) without any."""
+    def nearest(self, text: str) -> float:
+        """The highest ROUGE-L to any of them; 0 without any."""
         found = process.extractOne(
             self._vocabulary.encode(text), self._texts, scorer=Indel.normalized_similarity, processor=None
         )
-        return (float(found[1]), int(found[2])) if found else (0.0, -1)
-
-
-def rouge_l(a: str, b: str) -> float:
-    """ROUGE-L (F with equal weights) of two texts; 0 where one has no words."""
-    vocabulary = Vocabulary()
-    first, second = vocabulary.encode(a), vocabulary.encode(b)
-    return float(Indel.normalized_similarity(first, second)) if first and second else 0.0
+        return float(found[1]) if found else 0.0
 
 
 def nearest_scores(texts: Sequence[str], others: Sequence[str] | None = None) -> np.ndarray:

@@ -106,7 +106,8 @@ Do they ask for the same, with the same constraints, depth and breadth? Answer y
 {_ANSWERED}
 Hold the answer against this principle: {{{{ principle }}}}
 
-Say in a few sentences where the answer falls short of it and what to change. If it does not fall short, say so.""",
+Say in a few sentences where the answer falls short of it and what to change, or that it does not fall short. Then end
+with a line of its own: "Verdict: revise", or "Verdict: keep" where nothing has to change.""",
     "revision": f"""Below are a request to an assistant, the assistant's answer, and a critique of that answer.
 
 {_ANSWERED}
@@ -117,8 +118,9 @@ The critique:
 {{{{ critique }}}}
 ----------
 
-Write the answer anew so that the critique no longer holds. Keep what was good. Write the new answer and nothing
-else: not a word about the principle or the critique.""",
+Write the answer anew so that the critique no longer holds. Keep what was good, and its form. If the critique finds no
+fault, repeat the answer word for word. Write the answer as it goes to whoever made the request and nothing else: not
+a word about the principle, the critique, the old answer or what you changed.""",
 }
 
 

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 
 from tasks.ai.recipe import EndpointModel, LocalModel
 from tasks.artifact import InputError
-from tasks.data.sources import CsvSet, HubSet, JsonSet, ParquetSet, SynthesisSet
+from tasks.data.arrow_sources import HubSet, ParquetSet
+from tasks.data.sources import CsvSet, JsonSet, SynthesisSet
 from tasks.recipe import Part
 from tasks.synthesis.prompts import PROMPTS, fill, prompt_fault
 
@@ -220,6 +221,11 @@ class SynthesisRecipe(Part):
         if (kinds[0] == "self_instruct") == (self.rows is not None):
             raise ValueError(
                 f"'{self.name}' begins with either 'rows' or a first step 'self_instruct'; give one of both"
+            )
+        if self.writer.temperature == 0 and any(step.kind == "answer" and step.candidates > 1 for step in self.steps):
+            raise ValueError(
+                f"'{self.name}' asks for several 'candidates' at temperature 0, which are all the same; raise the "
+                "writer's 'temperature', or leave 'candidates' out"
             )
         for name, text in self.prompts.items():
             if name not in PROMPTS:

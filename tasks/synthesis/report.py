@@ -32,8 +32,7 @@ def report(drafts: Sequence[Draft], making: Making) -> None:
     if len(instructions) > SAMPLE:
         sampled = Random(work.seed).sample(instructions, SAMPLE)
     among = nearest_scores(sampled)
-    begun = [text for text in making.begun_with if normalise(text) not in {normalise(each) for each in sampled}]
-    start = nearest_scores(sampled, making.begun_with if making.recipe.rows is None else begun)
+    start = nearest_scores(sampled, _begun(sampled, making))
     work.table("steps", making.account)
     work.table(
         "dropped",
@@ -60,12 +59,22 @@ def report(drafts: Sequence[Draft], making: Making) -> None:
     work.figure("novelty", _figure(among, start))
     usage, paid = making.writer.usage, making.writer.paid
     work.log({"rows": len(drafts), "dropped": len(making.dropped), **numbers})
+    work.log({f"unreadable/{what}": count for what, count in making.unreadable.items()})
     work.log({"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens})
     work.log({"answers": usage.answers, "answers_now": paid.answers, "unmetered_answers": usage.unmetered})
     part = making.recipe.writer
     if part.kind == "endpoint":
         prices = (part.prompt_price, part.completion_price)
         work.log({"cost": usage.cost(*prices), "cost_now": paid.cost(*prices)})
+
+
+def _begun(sampled: Sequence[str], making: Making) -> list[str]:
+    """What it began with and the rows are held against; rows that it began with are not held against themselves."""
+    begun = making.begun_with
+    if making.recipe.rows is not None:
+        there = set(map(normalise, sampled))
+        begun = [text for text in begun if normalise(text) not in there]
+    return begun if len(begun) <= SAMPLE else Random(making.work.seed).sample(begun, SAMPLE)
 
 
 def _lengths(texts: Sequence[str]) -> np.ndarray:
@@ -92,7 +101,7 @@ def _examples(drafts: Sequence[Draft], making: Making) -> list[Row]:
         {
             "instruction": drafts[place].instruction[:500],
             "answer": drafts[place].answer[:500],
-            "made": made_by({**making.about, "steps": list(drafts[place].steps)}),
+            "made": made_by(making.made(drafts[place])),
         }
         for place in sorted(shown)
     ]

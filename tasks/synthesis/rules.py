@@ -7,9 +7,9 @@ instructions and their answers the elimination of Evol-Instruct (Xu et al. 2023,
 import json
 import re
 from collections.abc import Sequence
-from itertools import pairwise
 
 from tasks.data.words import normalise
+from tasks.synthesis.cleaning import plain_start
 
 APOLOGY_WORDS = 80
 """An answer that says sorry in fewer words than this is one of a writer that could not do it."""
@@ -28,20 +28,7 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff
 _ITEM = re.compile(r"^\s*(?:[*_#>]*\s*)(?:(?:task|instruction)\s*)?(\d{1,4})\s*[.):\-][*_]*\s*(.*)$", re.IGNORECASE)
 _BULLET = re.compile(r"^\s*[-*•]\s+(.*)$")
 _FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
-_PART = r"^[ \t]*(?:[*_#]+[ \t]*)?(input|{other})(?:[ \t]*[*_]+)?[ \t]*:(?:[ \t]*[*_]+)?"
-_PARTS = {
-    first: re.compile(_PART.format(other=other), re.IGNORECASE | re.MULTILINE)
-    for first, other in ((False, "output"), (True, "class label|label"))
-}
-"""Where a part of an instance begins, by whether the label comes first."""
-_HEADING = re.compile(r"\n+[ \t]*[*_#]*[ \t]*(?:example|instance)[ \t]*\d*[ \t]*[:.]?[*_]*[ \t]*$", re.IGNORECASE)
-_NOTHING = {"", "none", "n a", "no input", "not needed", "none needed", "empty", "noinput"}
-_PREFACE = re.compile(
-    r"^(?:(?:sure|certainly|of course|okay|ok)\b[^\n]{0,60}?[,.!:]\s+)?"
-    r"(?:here(?: is|'s|’s)\b[^\n:]{0,80}:|[#*]*\s*(?:the )?(?:new|rewritten|evolved|revised|improved|final)"
-    r" (?:instruction|prompt|question|answer|version|task)\s*[#*]*\s*:[*_]*)\s*",
-    re.IGNORECASE,
-)
+_VERDICT = re.compile(r"^[\s*_`#\"]*verdict[\s*_`\"]*:[\s*_`\"]*(keep|revise)\b.*$", re.IGNORECASE | re.MULTILINE)
 _NO_TEXT = re.compile(r"[^\w]|_")
 
 
@@ -62,7 +49,7 @@ def listed(text: str, whole: bool) -> list[str]:
         except (ValueError, RecursionError):
             found = None
         if isinstance(found, list):
-            return [tidy(each) for each in found if isinstance(each, str) and each.strip()]
+            return [plain_start(each) for each in found if isinstance(each, str) and each.strip()]
     lines = text.splitlines()
     pattern = _ITEM if any(_ITEM.match(line) for line in lines) else _BULLET
     items: list[str] = []
@@ -73,23 +60,7 @@ def listed(text: str, whole: bool) -> list[str]:
         elif within and line.strip():
             items[-1] += f" {line.strip()}"
         within = bool(items) and bool(line.strip())  # what follows an empty line is about the list, not in it
-    return [tidied for item in (items if whole else items[:-1]) if (tidied := tidy(item))]
-
-
-def tidy(text: str) -> str:
-    """A text without the marks of emphasis and the quotes that stand around all of it."""
-    text = text.strip()
-    while len(text) > 2 and (pair := (text[0], text[-1])) and pair in (("*", "*"), ('"', '"'), ("“", "”"), ("_", "_")):
-        text = text[1:-1].strip()
-    return text
-
-
-def only_text(text: str) -> str:
-    """What the writer was asked for, without a line that announces it and without quotes or a fence around it all."""
-    text = text.strip()
-    if text.startswith("```") and text.endswith("```") and text.count("```") == 2:
-        text = "\n".join(text.splitlines()[1:-1]).strip() if "\n" in text else text.strip("`").strip()
-    return tidy(_PREFACE.sub("", text, count=1))
+    return [tidied for item in (items if whole else items[:-1]) if (tidied := plain_start(item))]
 
 
 def yes_or_no(text: str) -> bool | None:
@@ -98,26 +69,10 @@ def yes_or_no(text: str) -> bool | None:
     return {"yes": True, "no": False}.get(first[0]) if first else None
 
 
-def instances_in(text: str, whole: bool, label_first: bool) -> list[tuple[str, str]]:
-    """The (input, output) pairs of a text of `Input:` and `Output:` parts, or of `Label:` and `Input:` parts.
-
-    A part without its partner is left out, and so is the last pair of a text that was cut.
-    """
-    parts: list[tuple[bool, str]] = []
-    marks = list(_PARTS[label_first].finditer(text))
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    for mark, end in zip(marks, ends, strict=False):  # without a mark there is no end either
-        content = text[mark.end() : end]
-        content = _HEADING.sub("", content.rstrip()).strip()
-        is_input = mark[1].lower() == "input"
-        parts.append((is_input, "" if is_input and normalise(content) in _NOTHING else content))
-    first_is_input = not label_first
-    pairs = [
-        (one[1], other[1]) if first_is_input else (other[1], one[1])
-        for one, other in pairwise(parts)
-        if one[0] == first_is_input and other[0] != first_is_input
-    ]
-    return pairs if whole or not pairs else pairs[:-1]
+def verdict_of(critique: str) -> tuple[str, bool]:
+    """A critique without its verdict, and whether that is to keep the answer; without a verdict it is not."""
+    verdicts = {found.lower() for found in _VERDICT.findall(critique)}
+    return _VERDICT.sub("", critique).strip(), verdicts == {"keep"}
 
 
 def instruction_fault(
@@ -158,25 +113,3 @@ def apologises(text: str) -> bool:
     """Whether a text is short and says sorry."""
     words = normalise(text).split()
     return "sorry" in words and len(words) < APOLOGY_WORDS
-
-
-def instance_faults(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Of each instance of one instruction why it is not used, empty where it is: empty, repeating, contradictory."""
-    outputs: dict[str, set[str]] = {}
-    for given, output in pairs:
-        outputs.setdefault(normalise(given), set()).add(normalise(output))
-    seen: set[tuple[str, str]] = set()
-    faults: list[str] = []
-    for given, output in pairs:
-        key = (normalise(given), normalise(output))
-        if not output.strip():
-            fault = "has an empty answer"
-        elif key[0] and key[0] == key[1]:
-            fault = "has an answer that repeats the input"
-        elif len(outputs[key[0]]) > 1:
-            fault = "has different answers to the same input"
-        else:
-            fault = "is there twice" if key in seen else ""
-        seen.add(key)
-        faults.append(fault)
-    return faults

@@ -6,12 +6,14 @@ from pathlib import Path
 from random import Random
 
 from tasks.artifact import InputError, Message, Row
-from tasks.data.rows import BadRow, check_characters, read_row
-from tasks.data.sources import JsonSet
+from tasks.data.files import file_rows
+from tasks.data.forms import read_row
+from tasks.data.rows import BadRow, check_characters
 from tasks.synthesis.drafts import Draft, Making
+from tasks.synthesis.instances import given_in, instance_faults, instances_in
 from tasks.synthesis.novelty import Known
 from tasks.synthesis.recipe import SelfInstruct
-from tasks.synthesis.rules import instance_faults, instances_in, instruction_fault, listed, yes_or_no
+from tasks.synthesis.rules import instruction_fault, listed, yes_or_no
 
 EXAMPLES = 3
 """Seed tasks shown where instances are asked for."""
@@ -46,7 +48,7 @@ def read_seeds(path: Path, making: Making) -> list[Task]:
     """Seed tasks of a file; what is none is dropped. Raises `InputError` when it is missing or holds none."""
     seeds: list[Task] = []
     read = 0
-    for number, row in JsonSet(name="seeds", path=str(path)).lines():
+    for number, row in file_rows(path):
         read += 1
         try:
             if isinstance(row, str):
@@ -67,15 +69,15 @@ def _seed(row: Row, number: int) -> Task:
     instruction, instances = row.get("instruction"), row.get("instances")
     if isinstance(instruction, str) and instruction.strip() and isinstance(instances, list):
         texts = [(each.get("input"), each.get("output")) for each in instances if isinstance(each, dict)]
-        pairs = tuple((str(given or "").strip(), str(output).strip()) for given, output in texts if output)
+        pairs = tuple((given_in(str(given or "")), str(output).strip()) for given, output in texts if output)
         known = row.get("is_classification")
         return Task(name, instruction.strip(), pairs, known if isinstance(known, bool) else None)
-    example = read_row(row)
+    example = read_row(row)[0]
     if len(example.prompt) > 1:
         raise BadRow("is a conversation of several turns")
     if isinstance(instruction, str) and instruction.strip():
         given, output = row.get("input"), row.get("output")
-        pairs = ((str(given or "").strip(), str(output).strip()),) if output else ()
+        pairs = ((given_in(str(given or "")), str(output).strip()),) if output else ()
         return Task(name, instruction.strip(), pairs)
     pairs = tuple(("", text.strip()) for text in example.completions[:1] if text.strip())
     return Task(name, example.prompt[-1]["content"].strip(), pairs)
@@ -111,8 +113,7 @@ def _new_instructions(step: SelfInstruct, seeds: list[Task], making: Making) -> 
             for text in items:
                 reason = instruction_fault(text, step.words, step.forbidden, step.forbidden_starts, step.ascii_start)
                 if not reason:
-                    likeness, _ = known.nearest(text)
-                    reason = "is too like another instruction" if likeness >= step.novelty else ""
+                    reason = "is too like another instruction" if known.nearest(text) >= step.novelty else ""
                 if reason or len(found) == step.instructions:
                     making.drop(reason or "is more than were wanted", text, shown=list(names))
                     continue
@@ -153,7 +154,7 @@ def _classified(tasks: list[Task], seeds: list[Task], making: Making) -> list[Ta
     ]
     said = making.ask(questions, [""] * len(tasks), "is it a classification?", greedy=True)
     verdicts = [yes_or_no(each.text) for each in said]
-    making.work.log({"unreadable/classification": sum(verdict is None for verdict in verdicts)})
+    making.unreadable["classification"] += sum(verdict is None for verdict in verdicts)
     return [replace(task, classification=bool(verdict)) for task, verdict in zip(tasks, verdicts, strict=True)]
 
 

@@ -25,11 +25,12 @@ STEPS: dict[str, Callable[[Any, list[Draft], Making], list[Draft]]] = {
 def synthesise(recipe: SynthesisRecipe, inputs: Mapping[str, Path], work: Work) -> None:
     """Write `rows.jsonl`, `preferences.jsonl`, `dropped.jsonl` and the report.
 
-    Rows are `{"id", "prompt_id", "messages", "made"}`; `made` holds the synthesis, the writer and the steps, each with
-    the ids of what it was made from (`prompt_id`s, or those of the seeds). Pairs are `{"prompt", "chosen", "rejected",
-    "made"}`: an answer after and before its revision. Dropped texts have their step and the reason. `inputs` are the
-    syntheses that it begins with. Interrupted and run again, it asks only what is missing. Raises `PipelineError` when
-    the writer cannot be asked, and `InputError` when the seeds cannot be read or a step keeps nothing.
+    Rows are `{"id", "prompt_id", "messages", "made"}`; `made` holds the synthesis, the writer, the `prompt_id` and the
+    steps, each with the ids of what it was made from (`prompt_id`s, or those of the seeds). Pairs are `{"prompt",
+    "chosen", "rejected", "made"}`: answers after and before each revision, also of rows that a later step changed.
+    Dropped texts have their step and the reason. `inputs` are the syntheses that it begins with. Interrupted and run
+    again, it asks only what is missing. Raises `PipelineError` when the writer cannot be asked, and `InputError` when
+    the seeds cannot be read or a step keeps nothing.
     """
     making = Making(recipe, Writer(recipe.writer, work), work)
     drafts: list[Draft] = []
@@ -43,28 +44,15 @@ def synthesise(recipe: SynthesisRecipe, inputs: Mapping[str, Path], work: Work) 
         before = len(drafts)
         drafts = STEPS[step.kind](step, drafts, making)
         making.ended(before, drafts)
-    write_jsonl(work.out / "rows.jsonl", _rows(drafts, making.about))
-    write_jsonl(work.out / "preferences.jsonl", _pairs(drafts, making.about))
+    write_jsonl(work.out / "rows.jsonl", _rows(drafts, making))
+    write_jsonl(work.out / "preferences.jsonl", making.pairs)
     write_jsonl(work.out / "dropped.jsonl", making.dropped)
     report(drafts, making)
     work.progress(len(drafts), len(drafts), f"{len(drafts)} rows")
 
 
-def _rows(drafts: Sequence[Draft], about: Row) -> Iterator[Row]:
+def _rows(drafts: Sequence[Draft], making: Making) -> Iterator[Row]:
     for draft in drafts:
         messages = draft.messages()
-        made = {**about, "steps": list(draft.steps)}
-        yield {"id": stable_hash(messages)[:16], "prompt_id": draft.id, "messages": messages, "made": made}
-
-
-def _pairs(drafts: Sequence[Draft], about: Row) -> Iterator[Row]:
-    """Answers before and after revision, as the import of preferences reads them."""
-    for draft in drafts:
-        if draft.steps[-1]["step"] == "revise":
-            original = draft.steps[-1]["original"]
-            yield {
-                "prompt": draft.prompt,
-                "chosen": [{"role": "assistant", "content": draft.answer}],
-                "rejected": [{"role": "assistant", "content": original}],
-                "made": {**about, "steps": list(draft.steps)},
-            }
+        row = {"id": stable_hash(messages)[:16], "prompt_id": draft.id, "messages": messages}
+        yield {**row, "made": making.made(draft)}

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flows.recipe import LifecycleRecipe, policy_name
 from tasks.artifact import InputError
 from tasks.models.adapters import FullRecipe, PromptRecipe
 from tasks.models.source import local_folder
@@ -14,10 +13,11 @@ from tasks.training.grpo import OUTPUT_FIXED, GroupRecipe
 NAMING = ("ranks", "alphas", "modules_to_save", "feed_forward")
 
 
-def check_models(recipe: LifecycleRecipe) -> bool:
+def check_models(recipe: Any) -> bool:
     """Raise `RecipeError` for adapters that a model cannot have and for completions longer than its positions.
 
-    False where the base's configuration is not here yet: a model of the hub that was never fetched.
+    recipe: a `LifecycleRecipe`. False where the base's configuration is not here yet: a model of the hub that was never
+    fetched.
     """
     if recipe.base.model is None:
         _check_lengths(recipe, recipe.base.positions)
@@ -34,21 +34,21 @@ def check_models(recipe: LifecycleRecipe) -> bool:
     return True
 
 
-def _trained(recipe: LifecycleRecipe) -> Iterator[tuple[str, Any]]:
+def _trained(recipe: Any) -> Iterator[tuple[str, Any]]:
     """What is trained of the base or of what comes of it, by its place in the recipe."""
     yield from (("sft", part) for part in recipe.sft.in_turn())
     if recipe.reward.base is None:
         yield "reward", recipe.reward
-    yield from ((f"policy.{policy_name(policy)}", policy) for policy in recipe.policy)
+    yield from ((f"policy.{policy.name or policy.method}", policy) for policy in recipe.policy)
 
 
-def _check_lengths(recipe: LifecycleRecipe, limit: int | None) -> None:
+def _check_lengths(recipe: Any, limit: int | None) -> None:
     if limit is None:
         return
     below = _virtual(recipe.sft.in_turn()[-1])
     drawn: list[tuple[str, Any]] = [] if recipe.preferences.source == "data" else [("sample", recipe.sample)]
     drawn += [("evaluate", recipe.evaluate)]
-    drawn += [(f"policy.{policy_name(policy)}", policy) for policy in recipe.policy]
+    drawn += [(f"policy.{policy.name or policy.method}", policy) for policy in recipe.policy]
     for name, part in drawn:
         most, taken = getattr(part, "max_new_tokens", 0), below + _virtual(part)
         if most + taken >= limit:
@@ -59,7 +59,7 @@ def _check_lengths(recipe: LifecycleRecipe, limit: int | None) -> None:
             )
 
 
-def _check_adapters(recipe: LifecycleRecipe, config: Any) -> None:
+def _check_adapters(recipe: Any, config: Any) -> None:
     """Attach every adapter to the model without its values, each kind once."""
     known: set[tuple[bool, bool, str]] = set()
     parts = [(name, part, config) for name, part in _trained(recipe)]
@@ -118,7 +118,7 @@ def _configuration(model: str, revision: str | None, field: str) -> Any:
         raise RecipeError(f"{field}: transformers cannot read {folder}/config.json ({reason}).") from error
 
 
-def _small_llama(recipe: LifecycleRecipe) -> Any:
+def _small_llama(recipe: Any) -> Any:
     """What is pre-trained where no base is named, by the names of its layers."""
     from transformers import LlamaConfig
 
