@@ -17,6 +17,7 @@ from tasks.ai.recipe import LocalJudge
 from tasks.artifact import InputError, read_jsonl, write_jsonl
 from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
 from tasks.merging import MergeRecipe, merge_policy
+from tasks.models.adapter_names import has_adapted_output
 from tasks.models.adapters import AdapterRecipe, FullRecipe, LoraRecipe, PrefixTuningRecipe, attach, save
 from tasks.models.features import text_features
 from tasks.models.loading import load_causal_lm, positions
@@ -220,7 +221,7 @@ def test_a_killed_training_of_a_prompt_ends_with_the_same_bytes(
         ),
         ({"method": "dpo", "adapter": {"kind": "ia3", "feed_forward": ["down_proj"]}}, "knows the feed-forward layers"),
         ({"method": "grpo", "adapter": {"kind": "lora", "targets": ["q_proj", "lm_head"]}}, "the output layer"),
-        ({"method": "rloo", "adapter": {"kind": "lora", "modules_to_save": ["embed_out"]}}, "weights RLOO takes"),
+        ({"method": "rloo", "adapter": {"kind": "lora", "modules_to_save": ["lm_head"]}}, "weights RLOO takes"),
     ],
 )
 def test_what_cannot_be_is_refused_in_the_recipe(given: dict[str, Any], words: str) -> None:
@@ -275,6 +276,13 @@ def test_a_model_that_peft_knows_to_refuse_is_told_what_is_left() -> None:
     with pytest.raises(InputError, match=r"no low-rank adapter on out_proj .*it has dt_proj, in_proj"):
         attach(mamba, LoraRecipe())
     attach(AutoModelForCausalLM.from_config(config), LoraRecipe(targets=("in_proj", "x_proj")))
+
+
+def test_an_adapter_on_the_output_layer_is_seen_whatever_it_is_called() -> None:
+    for given in ({"targets": ("q_proj", "lm_head")}, {"modules_to_save": ("lm_head",)}):
+        assert has_adapted_output(attach(tiny_model(), LoraRecipe(**given)))
+    assert has_adapted_output(attach(tiny_model("gpt_neox"), LoraRecipe(targets=("lm_head",))))
+    assert not has_adapted_output(attach(tiny_model(), LoraRecipe()))
 
 
 def test_what_the_model_does_not_allow_is_one_sentence(tmp_path: Path, chain: dict[str, Path]) -> None:

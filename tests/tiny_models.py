@@ -33,7 +33,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "phi3": {"intermediate_size": 64, "original_max_position_embeddings": 128},
     "granite": {"intermediate_size": 64, "logits_scaling": 4.0},
     "qwen2_moe": {
-        **{"intermediate_size": 64, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+        **{"intermediate_size": 64, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64},
         **{"num_experts": 4, "num_experts_per_tok": 2},
     },
     "mixtral": {"intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2},

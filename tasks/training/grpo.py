@@ -16,8 +16,8 @@ from tasks.sampling.engine import Engine
 from tasks.training.hyperparameters import OnlineHyperparameters
 from tasks.training.rewards import rewards_of
 
-OUTPUTS = {"lm_head", "embed_out"}
-"""What layouts call the layer that makes logits."""
+OUTPUT = "lm_head"
+"""What nearly all layouts call the layer that makes logits."""
 
 OUTPUT_FIXED = "the output layer, whose weights {method} takes as they are; take it out, or take PPO or DPO"
 
@@ -45,9 +45,9 @@ class GroupRecipe(OnlineHyperparameters):
     @model_validator(mode="after")
     def _logits_are_the_models(self) -> Self:
         named = {*_names(self.adapter, "targets"), *_names(self.adapter, "modules_to_save")}
-        if found := sorted(named & OUTPUTS):
+        if OUTPUT in named:
             method = type(self).model_fields["method"].default.upper()
-            raise ValueError(f"adapter names '{found[0]}', {OUTPUT_FIXED.format(method=method)}")
+            raise ValueError(f"adapter names '{OUTPUT}', {OUTPUT_FIXED.format(method=method)}")
         return self
 
     @model_validator(mode="after")
