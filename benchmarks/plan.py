@@ -21,6 +21,10 @@ from benchmarks.memory import MIB, Memory
 
 WIDE: dict[str, Any] = {"vocab_size": 4096, "hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6}
 LLAMA = WIDE | {"model_type": "llama", "intermediate_size": 1024, "num_key_value_heads": 6}
+SMALL_HEADS: dict[str, Any] = {
+    "vocab_size": 12000, "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "intermediate_size": 768,
+}  # fmt: skip
 FULL = {"adapter": {"kind": "full"}, "batch_size": 8}
 SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "Llama 10M, LoRA, 8 x 256": (LLAMA, {"adapter": {"kind": "lora"}, "batch_size": 8}, 256),
@@ -32,6 +36,14 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "Gemma 3 10M, prompt, 8 x 256": (
         LLAMA | {"model_type": "gemma3_text", "head_dim": 64},
         {"adapter": {"kind": "prompt_tuning"}, "batch_size": 8}, 256,
+    ),
+    "Llama 7M, tied, heads of 64, LoRA, 8 x 256": (
+        SMALL_HEADS | {"model_type": "llama", "head_dim": 64, "tie_word_embeddings": True},
+        {"adapter": {"kind": "lora"}, "batch_size": 8}, 256,
+    ),
+    "Qwen3 10M, heads of 32, LoRA, 8 x 256": (
+        SMALL_HEADS | {"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": False},
+        {"adapter": {"kind": "lora"}, "batch_size": 8}, 256,
     ),
 }  # fmt: skip
 """The model, the SFT recipe and the tokens of each row."""

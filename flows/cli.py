@@ -103,8 +103,10 @@ def plan(
     if estimate:
         from flows.costs import show_costs
         from tasks.estimating import Prices
+        from tasks.foresight import check_models
 
         prices = Prices(machine_hour=machine_price, label_hour=label_price, seconds_per_judgement=judgement_seconds)
+        check_models(parsed)
         show_costs(parsed, prices, as_json)
         return
     need_services("mlflow")

@@ -28,6 +28,7 @@ from tasks.artifact import Artifact
 from tasks.data.prepare import prepare_data
 from tasks.evaluation.evaluate import evaluate_models
 from tasks.evaluation.gate import decide_gate
+from tasks.foresight import check_models
 from tasks.labels.label import collect_judgements
 from tasks.labels.preferences import build_preferences
 from tasks.labels.selection import select_completions
@@ -74,10 +75,13 @@ def build_lifecycle(recipe: LifecycleRecipe, build: Builder, store: Store, regis
     Whoever takes them lets the champion move (`flows.summary.conclude`) before asking for the next one.
     """
     recipe.reward.external_files()  # what is missing is said before anything is built
+    checked = check_models(recipe)
     rivals = Rivals(registry, store, recipe.name)
     base, data = build.side_by_side(
         [Order(BASE, recipe.base, {}, recipe.seed), data_order(recipe, build_syntheses(recipe, build))]
     )
+    if not checked:  # a model of the hub is here now
+        check_models(recipe)
     sft = build_sft(recipe, build, base, data)
     start: Artifact | None = None
     judged: list[tuple[Artifact, Artifact]] = []

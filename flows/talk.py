@@ -1,6 +1,7 @@
 """`rlhf chat`: a conversation with a registered model, an artifact or a model folder."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from rich.console import Console
 from flows import services
 from flows.plain_text import visible
 from flows.tree import SPEAKING
-from tasks.artifact import Message, PipelineError, below
+from tasks.artifact import InputError, Message, PipelineError, below
+
+HELP = "/use MODEL changes the model (NAME, NAME@ALIAS, an artifact's key or a folder), /new begins anew, /quit leaves."
+COMMAND = re.compile(r"/[a-z]+")
 
 
 class Talk:
@@ -32,18 +36,29 @@ class Talk:
         self._model = model
 
     def ask(self, text: str) -> str:
-        """The model's answer to a user's turn, in the conversation so far."""
+        """The model's answer to a user's turn, in the conversation so far, cut where the model's positions end.
+
+        Raises `InputError` when there is no position left; that turn is not kept.
+        """
         from tasks.models.chat import encode_prompt
+        from tasks.models.loading import positions
         from tasks.sampling.local import generate
 
         model, tokenizer = self._loaded[self._model]
-        self._messages.append({"role": "user", "content": text})
-        prompt = encode_prompt(tokenizer, self._messages)
+        messages: list[Message] = [*self._messages, {"role": "user", "content": text}]
+        prompt, limit = encode_prompt(tokenizer, messages), positions(model)
+        room = self._max_new_tokens if limit is None else limit - len(prompt)
+        if room < 1:
+            raise InputError(
+                f"The conversation is {len(prompt)} tokens, and the model has {limit} positions for it and an answer; "
+                "begin another with /new, or say less."
+            )
+        self._messages = messages
         [[completion]] = generate(
             model,
             tokenizer,
             [prompt],
-            max_new_tokens=self._max_new_tokens,
+            max_new_tokens=min(room, self._max_new_tokens),
             temperature=self._temperature or 1.0,
             greedy=self._temperature == 0,
             seed=len(self._messages),
@@ -53,7 +68,7 @@ class Talk:
 
     def converse(self, console: Console) -> None:
         """Read turns until /quit or the end of input."""
-        console.print(f"Talking to {self._model}. /use MODEL, /new, /quit", markup=False)
+        console.print(f"Talking to {self._model}. {HELP}", markup=False)
         while True:
             try:
                 text = console.input("[bold]you:[/] ").strip()
@@ -61,15 +76,22 @@ class Talk:
                 return
             if text == "/quit":
                 return
-            if text == "/new":
-                self._messages = []
-            elif text.startswith("/use "):
-                try:
-                    self.use(text.removeprefix("/use ").strip())
-                except PipelineError as error:
-                    console.print(visible(str(error)), markup=False)
-            elif text:
-                console.print(visible(f"{self._model}: {self.ask(text)}"), markup=False, highlight=False)
+            try:
+                self._turn(text, console)
+            except PipelineError as error:
+                console.print(visible(str(error)), markup=False, highlight=False)
+
+    def _turn(self, text: str, console: Console) -> None:
+        if text == "/new":
+            self._messages = []
+        elif text.startswith("/use "):
+            self.use(text.removeprefix("/use ").strip())
+        elif text == "/use":
+            console.print(f"Loaded: {', '.join(self._loaded)}. {HELP}", markup=False)
+        elif COMMAND.fullmatch(text):
+            console.print(HELP, markup=False)
+        elif text:
+            console.print(visible(f"{self._model}: {self.ask(text)}"), markup=False, highlight=False)
 
 
 def _chain(model: str) -> list[Path]:

@@ -18,6 +18,8 @@ from tasks.training.direct import DIRECT
 Found = dict[str, Any]
 SPEAKING = ("base", "sft", *DIRECT, "ppo", "grpo", "rloo", "rejection", "merge")
 """Stages that make a language model."""
+LISTED = 8
+"""How many candidates a refusal names, the newest first."""
 
 
 def resolve_model(
@@ -34,9 +36,11 @@ def resolve_model(
     if len(keys) == 1:
         return keys[0], None
     known = sorted({version.name for version in registry.versions()})
-    raise PipelineError(
-        f"There is no model or artifact '{model}'; registered models: {', '.join(known) or 'none yet, run a recipe'}."
-    )
+    merged = [(found["name"], key) for key, found in records.items() if found["stage"] == "merge"]
+    told = f"registered models: {', '.join(known) or 'none yet, run a recipe'}"
+    if merged:  # candidates that no gate let pass are not registered
+        told += f"; candidates by key: {', '.join(f'{name} {key[:12]}' for name, key in merged[:LISTED])}"
+    raise PipelineError(f"There is no model or artifact '{model}'; {told}.")
 
 
 def ancestry(model: str) -> tuple[Found, Tree]:

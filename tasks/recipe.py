@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from tasks.artifact import PipelineError
+from tasks.artifact import InputError, PipelineError
 
 
 class Part(BaseModel):
@@ -38,6 +38,27 @@ def resolve(dotted: str) -> Callable[..., Any]:
     if not callable(function):
         raise ValueError(f"'{dotted}' is not a function")
     return function
+
+
+def ask(dotted: str, row: Mapping[str, Any], text: str) -> Any:
+    """What a user's function of (row, completion) says. Raises `InputError` when it fails."""
+    try:
+        return resolve(dotted)(row, text)
+    except Exception as error:  # it may fail in any way
+        place = f" {row['id']}" if "id" in row else ""
+        raise InputError(
+            f"{dotted} fails on row{place} ({type(error).__name__}: {error}), which has {', '.join(sorted(row))}; mend "
+            "it, or give the data's rows what it needs."
+        ) from error
+
+
+def ask_number(dotted: str, row: Mapping[str, Any], text: str) -> float:
+    """The same of a function that must say a number."""
+    value = ask(dotted, row, text)
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{dotted} says {value!r} of a completion; it must give a number.") from error
 
 
 def _importable(dotted: str) -> str:

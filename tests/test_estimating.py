@@ -103,7 +103,7 @@ def test_what_cannot_be_counted_is_told_and_does_not_end_the_estimate(
     row = next(row for row in found["stages"] if row["stage"] == "sft")
     assert row["total"] == row["rule"] > 0 and row["activations"] is None and row["hours"] > 0
     assert len(found["notes"]) == 1 and "llama models cannot be computed without values" in found["notes"][0]
-    monkeypatch.setattr("flows.costs.prepared", lambda *given: work.out)
+    monkeypatch.setattr("flows.costs.prepared", lambda *given: (work.out, None))
     show_costs(recipe, Prices(), as_json=False)
 
 

@@ -235,7 +235,7 @@ def test_comparison_by_hand() -> None:
 def test_unusable_inputs_are_refused_in_one_sentence(inputs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no_number says nan"):
         build(tmp_path / "a", inputs, judge="tests.test_evaluation:no_number")
-    with pytest.raises(InputError, match=r"shop:correct fails on prompt 0000000000000000 \(KeyError: 'kind'"):
+    with pytest.raises(InputError, match=r"shop:correct fails on row 0000000000000000 \(KeyError: 'kind'"):
         build(tmp_path / "e", inputs, checks=("tasks.data.shop:correct",))
     with pytest.raises(InputError, match="cannot be named 'sft'"):
         build(tmp_path / "b", inputs | {"candidate.sft": inputs["candidate.same"]})

@@ -95,7 +95,7 @@ def test_terms_that_cannot_be_are_refused(given: dict[str, Any], words: str) -> 
 
 
 def test_a_reward_that_fails_is_one_sentence() -> None:
-    with pytest.raises(InputError, match=r"failing failed on a completion \(KeyError: 'reference'\)"):
+    with pytest.raises(InputError, match=r"failing fails on row .*\(KeyError: 'reference'\), which has"):
         of(term(kind="function", function=f"{HERE}:failing"))(PROMPTS, ["a", "b"], [True, True])
     with pytest.raises(InputError, match="'function' must give a finite number"):
         of(term(kind="function", function=f"{HERE}:infinite"))(PROMPTS, ["a", "b"], [True, True])

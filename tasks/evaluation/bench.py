@@ -14,7 +14,7 @@ from tasks.evaluation.evaluate import EvaluateRecipe, check_name
 from tasks.evaluation.grouping import Group
 from tasks.models.chat import encode_prompt
 from tasks.models.loading import load_causal_lm, load_tokenizer, open_adapter, twin
-from tasks.recipe import resolve, stable_hash
+from tasks.recipe import ask, ask_number, stable_hash
 from tasks.sampling.engine import Engine
 from tasks.sampling.local import CausalLM, Completion
 from tasks.sampling.together import generate_together
@@ -169,26 +169,15 @@ class Bench:
                 text = completion["text"]
                 completion["reward"] = _short(rewards[place, text, completion["finished"]])
                 completion["utility"] = None if self.recipe.judge is None else self._utility(row, text)
-                completion["checks"] = {check_name(check): bool(_ask(check, row, text)) for check in self.recipe.checks}
+                completion["checks"] = {check_name(check): bool(ask(check, row, text)) for check in self.recipe.checks}
 
     def _utility(self, row: Row, text: str) -> float:
-        value = float(_ask(str(self.recipe.judge), row, text))
+        value = ask_number(str(self.recipe.judge), row, text)
         if not math.isfinite(value):
             raise InputError(
                 f"The judge {self.recipe.judge} says {value} of a completion; it must give a finite number."
             )
         return value
-
-
-def _ask(dotted: str, row: Row, text: str) -> Any:
-    """What a judge or check says of a completion. Raises `InputError` when the user's function fails."""
-    try:
-        return resolve(dotted)(row, text)
-    except Exception as error:
-        raise InputError(
-            f"{dotted} fails on prompt {row['id']} ({type(error).__name__}: {error}); "
-            "mend it, or give the evaluation rows the 'reference' it needs."
-        ) from error
 
 
 def _check_weights(name: str, model: CausalLM) -> None:

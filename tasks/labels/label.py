@@ -34,7 +34,7 @@ from tasks.ai.round import conclude, more_for_people
 from tasks.artifact import PipelineError, Row, Work, read_jsonl, write_jsonl
 from tasks.labels.recipe import LabelRecipe
 from tasks.labels.round import Campaign, argilla, campaign_of, passwords
-from tasks.recipe import resolve
+from tasks.recipe import ask_number
 
 POLL_SECONDS = 2.0
 
@@ -126,7 +126,7 @@ def _simulate(
     """Every simulated annotator answers what is pending for them, all at the same time."""
     if recipe.utility is None:
         raise PipelineError("Simulated annotators need label.utility; name a function, package.module:function.")
-    utility = resolve(recipe.utility)
+    utility = recipe.utility
     sampled = {row["id"]: row for row in rows}
     asked = {each.id: sampled.get(each.source or each.id) or _gold_row(each) for each in plan.comparisons}
     crowd = [each for each in recipe.simulated if each.name in plan.people]
@@ -142,7 +142,7 @@ def _simulate(
     answer_round(
         os.environ["ARGILLA_API_URL"],
         jobs,
-        lambda record, text: utility(asked[record], text),
+        lambda record, text: ask_number(utility, asked[record], text),
         lambda answered: work.progress(before + answered, total, "ranking"),
     )
 

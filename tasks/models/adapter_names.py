@@ -36,7 +36,7 @@ def check_found(adapted: Any, recipe: Any, names: Names) -> None:
     """Raise `InputError` for all names of a recipe that match nothing in the model."""
     config = adapted.peft_config["default"]
     layers = _adapted(adapted)
-    targets = config.target_modules if isinstance(config.target_modules, set) else ()
+    targets = config.target_modules if isinstance(recipe.targets, tuple) else ()  # as PEFT rewrote them for experts
     lost = {
         "targets": [each for each in targets if not _ends(each, layers)],
         "modules_to_save": [each for each in recipe.modules_to_save if not _ends(each, names.modules)],

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.sampling.local import Completion, Progress
+from tasks.sampling.local import Completion, Progress, require_room
 
 
 @torch.no_grad()
@@ -24,6 +24,7 @@ def beam_search(
 
     Prompts of like length are searched together, padded on the left.
     """
+    require_room(model, prompt_ids, max_new_tokens)
     own = model.generation_config
     model.generation_config = GenerationConfig()  # its penalties and the like would change what is likely
     try:

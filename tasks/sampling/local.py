@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.artifact import InputError
+from tasks.models.loading import positions
 from tasks.models.prompts import virtual_tokens
 from tasks.sampling.cache import compaction, preallocated_cache
 
@@ -112,7 +113,8 @@ def decode(
 
     A row's random numbers depend on `seed` and its place among the rows only, not on `batch_size` or on which rows
     finish first. `batch_size` counts rows; a batch holds at least the n rows of one prompt. `features` also keeps what
-    the output layer saw (for a value head). Dropout is off while it runs. Raises `InputError` for an empty prompt.
+    the output layer saw (for a value head). Dropout is off while it runs. Raises `InputError` for an empty prompt, and
+    where the model has too few positions.
     noise: the random numbers, `[rows, max_new_tokens]` in [0, 1), in place of the seed's. before_forward: told the
     prompt of every row (int64 `[rows]`) before each forward pass. ends: tokens that end a completion beside EOS.
     """
@@ -121,6 +123,7 @@ def decode(
     for index, ids in enumerate(prompt_ids):
         if not ids:
             raise InputError(f"Prompt {index} has no tokens; remove it or give it text.")
+    require_room(model, prompt_ids, max_new_tokens)
     rows = len(prompt_ids) * n
     eos = cast(int, tokenizer.eos_token_id)
     pad = cast(int, eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
@@ -148,6 +151,17 @@ def decode(
     finally:
         model.train(training)
     return result
+
+
+def require_room(model: CausalLM, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raise `InputError` where prompts and completions can be longer than the model's positions: some layouts fail
+    there, others go on and say nothing of use."""
+    limit, longest = positions(model), max(map(len, prompt_ids), default=0)
+    if limit is not None and longest + max_new_tokens > limit:
+        raise InputError(
+            f"The longest prompt ({longest} tokens) and max_new_tokens ({max_new_tokens}) are more than the model's "
+            f"{limit} positions; lower max_new_tokens, or leave out the longest prompts."
+        )
 
 
 def uniform(seed: int, rows: int, steps: int) -> torch.Tensor:

@@ -71,11 +71,11 @@ def of_step(
     """
     quantised = isinstance(adapter, QloraRecipe)
     with torch.device("meta"):
-        model, heads = _without_values(config, scored)
+        model, heads = without_values(config, scored)
         base = sum(parameter.numel() for parameter in model.parameters())
         small = sum(layer.weight.numel() for layer in linear_layers(model).values())
         if not isinstance(adapter, PromptRecipe):
-            model = attach(model, _unquantised(adapter), "SEQ_CLS" if scored else "CAUSAL_LM", heads=heads).train()
+            model = attach(model, unquantised(adapter), "SEQ_CLS" if scored else "CAUSAL_LM", heads=heads).train()
         layers: list[Any] = [layer for layer in model.modules() if type(layer) in (LoraLinear, Ia3Linear)]
         folded = 0 if quantised else sum(layer.get_base_layer().weight.numel() for layer in layers)
     if checkpointing:
@@ -106,7 +106,7 @@ def of_step(
     return Footprint(base, trainable, weights, gradients, moments, step, 4.0 * folded)
 
 
-def _without_values(config: PreTrainedConfig, scored: bool) -> tuple[Any, list[str]]:
+def without_values(config: PreTrainedConfig, scored: bool) -> tuple[Any, list[str]]:
     """A model on the meta device, frozen, and the modules of it that are new."""
     if not scored:
         return AutoModelForCausalLM.from_config(config).requires_grad_(False), []
@@ -120,7 +120,7 @@ def _without_values(config: PreTrainedConfig, scored: bool) -> tuple[Any, list[s
 def as_loaded(config: PreTrainedConfig) -> PreTrainedConfig:
     """A configuration with what is decided when a model is loaded: how attention is computed."""
     with torch.device("meta"):
-        return _without_values(config, scored=False)[0].config
+        return without_values(config, scored=False)[0].config
 
 
 def of_sampling(config: PreTrainedConfig, prompts: int, n: int, length: int, new: int, features: bool = False) -> float:
@@ -128,7 +128,7 @@ def of_sampling(config: PreTrainedConfig, prompts: int, n: int, length: int, new
     at once, in fp32: the cache, one step's results, and what is kept of each token."""
     rows, capacity = prompts * n, length + new
     with torch.device("meta"):
-        model, _ = _without_values(config, scored=False)
+        model, _ = without_values(config, scored=False)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         _fill(model.eval())
         with _Peak() as seen:
@@ -149,7 +149,7 @@ def of_sampling(config: PreTrainedConfig, prompts: int, n: int, length: int, new
     return float(seen.most)
 
 
-def _unquantised(adapter: Any) -> Any:
+def unquantised(adapter: Any) -> Any:
     """Shapes are the same, and nothing can be quantised that has no values."""
     if not isinstance(adapter, QloraRecipe):
         return adapter
@@ -176,7 +176,7 @@ def _prompt_size(config: PreTrainedConfig, adapter: Any) -> int:
 def parameters_of(config: PreTrainedConfig, scored: bool = False) -> int:
     """How many a language model has, or a reward model on it."""
     with torch.device("meta"):
-        model, _ = _without_values(config, scored)
+        model, _ = without_values(config, scored)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -209,14 +209,20 @@ def _embedded(model: Any, ids: torch.Tensor, virtual: torch.Tensor | None) -> to
 
 
 def _step(model: Any, rows: int, length: int, kept: int, virtual: torch.Tensor | None, masked: bool = False) -> None:
-    """Forward and backward; a soft prompt is added to what goes in, so that gradients go as far."""
+    """Forward and backward."""
+    _loss(model, rows, length, kept, virtual, masked).backward()
+
+
+def _loss(model: Any, rows: int, length: int, kept: int, virtual: torch.Tensor | None, masked: bool) -> torch.Tensor:
+    """As `LanguageTrainer.losses` makes it: logits are gone before the backward pass. A soft prompt is added to what
+    goes in, so that gradients go as far."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     embeds = _embedded(inner, torch.zeros(rows, length, dtype=torch.long), virtual)
     seen = {"attention_mask": torch.ones(rows, 1, length, length, dtype=torch.bool)} if masked else {}
     hidden = inner.get_decoder()(inputs_embeds=embeds, use_cache=False, **seen).last_hidden_state
     logits = inner.get_output_embeddings()(hidden.flatten(0, 1)[:kept]).float()
     targets = torch.zeros(len(logits), dtype=torch.long)
-    torch.nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
 
 
 def _fill(model: Any) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from tasks.artifact import InputError, Message, PipelineError, Row
 from tasks.checks.answers import follows
 from tasks.data.splits import prompt_id
-from tasks.recipe import Dotted, Part, resolve
+from tasks.recipe import Dotted, Part, ask_number
 from tasks.training.reward_heads import Ensemble
 
 if TYPE_CHECKING:
@@ -177,9 +177,8 @@ class Rewards:
     ) -> list[float]:
         match term:
             case FunctionReward():
-                function = resolve(term.function)
                 rows = [self.rows[prompt_id(prompt)] for prompt in prompts]
-                return [_call(term, function, row, text) for row, text in zip(rows, completions, strict=True)]
+                return [ask_number(term.function, row, text) for row, text in zip(rows, completions, strict=True)]
             case PatternReward():
                 found = re.compile(term.pattern)
                 look = found.fullmatch if term.whole else found.search
@@ -189,9 +188,9 @@ class Rewards:
             case LengthReward():
                 return [_too_long(term, len(text.split())) for text in completions]
             case ServerReward():
-                from tasks.training.reward_client import ask
+                from tasks.training import reward_client
 
-                return ask(term, prompts, completions, finished)
+                return reward_client.ask(term, prompts, completions, finished)
             case ModelReward():
                 if self.model is None:
                     raise PipelineError("A reward term of kind 'model' needs the run's reward model; give it one.")
@@ -231,15 +230,6 @@ def called(term: RewardTerm) -> str:
 def _too_long(term: LengthReward, words: int) -> float:
     over = 0 if term.most is None else max(0, words - term.most)
     return -(over + max(0, term.least - words)) / term.per
-
-
-def _call(term: FunctionReward, function: Any, row: Row, text: str) -> float:
-    try:
-        return float(function(row, text))
-    except Exception as error:  # the user's function may fail in any way
-        raise InputError(
-            f"The reward {term.function} failed on a completion ({type(error).__name__}: {error}); mend it."
-        ) from error
 
 
 def _follows(term: JsonReward, text: str) -> float:

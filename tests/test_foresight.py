@@ -1,0 +1,66 @@
+"""What a configuration alone says a model cannot do is refused before anything is built."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.recipe import LifecycleRecipe
+from tasks.foresight import check_models
+from tasks.recipe import RecipeError
+from tests.tiny_models import tiny_model
+
+
+def recipe_of(folder: Path, **parts: Any) -> LifecycleRecipe:
+    whole = {"name": "one", "base": {"model": str(folder)}, "policy": [{"method": "dpo"}, {"method": "grpo"}]}
+    return LifecycleRecipe.model_validate(whole | parts)
+
+
+def configured(folder: Path, kind: str) -> Path:
+    """A model's folder without its weights."""
+    tiny_model(kind).config.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "granite", "mixtral"])
+def test_what_can_be_is_let_pass(tmp_path: Path, kind: str) -> None:
+    assert check_models(recipe_of(configured(tmp_path, kind)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "words"),
+    [
+        ("llama", {"sft": {"adapter": {"kind": "lora", "ranks": {"query": 2}}}}, "sft: adapter.ranks names 'query'"),
+        (
+            "llama",
+            {"policy": [{"method": "dpo", "adapter": {"kind": "lora", "targets": ["layers.0"]}}]},
+            "policy.dpo: adapter.targets names 'layers.0', which is no layer",
+        ),
+        ("mixtral", {"reward": {"adapter": {"kind": "dora"}}}, "reward: The experts of this model are one tensor"),
+        ("llama", {"evaluate": {"max_new_tokens": 200}}, "evaluate.max_new_tokens is 200, and the base has 128"),
+        (
+            "llama",
+            {"sft": {"adapter": {"kind": "prompt_tuning", "virtual_tokens": 100}}},
+            r"sample.max_new_tokens is 48, and the base has 128 positions \(100 of them for the soft prompt\)",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Path, kind: str, parts: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        check_models(recipe_of(configured(tmp_path, kind), **parts))
+
+
+def test_a_base_that_is_made_here_is_looked_at_too() -> None:
+    whole: dict[str, Any] = {"name": "one", "policy": [{"method": "dpo"}]}
+    assert check_models(LifecycleRecipe.model_validate(whole))
+    with pytest.raises(RecipeError, match=r"evaluate\.max_new_tokens is 600, and the base has 512 positions"):
+        check_models(LifecycleRecipe.model_validate(whole | {"evaluate": {"max_new_tokens": 600}}))
+    with pytest.raises(RecipeError, match=r"sft: adapter\.modules_to_save names 'wte'"):
+        adapter = {"kind": "lora", "modules_to_save": ["wte"]}
+        check_models(LifecycleRecipe.model_validate(whole | {"sft": {"adapter": adapter}}))
+
+
+def test_a_hub_model_that_was_never_fetched_is_looked_at_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    whole = {"name": "one", "policy": [{"method": "dpo"}], "base": {"model": "nobody/nothing"}}
+    assert not check_models(LifecycleRecipe.model_validate(whole))
