@@ -14,6 +14,8 @@ from tasks.data.prepare import DataRecipe, prepare_data
 from tasks.data.preview import table
 from tasks.data.splits import SPLITS
 from tasks.recipe import load_recipe
+from tasks.training.sft_engine import encode_rows
+from tests.tiny_models import tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -296,6 +298,30 @@ def test_what_a_mixture_falls_short_of_is_told_with_figures(tmp_path: Path) -> N
     assert told[1].startswith(f"The mixture has {sum(used.values())} of the 1000 rows that mix.rows asks for")
     assert told[2].startswith("The set 'text' is 6.") and "instead of 50.0%: it has 5 rows" in told[2]
     assert table(work.out, "notices") == [{"notice": notice} for notice in told] and len(told) == 3
+
+
+def test_rows_of_protected_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    sets = [{"name": "chat", "kind": "json", "path": alpaca(tmp_path / "chat.jsonl", 30)}]
+    exam = save(tmp_path / "exam.jsonl", [{"prompt": question(3)}, {"doc": {"question": question(4)}}])
+    work = prepare(tmp_path, sets=sets, filters=[{"kind": "contamination", "against": [exam]}])
+    assert [row["dropped"] for row in table(work.out, "filters")] == [0, 1]
+    [notice] = table(work.out, "notices")
+    assert notice["notice"].startswith(f"1 rows of {exam} are not protected (the first, row 2, has no prompt)")
+
+
+def test_only_the_last_piece_of_a_document_ends(tmp_path: Path) -> None:
+    long = " ".join(f"{noun} and {n}" for n, noun in enumerate(NOUNS * 40))
+    (tmp_path / "text.txt").write_text(f"A short tale of one moss.\n\n{long}\n\nAnd the end of it all.")
+    sets = [
+        {"name": "chat", "kind": "json", "path": alpaca(tmp_path / "chat.jsonl", 30)},
+        {"name": "text", "kind": "text", "path": str(tmp_path / "text.txt"), "characters": 100},
+    ]
+    rows = [row for row in sft(prepare(tmp_path, sets=sets, near_duplicates=1)) if row["set"] == "text"]
+    ending = [row for row in rows if not row.get("goes_on")]
+    assert len(rows) > 50 and len(ending) == 3
+    tokenizer = tiny_tokenizer()
+    encoded = encode_rows([rows[0], ending[0], next(row for row in rows if row.get("goes_on"))], tokenizer)
+    assert [each.input_ids[-1] == tokenizer.eos_token_id for each in encoded] == [True, True, False]
 
 
 def test_what_filters_dropped_is_in_the_report_of_data_that_they_emptied(tmp_path: Path) -> None:

@@ -412,6 +412,9 @@ def test_promptsource_templates_tell_a_table_of_texts_by_what_the_texts_stand_fo
     assert prompts(found)[:2] == ["fine 1999 007 same?", "bad 2001 1 other?"]
     assert [row.examples[0].completions for row in found[:2]] == [["yes"], ["no"]]
     assert found[2].problem == "does not fit 'promptsource n'", "it has no label"
+    unlabelled = save(tmp_path / "test.jsonl", [{"text": "fine", "label": -1, "same": True, "year": 1, "id": "2"}])
+    [row] = told(path=unlabelled, promptsource={"path": str(templates)})
+    assert row.problem == "has no label: 'label' is negative, as data sets mark rows without one" and not row.examples
 
 
 def test_what_a_column_holds_is_told_where_it_is_plain() -> None:

@@ -174,9 +174,11 @@ def test_too_long_rows_are_dropped_counted_and_limited(tmp_path: Path, base: Pat
     rows = read_jsonl(demonstrations(tmp_path / "data", 10) / "sft.jsonl")
     rows[3]["messages"][1]["content"] = "very " * 60
     write_jsonl(tmp_path / "data" / "sft.jsonl", rows)
-    inputs, work = {"base": base, "data": tmp_path / "data"}, work_in(tmp_path / "sft")
+    inputs, work, told = {"base": base, "data": tmp_path / "data"}, work_in(tmp_path / "sft"), list[str]()
+    work.on_notify = told.append
     train_sft(SftRecipe(adapter=LORA, epochs=1, max_length=64), inputs, work)
     assert (work.metrics["rows"], work.metrics["rows_dropped"]) == (9, 1)
+    assert "1 of 10 rows are longer than 64 tokens and not used; raise max_length." in told
     with pytest.raises(InputError, match="1 of 10 rows are longer than 64 tokens"):
         recipe = SftRecipe(adapter=LORA, epochs=1, max_length=64, dropped_limit=0.05)
         train_sft(recipe, inputs, work_in(tmp_path / "refused"))

@@ -24,8 +24,9 @@ class Account:
     """The answers of one endpoint that are kept, and what the questions of a run have cost so far.
 
     What was ever paid for these questions counts, once, also by earlier runs and for answers that could not be used.
-    A question is let go when what is under way and it would still be paid for, each at its highest price, or when
-    nothing is under way: so the budget is overrun by one answer at most.
+    A question is let go when what is under way and it would still be paid for, each at the highest price it may have,
+    or when nothing is under way: so the budget is overrun by one answer, and by more only where several at once are
+    dearer than any of the `KNOWN` and more before them.
     """
 
     def __init__(self, model: EndpointModel, kept: Kept, work: Work) -> None:

@@ -113,7 +113,13 @@ class Intake:
                     )
                 found[name] = (part, Protected(part.words))
                 for file in part.against:
-                    for example in read_examples(Path(file).expanduser(), "drop")[0]:
+                    examples, dropped = read_examples(Path(file).expanduser(), "drop")
+                    if dropped:
+                        self.notify(
+                            f"{len(dropped)} rows of {file} are not protected (the first, row {dropped[0]['line']}, "
+                            f'{dropped[0]["reason"]}); mend them, or bring the file as a set with use = "evaluation".'
+                        )
+                    for example in examples:
                         asked = [turn["content"] for turn in example.prompt if turn["role"] == "user"]
                         found[name][1].add(filter(says_enough, asked))
         return found

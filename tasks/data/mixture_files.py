@@ -20,6 +20,7 @@ from tasks.data.prompts import Prompts, prompt_name
 from tasks.data.rows import Example
 from tasks.data.splits import SPLITS
 from tasks.data.spool import answer_of, made_of, plain
+from tasks.data.telling import CUT
 
 if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData, MixtureStage
@@ -156,7 +157,8 @@ def _drawn(size: int, count: int, rng: Random) -> np.ndarray:
 
 def _sft_row(known: str, example: Example, name: str) -> Row:
     if not example.prompt:
-        return {"text": example.completions[0], "set": name}
+        goes_on: Row = {"goes_on": True} if example.form == CUT else {}
+        return {"text": example.completions[0], "set": name, **goes_on}
     about = {"id": known, "reference": example.reference, "set": name, "form": example.form, **made_of(example)}
     return {**about, "messages": [*example.prompt, answer_of(example)]}
 

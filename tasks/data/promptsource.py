@@ -4,6 +4,7 @@ Bach et al. 2022, "PromptSource". A file came with a data set and is not trusted
 makes plain mappings of them, and its Jinja is rendered in the sandbox.
 """
 
+import re
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ from tasks.recipe import Part
 SEPARATOR = "|||"
 _SHIELD = secrets.token_hex(16)
 """Stands for the separator in a row's own texts while a template is rendered."""
+_INDEXED = re.compile(r"\[\s*([A-Za-z_]\w*)(?:\s*\|\s*int)?\s*\]")
+"""Columns that a template counts options by."""
 _rng: ContextVar[Random] = ContextVar("rng")
 
 
@@ -92,6 +95,8 @@ class JinjaPhrasing:
         not meet, `InputError` where it cannot be filled from it."""
         if "answer_choices" in row:
             raise BadRow("has a column 'answer_choices', which promptsource fills itself")
+        if unlabelled := [name for name in set(_INDEXED.findall(self.jinja)) if _negative(row.get(name))]:
+            raise BadRow(f"has no label: '{unlabelled[0]}' is negative, as data sets mark rows without one")
         shielded = {**_shielded(row), "answer_choices": self.choices(row, rng)}
         parts = self._rendered(self.jinja, shielded, rng).split(SEPARATOR)
         texts = [part.replace(_SHIELD, SEPARATOR).strip() for part in parts]
@@ -118,6 +123,10 @@ class JinjaPhrasing:
             raise InputError(message) from error
         finally:
             _rng.reset(token)
+
+
+def _negative(value: object) -> bool:
+    return isinstance(value, (int, float)) and value < 0
 
 
 def _choice(items: Sequence[Any]) -> Any:

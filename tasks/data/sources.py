@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tasks.artifact import InputError
+from tasks.artifact import InputError, Row
 from tasks.data.columns import Read, column_types
 from tasks.data.json_reading import json_rows
 from tasks.data.phrasings import PhrasedSet
@@ -146,28 +146,28 @@ class TextSet(PhrasedSet):
         return [Path(self.path).expanduser()]
 
     def lines(self) -> Iterator[Line]:
-        """Rows `{"text"}`, one for each piece of a document."""
-        number, rest = 0, ""
+        """Rows `{"text"}`, one for each piece of a document; `goes_on` where it is not the last."""
+        yield from enumerate(self._all_pieces(), 1)
+
+    def _all_pieces(self) -> Iterator[Row]:
+        rest = ""
         with opened(Path(self.path).expanduser()) as file:
             while block := read_text(file, Path(self.path)):
                 *whole, rest = (rest + block).split(self.separator)
+                for document in whole:
+                    yield from self._pieces(document)
                 while len(rest) > 4 * self.characters and self.separator[0] not in rest[-len(self.separator) :]:
                     piece, rest = _cut(rest, self.characters)
-                    whole.append(piece)
-                for document in whole:
-                    for piece in self._pieces(document):
-                        number += 1
-                        yield number, {"text": piece}
-        for piece in self._pieces(rest):
-            number += 1
-            yield number, {"text": piece}
+                    if piece.strip():
+                        yield {"text": piece.strip(), "goes_on": True}
+        yield from self._pieces(rest)
 
-    def _pieces(self, document: str) -> Iterator[str]:
+    def _pieces(self, document: str) -> Iterator[Row]:
         rest = document.strip()
         while rest:
             piece, rest = _cut(rest, self.characters)
             if piece.strip():
-                yield piece.strip()
+                yield {"text": piece.strip(), "goes_on": True} if rest else {"text": piece.strip()}
 
 
 def _cut(text: str, limit: int) -> tuple[str, str]:

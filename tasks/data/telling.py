@@ -19,6 +19,9 @@ from tasks.data.phrasings import PhrasedSet, Phrasing, Variants
 from tasks.data.rows import BadRow, Example, PassedOver, check_characters
 from tasks.data.words import normalise
 
+CUT = "text, cut"
+"""The form of a piece of plain text that is not the end of its document."""
+
 
 @dataclass
 class Told:
@@ -100,7 +103,7 @@ def _told(
     part: PhrasedSet, phrasings: Sequence[Phrasing], row: Row, number: int, pool: list[Row], seed: int, fits: Fits
 ) -> Told:
     if "text" in row and part.kind == "text":  # type: ignore[attr-defined]
-        return Told(number, [row["text"]], [Example([], [row["text"]], form="text")])
+        return Told(number, [row["text"]], [Example([], [row["text"]], form=CUT if row.get("goes_on") else "text")])
     rng = Random(f"{seed}/{part.name}/{number}")
     if not phrasings:
         found = read_row(row)

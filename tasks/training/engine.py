@@ -133,7 +133,7 @@ def longest(recipe: Hyperparameters, model: Any, taken: int = 0) -> int:
 def keep_short(
     rows: Sequence[Any], lengths: Sequence[int], recipe: Hyperparameters, model: Any, work: Work, taken: int = 0
 ) -> list[Any]:
-    """The rows that fit `longest`; what is dropped is logged.
+    """The rows that fit `longest`; what is dropped is logged and told.
 
     Raises `InputError` when more than `recipe.dropped_limit` of them do not fit, or when nothing is left.
     """
@@ -146,6 +146,8 @@ def keep_short(
             f"{dropped} of {len(rows)} rows are longer than {limit} tokens; raise max_length, shorten the rows, "
             "or raise dropped_limit to train without them."
         )
+    if dropped:
+        work.notify(f"{dropped} of {len(rows)} rows are longer than {limit} tokens and not used; raise max_length.")
     return kept
 
 

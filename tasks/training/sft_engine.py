@@ -41,7 +41,7 @@ def encode_rows(
     encoded = []
     for number, row in enumerate(rows, 1):
         if isinstance(row.get("text"), str):
-            encoded.append(_document(row["text"], tokenizer))
+            encoded.append(_document(row["text"], tokenizer, not row.get("goes_on")))
             continue
         try:
             encoded.append(encode_conversation(tokenizer, row["messages"]))
@@ -52,10 +52,11 @@ def encode_rows(
     return [_last_turn(each) for each in encoded] if turns == "last" else encoded
 
 
-def _document(text: str, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    """Plain text to go on pre-training on, within BOS and EOS: the loss is on all of it."""
+def _document(text: str, tokenizer: PreTrainedTokenizerBase, ends: bool) -> Encoded:
+    """Plain text to go on pre-training on, after BOS and, where its document `ends`, before EOS: the loss is on all."""
     ids: Any = tokenizer(plain(tokenizer, text), add_special_tokens=False)["input_ids"]
-    ids = [each for each in (tokenizer.bos_token_id, *ids, tokenizer.eos_token_id) if each is not None]
+    after = [tokenizer.eos_token_id] if ends else []
+    ids = [each for each in (tokenizer.bos_token_id, *ids, *after) if each is not None]
     return Encoded(ids, [1] * len(ids))
 
 
