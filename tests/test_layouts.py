@@ -48,8 +48,9 @@ def test_from_sft_to_a_merged_model(tmp_path: Path, kind: str) -> None:
     if not is_low_rank_only(dpo.out / "adapter"):
         assert kind == "mixtral", "its experts are one tensor"
         return
-    model, drawn = load_causal_lm([inputs["base"], sft.out]), {"max_new_tokens": 12, "n": 2}
-    adapters = {"sft": None, "dpo": open_adapter(twin(model), dpo.out / "adapter")}
+    model = load_causal_lm([inputs["base"], sft.out])
+    drawn: dict[str, Any] = {"max_new_tokens": 12, "n": 2}
+    adapters: dict[str, Any] = {"sft": None, "dpo": open_adapter(twin(model), dpo.out / "adapter")}
     asked = [IDS[0, :6].tolist(), IDS[0, :9].tolist()]
     found = generate_together(model, adapters, tiny_tokenizer(), asked, seeds={"sft": 1, "dpo": 2}, **drawn)
     for name, seed in (("sft", 1), ("dpo", 2)):
