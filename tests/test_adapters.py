@@ -279,8 +279,8 @@ def test_a_model_that_peft_knows_to_refuse_is_told_what_is_left() -> None:
 
 
 def test_an_adapter_on_the_output_layer_is_seen_whatever_it_is_called() -> None:
-    for given in ({"targets": ("q_proj", "lm_head")}, {"modules_to_save": ("lm_head",)}):
-        assert has_adapted_output(attach(tiny_model(), LoraRecipe(**given)))
+    for recipe in (LoraRecipe(targets=("q_proj", "lm_head")), LoraRecipe(modules_to_save=("lm_head",))):
+        assert has_adapted_output(attach(tiny_model(), recipe))
     assert has_adapted_output(attach(tiny_model("gpt_neox"), LoraRecipe(targets=("lm_head",))))
     assert not has_adapted_output(attach(tiny_model(), LoraRecipe()))
 
