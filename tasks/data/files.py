@@ -46,15 +46,19 @@ def read_examples(
             if on_bad_row == "refuse":
                 what = f"{path} row {number} {' '.join(bad.args)}"
                 raise InputError(f"{what}; mend or remove it, or set data.on_bad_row = 'drop'.") from bad
-            text = "" if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
-            excerpt = text[:120].encode("utf-8", "replace").decode()
-            dropped.append({"line": number, "reason": bad.args[0], "excerpt": excerpt})
+            dropped.append({"line": number, "reason": bad.args[0], "excerpt": excerpt_of(row)})
     if not examples and not dropped:
         raise InputError(f"{path} is empty; one JSON object per line is expected.")
     if not examples:
         reason, count = Counter(row["reason"] for row in dropped).most_common(1)[0]
         raise InputError(f"{path} has no usable row: {count} of {len(dropped)} {reason}; check the file's format.")
     return examples, dropped
+
+
+def excerpt_of(row: Row | str) -> str:
+    """The beginning of a dropped row as it can be written; empty where it was none."""
+    text = "" if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
+    return text[:120].encode("utf-8", "replace").decode()
 
 
 def _as_it_is(row: Row, number: int) -> list[Example]:

@@ -10,7 +10,6 @@ Three forms are understood, also mixed in one file:
 A pair's prompt is what comes before the last assistant turn; it must be the same on both sides.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, Literal, TypedDict
 
 from tasks.artifact import InputError, Message, Row
 from tasks.data.families import is_made
-from tasks.data.files import file_rows
+from tasks.data.files import excerpt_of, file_rows
 from tasks.data.forms import answered_by, prompt_of
 from tasks.data.json_reading import NO_OBJECT
 from tasks.data.rows import BadRow, check_characters
@@ -74,9 +73,7 @@ def read_preferences(path: Path) -> tuple[list[Row], list[Dropped]]:
                 raise _Broken("duplicate")
             rows[row["id"]] = row
         except _Broken as broken:
-            text = "" if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
-            excerpt = text[:120].encode("utf-8", "replace").decode()
-            dropped.append({"line": number, "reason": broken.args[0], "excerpt": excerpt})
+            dropped.append({"line": number, "reason": broken.args[0], "excerpt": excerpt_of(found)})
     if not rows and not dropped:
         raise InputError(f"{path} is empty; one preference pair per line is expected.")
     if not rows:
