@@ -116,9 +116,7 @@ def _join_conversations(groups: np.ndarray, intake: Intake) -> None:
     """Join the groups of conversations of which one goes on from the whole of the other, by what the user says."""
     whole, of_whole, begun, of_begun = array("q"), array("i"), array("q"), array("i")
     for index, kept in intake.spool.rows(intake.keep):
-        if (
-            not kept.examples[0].kind and kept.asked
-        ):  # told in no phrasing: `asked` are the turns, without few-shot ones
+        if not kept.examples[0].kind and kept.asked:  # in no phrasing: `asked` are the turns, without few-shot ones
             said = [normalise(turn) for turn in kept.asked]
             whole.append(hash(tuple(said)))
             of_whole.append(index)

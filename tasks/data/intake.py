@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Said = TypeVar("Said", Example, str)
 _MANY = 20
+"""Fewer dropped rows of a set are not worth a notice."""
 NEAR = "is a near-duplicate of an evaluation prompt"
 
 
@@ -172,8 +173,8 @@ class Intake:
                 "; check its format, name its columns with 'rename', or give it templates."
             )
 
-        if 2 * bare > rows and not evaluated:
-            names = [column for column, count in unused.items() if 2 * count > bare]
+        names = [column for column, count in unused.items() if 2 * count > bare]
+        if names and 2 * bare > rows and not evaluated:
             self.notify(
                 f"The set '{part.name}': {bare} of {rows} rows are prompts alone, and their columns "
                 f"{', '.join(names)} are not used; if one of them is the answer, give it the name 'completion' with "
