@@ -14,8 +14,9 @@ from tasks.artifact import InputError, PipelineError, Row, Work, read_jsonl, wri
 from tasks.evaluation.divergence import completion_logprobs, kl_per_completion
 from tasks.evaluation.evaluate import EvaluateRecipe, _unseen, evaluate_models
 from tasks.evaluation.measure import compare
-from tasks.models.adapters import LoraRecipe, attach, save
-from tasks.models.loading import load_causal_lm
+from tasks.models.adapters import LoraRecipe, PromptTuningRecipe, attach, save
+from tasks.models.chat import encode_prompt
+from tasks.models.loading import load_causal_lm, positions, positions_of_chain
 from tasks.sampling.local import generate
 from tests.tiny_policies import ROWS, llama, word_tokenizer
 
@@ -161,9 +162,10 @@ def test_a_killed_evaluation_keeps_what_it_sampled(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = build(tmp_path / "whole", inputs, **JUDGED)
-    broken = inputs | {"candidate.sharp": tmp_path / "not there yet"}
-    with pytest.raises(Exception, match="not there yet"):
-        build(tmp_path / "killed", broken, **JUDGED)
+    save_merged(llama(), tmp_path / "no weights")
+    (tmp_path / "no weights" / "model" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"holds no \.safetensors weights"):
+        build(tmp_path / "killed", inputs | {"candidate.sharp": tmp_path / "no weights"}, **JUDGED)
     assert len(list((tmp_path / "killed" / "scratch").glob("*.jsonl"))) == 2
     (tmp_path / "killed" / "out").rmdir()
     sampled: list[str] = []
@@ -174,7 +176,7 @@ def test_a_killed_evaluation_keeps_what_it_sampled(
 
     monkeypatch.setattr("tasks.sampling.local.generate", counting)
     resumed = build(tmp_path / "killed", inputs, **JUDGED)
-    assert len(sampled) == 2, "the model that was not there, and the best-of-n curve"
+    assert len(sampled) == 2, "the model that could not be loaded, and the best-of-n curve"
     for name in ("evaluation.json", "samples.jsonl"):
         assert (resumed.out / name).read_bytes() == (whole.out / name).read_bytes()
 
@@ -251,6 +253,24 @@ def test_unusable_inputs_are_refused_in_one_sentence(inputs: dict[str, Path], tm
     twice = ("tests.test_evaluation:says_a", "tests.test_evaluation:says_a")
     with pytest.raises(ValidationError, match="two checks have the same name"):
         EvaluateRecipe(checks=twice)
+
+
+def test_a_prompt_one_model_has_no_room_for_is_asked_of_none(inputs: dict[str, Path], tmp_path: Path) -> None:
+    short, tokenizer = llama(), word_tokenizer()
+    short.config.max_position_embeddings = len(encode_prompt(tokenizer, ROWS[2]["prompt"])) + LENGTH
+    save_merged(short, tmp_path / "short")
+    work = build(tmp_path, inputs | {"candidate.short": tmp_path / "short"})
+    rows = read_jsonl(work.out / "samples.jsonl")
+    asked = {name: [row["reference"]["place"] for row in rows if row["model"] == name] for name in ("sft", "short")}
+    assert asked == {"sft": [0, 1, 2, 5], "short": [0, 1, 2, 5]}
+    assert work.metrics["evaluation_prompts_too_long"] == 2
+
+
+def test_a_soft_prompt_takes_positions_of_a_chain(inputs: dict[str, Path], tmp_path: Path) -> None:
+    assert positions_of_chain([inputs["base"], inputs["sft"]]) == 64
+    save(attach(llama(), PromptTuningRecipe(virtual_tokens=5)), tmp_path / "soft")
+    assert positions_of_chain([inputs["base"], tmp_path / "soft"]) == 59
+    assert positions(load_causal_lm([inputs["base"], tmp_path / "soft"])) == 59
 
 
 def test_prompts_the_champion_learnt_from_do_not_count_against_it(tmp_path: Path) -> None:

@@ -72,6 +72,48 @@ def test_sample_stage(inputs, tmp_path):
     assert (again.out / "completions.jsonl").read_bytes() == (here.out / "completions.jsonl").read_bytes()
 
 
+@pytest.fixture
+def cramped(inputs, tmp_path):
+    """The inputs, on a base whose positions hold five new tokens after prompts of up to three words."""
+    tokenizer, model = load_tokenizer(inputs["base"]), llama()
+    model.config.max_position_embeddings = len(encode_prompt(tokenizer, ROWS[2]["prompt"])) + 5
+    model.save_pretrained(tmp_path / "cramped" / "model")
+    tokenizer.save_pretrained(tmp_path / "cramped" / "tokenizer")
+    return inputs | {"base": tmp_path / "cramped"}
+
+
+def test_prompts_that_leave_no_room_are_not_sampled_for(cramped, tmp_path):
+    here, told = work(tmp_path), []
+    here.on_notify = told.append
+    sample_completions(SampleRecipe(completions_per_prompt=3, max_new_tokens=5), cramped, here)
+    rows = read_jsonl(here.out / "completions.jsonl")
+    assert [row["reference"]["i"] for row in rows] == [0, 1, 2, 5, 6]
+    assert here.metrics["reward_prompts_too_long"] == 2 and here.metrics["prompts"] == 5
+    assert told[0].startswith("2 of 7 reward prompts (the longest has ") and "not used" in told[0]
+    with pytest.raises(InputError, match=r"None of the 7 reward prompts .* leaves room for 9 tokens"):
+        sample_completions(SampleRecipe(completions_per_prompt=3, max_new_tokens=9), cramped, work(tmp_path, "none"))
+
+
+@pytest.mark.parametrize(
+    ("train", "kind", "settings"),
+    [
+        (train_ppo, PpoRecipe, {"updates": 2, "episodes": 8}),
+        (train_groups, GrpoRecipe, GROUPS),
+        (train_rejection, RejectionRecipe, REJECTION.model_dump()),
+    ],
+)
+def test_policies_leave_out_prompts_without_room(cramped, tmp_path, train, kind, settings):
+    watch = {"every": 2, "prompts": 5}
+    write_jsonl(tmp_path / "data" / "rl.jsonl", read_jsonl(cramped["data"] / "rl.jsonl"))
+    write_jsonl(tmp_path / "data" / "reward_validation.jsonl", read_jsonl(cramped["data"] / "reward_train.jsonl"))
+    here = work(tmp_path)
+    given = cramped | {"data": tmp_path / "data"}
+    recipe = kind.model_validate(settings | {"max_new_tokens": 5, "watch": watch})
+    train(recipe, given, here)
+    assert here.metrics["rl_prompts_too_long"] == 2 and here.metrics["watched_prompts_too_long"] == 2
+    assert here.metrics["watch/win_rate"] >= 0
+
+
 def test_beams_are_the_likeliest_that_differ(inputs, tmp_path):
     """The best beam is no less likely per token than the greedy completion; log-probabilities are the model's."""
     here = work(tmp_path)

@@ -4,11 +4,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from tasks.artifact import Work
+from tasks.artifact import Row, Work
 from tasks.models.templates import prepare_tokenizer
 
 WORDS = ["apple", "pear", "plum", "fig", "nut", "kiwi", "lime", "date", "user", "assistant", ":", "Assistant", "User"]
-ROWS = [{"prompt": [{"role": "user", "content": " ".join(WORDS[: 1 + i % 5])}]} for i in range(12)]
+ROWS: list[Row] = [{"prompt": [{"role": "user", "content": " ".join(WORDS[: 1 + i % 5])}]} for i in range(12)]
 
 
 def word_tokenizer() -> PreTrainedTokenizerBase:

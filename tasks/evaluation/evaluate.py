@@ -65,17 +65,23 @@ def evaluate_models(recipe: EvaluateRecipe, inputs: Mapping[str, Path], work: Wo
     `inputs`: base, sft, data, reward, any number of `candidate.NAME` and perhaps champion, all merged models; beside a
     candidate perhaps `policy.NAME`, the adapter it was made of, on `start` or else on base and sft; and
     `champion_data` where the champion was made with other data: prompts it learnt from do not count against it. What
-    was sampled before a build was killed is kept in scratch. Raises `InputError` without evaluation prompts.
+    was sampled before a build was killed is kept in scratch. Prompts for which one of the models has too few positions
+    are asked of none. Raises `InputError` without evaluation prompts.
     """
     from tasks.evaluation.bench import Bench
     from tasks.evaluation.grouping import in_groups
     from tasks.evaluation.measure import compare
     from tasks.evaluation.report import report
+    from tasks.models.loading import load_tokenizer, positions_of_chain
+    from tasks.sampling.room import with_room
 
     prompts = read_jsonl(inputs["data"] / "evaluation.jsonl")
     if not prompts:
         raise InputError("There are no evaluation prompts; raise data.shares.evaluation.")
     chains = _chains(inputs)
+    for chain in chains.values():
+        limit, tokenizer = positions_of_chain(chain), load_tokenizer(chain[0])
+        prompts = with_room(prompts, tokenizer, recipe.max_new_tokens, limit, work, "evaluation")
     samples: dict[str, list[Row]] = {}
     with Engine(recipe.engine, work) as engine:
         bench = Bench(recipe, inputs, prompts, engine, work, len(chains))

@@ -91,6 +91,8 @@ def sample_pairs(recipe: PairsRecipe, inputs: Mapping[str, Path], work: Work) ->
     fair = [row for row in found if row["id"] not in learnt]
     if not fair:
         raise InputError("One of the models learnt from every prompt; compare them on other prompts (a file of them).")
+    for side in SIDES:
+        fair = _with_room(recipe, _chain(inputs, side), fair, work)
     prompts = _drawn(fair, recipe.n, work.seed)
     sampled = {side: _sample(recipe, _chain(inputs, side), prompts, side, work) for side in SIDES}
     rows = []
@@ -167,6 +169,14 @@ def _chain(inputs: Mapping[str, Path], side: Side) -> list[Path]:
     """The artifacts a model is made of, in the order they are loaded."""
     beside = {name.removeprefix(f"{side}."): path for name, path in inputs.items() if name.startswith(f"{side}.")}
     return [*(beside[name] for name in below(beside)), inputs[side]]
+
+
+def _with_room(recipe: PairsRecipe, chain: Sequence[Path], prompts: Sequence[Row], work: Work) -> list[Row]:
+    from tasks.models.loading import load_tokenizer, positions_of_chain
+    from tasks.sampling.room import with_room
+
+    limit, tokenizer = positions_of_chain(chain), load_tokenizer(chain[0])
+    return with_room(prompts, tokenizer, recipe.max_new_tokens, limit, work, "comparison")
 
 
 def _sample(

@@ -70,7 +70,7 @@ def load_causal_lm(
     to_quantise: it is about to be held in 4 bits (`quantise`), and waits for that in the CPU's memory.
     """
     dtype = dtype or (torch.float32 if trainable else compute_dtype())
-    start = max(i for i, folder in enumerate(chain) if i == 0 or (folder / "model").is_dir())
+    start = _start(chain)
     model: Any = open_weights(model_folder(chain[start]), torch.float32)[0]
     if (chain[0] / "tokenizer").is_dir():
         fit_embeddings(model, load_tokenizer(chain[0]))
@@ -80,6 +80,11 @@ def load_causal_lm(
         model = merge_adapter(model, folder / "adapter")
     place = torch.device("cpu") if to_quantise else device()
     return model.to(device=place, dtype=dtype).eval().requires_grad_(trainable)
+
+
+def _start(chain: Sequence[Path]) -> int:
+    """The place of the last whole model."""
+    return max(i for i, folder in enumerate(chain) if i == 0 or (folder / "model").is_dir())
 
 
 def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
@@ -204,6 +209,19 @@ def positions(model: Any) -> int | None:
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return limit - module.padding_idx - 1
+    return limit
+
+
+def positions_of_chain(chain: Sequence[Path]) -> int | None:
+    """`positions` of the language model at the end of a chain of artifacts, by its files alone."""
+    start = _start(chain)
+    folder = model_folder(chain[start])
+    limit = positions_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    if limit is None:
+        return None
+    for adapter in (folder / "prompt", *(each / "adapter" for each in chain[start + 1 :])):
+        if (adapter / "adapter_config.json").is_file():
+            limit -= getattr(PeftConfig.from_pretrained(str(adapter)), "num_virtual_tokens", None) or 0
     return limit
 
 

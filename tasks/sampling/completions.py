@@ -47,11 +47,12 @@ def sample_completions(recipe: SampleRecipe, inputs: Mapping[str, Path], work: W
     """Sample from base + sft (or `start`, an earlier champion) for every reward prompt: `completions.jsonl`.
 
     Completions of a prompt that read the same are kept (annotators see what the model does) and counted in the metrics.
-    Raises `InputError` when there are no reward prompts.
+    Prompts that leave no room for completions are left out. Raises `InputError` when there are no reward prompts.
     """
     from tasks.models.chat import encode_prompt
-    from tasks.models.loading import load_causal_lm, load_tokenizer
+    from tasks.models.loading import load_causal_lm, load_tokenizer, positions
     from tasks.sampling.beams import beam_search
+    from tasks.sampling.room import with_room
 
     prompts: list[Row] = [
         row | {"split": split} for split, name in SPLITS.items() for row in read_jsonl(inputs["data"] / name)
@@ -60,6 +61,7 @@ def sample_completions(recipe: SampleRecipe, inputs: Mapping[str, Path], work: W
         raise InputError("There are no reward prompts to sample for; raise the data recipe's reward share.")
     tokenizer = load_tokenizer(inputs["base"])
     model = load_causal_lm([inputs[name] for name in below(inputs)])
+    prompts = with_room(prompts, tokenizer, recipe.max_new_tokens, positions(model), work, "reward")
     ids = [encode_prompt(tokenizer, row["prompt"]) for row in prompts]
     given: dict[str, Any] = {
         "n": recipe.completions_per_prompt,

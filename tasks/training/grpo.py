@@ -118,7 +118,8 @@ def train_groups(recipe: GrpoRecipe | RlooRecipe, inputs: Mapping[str, Path], wo
 
     from tasks.models.adapter_names import has_adapted_output
     from tasks.models.adapters import attach
-    from tasks.models.loading import load_causal_lm, load_tokenizer
+    from tasks.models.loading import load_causal_lm, load_tokenizer, positions
+    from tasks.sampling.room import with_room
     from tasks.training.grpo_trainer import Grpo, fit
     from tasks.training.rl_loop import finish
     from tasks.training.watch import Watch, watched_rows
@@ -136,6 +137,7 @@ def train_groups(recipe: GrpoRecipe | RlooRecipe, inputs: Mapping[str, Path], wo
     policy = attach(start, recipe.adapter)
     if has_adapted_output(policy):
         raise InputError(f"The adapter is on {OUTPUT_FIXED.format(method=recipe.method.upper())}.")
+    rows = with_room(rows, tokenizer, recipe.max_new_tokens, positions(policy), work, "rl")
     watch = Watch(recipe, policy, tokenizer, watched, score, work) if watched else None
     with Engine(recipe.engine, work) as engine:
         vllm = engine if recipe.engine == "vllm" else None

@@ -100,8 +100,9 @@ def train_ppo(recipe: PpoRecipe, inputs: Mapping[str, Path], work: Work) -> None
     from transformers import set_seed
 
     from tasks.models.adapters import attach
-    from tasks.models.loading import load_causal_lm, load_tokenizer, twin
+    from tasks.models.loading import load_causal_lm, load_tokenizer, positions, twin
     from tasks.models.quantised import quantise
+    from tasks.sampling.room import with_room
     from tasks.training.ppo_trainer import Ppo
     from tasks.training.rl_loop import finish, run
     from tasks.training.rollouts import encode_prompts
@@ -122,10 +123,12 @@ def train_ppo(recipe: PpoRecipe, inputs: Mapping[str, Path], work: Work) -> None
     trunk = None
     if recipe.value_model == "separate":
         trunk = attach(twin(start), recipe.adapter, seed=work.seed + 1)
+    policy = attach(start, recipe.adapter)
+    rows = with_room(rows, tokenizer, recipe.max_new_tokens, positions(policy), work, "rl")
     with Engine(recipe.engine, work) as engine:
         ppo = Ppo(
             recipe,
-            attach(start, recipe.adapter),
+            policy,
             tokenizer,
             encode_prompts(tokenizer, rows),
             score,

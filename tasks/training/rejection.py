@@ -66,7 +66,8 @@ def train_rejection(recipe: RejectionRecipe, inputs: Mapping[str, Path], work: W
     learnt from. The sampled rows survive a kill in `work.scratch`. Raises `InputError` without a finished completion.
     """
     from tasks.models.adapters import attach
-    from tasks.models.loading import load_causal_lm, load_tokenizer
+    from tasks.models.loading import load_causal_lm, load_tokenizer, positions
+    from tasks.sampling.room import with_room
     from tasks.training.sft_engine import encode_rows, fit_language_model
     from tasks.training.watch import hand_over, watched_rows, watching
 
@@ -75,6 +76,7 @@ def train_rejection(recipe: RejectionRecipe, inputs: Mapping[str, Path], work: W
         raise InputError("There are no RL prompts; raise the data recipe's share for RL.")
     tokenizer = load_tokenizer(inputs["base"])
     model = load_causal_lm([inputs[name] for name in below(inputs)], trainable=True)
+    prompts = with_room(prompts, tokenizer, recipe.max_new_tokens, positions(model), work, "rl")
     kept, watched = work.scratch / "imitated.jsonl", watched_rows(recipe.watch, inputs["data"])
     asked = watched and recipe.watch.judge is None
     score = rewards_of(recipe.rewards, inputs, [*prompts, *watched]) if asked or not kept.exists() else None

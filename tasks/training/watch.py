@@ -21,9 +21,10 @@ from tasks.artifact import InputError, Row, Work, link_tree, read_jsonl
 from tasks.evaluation.winrate import bootstrap, win_rates
 from tasks.models.adapters import save
 from tasks.models.chat import encode_prompt
-from tasks.models.loading import save_model
+from tasks.models.loading import positions, save_model
 from tasks.sampling.folded import folded
 from tasks.sampling.local import CausalLM, Completion, generate, output_layer
+from tasks.sampling.room import with_room
 from tasks.training.engine_batches import completion_logps, pad
 from tasks.training.hyperparameters import OnlineHyperparameters, WatchRecipe
 from tasks.training.rewards import FunctionReward, Rewards, Score
@@ -102,6 +103,7 @@ class Watch:
     ) -> None:
         """score: who judges where the recipe names nobody."""
         self.training, self.recipe = recipe, recipe.watch
+        rows = with_room(rows, tokenizer, recipe.max_new_tokens, positions(model), work, "watched")
         self.model, self.tokenizer, self.rows, self.work = model, tokenizer, rows, work
         self.ids = [encode_prompt(tokenizer, row["prompt"]) for row in rows]
         judge = self.recipe.judge
