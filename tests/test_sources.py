@@ -295,6 +295,25 @@ def test_a_folder_of_parquet_is_read_by_the_splits_its_names_say(tmp_path: Path,
         told(**settings, split="dev")
 
 
+def test_splits_with_names_of_their_own_are_told_apart(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    parts = {"train_sft": ROWS[:30], "train_gen": ROWS[30:35], "test_sft": ROWS[35:]}
+    for name, rows in parts.items():
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}-00000-of-00001.parquet")
+    settings: dict[str, Any] = {"kind": "parquet", "path": str(tmp_path)}
+    for name, rows in parts.items():
+        assert len(told(**settings, split=name)) == len(rows)
+    assert len(told(**settings, split="test")) == len(parts["test_sft"]), "the one there is"
+    with pytest.raises(
+        InputError, match=r"several splits that 'train' may mean; set 'split' to one of train_gen, train_s"
+    ):
+        told(**settings)
+    with pytest.raises(InputError, match="no files of the split 'train_all'; .* test_sft, train_gen, train_sft"):
+        told(**settings, split="train_all")
+
+
 def test_a_configuration_that_a_folder_does_not_have_is_named(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
