@@ -45,7 +45,7 @@ def said(row: Row) -> list[tuple[str, str]]:
         ({"query": "Q", "response": "A", "type": "x"}, PAIR),
         ({"problem": "Q", "solution": "A", "answer": "4"}, PAIR),
         ({"user": "Q", "assistant": "A"}, PAIR),
-        ({"Instruction": "Q", "Input": "C", "Output": "A", "System": "S"}, [("system", "S"), ("user", "Q\n\nC"), PAIR[1]]),
+        ({"Instruction": "Q", "Input": "C", "Output": "A"}, [("user", "Q\n\nC"), PAIR[1]]),
         ({"QUESTION": "Q", "Answer": "A", "ID": "7"}, PAIR),
         ({"prompt": "Q", "completion": "A", "System": "of the machine"}, PAIR),
         ({"Conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}, PAIR),

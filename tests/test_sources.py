@@ -310,7 +310,7 @@ def test_splits_with_names_of_their_own_are_told_apart(tmp_path: Path) -> None:
         InputError, match=r"several splits that 'train' may mean; set 'split' to one of train_gen, train_s"
     ):
         told(**settings)
-    with pytest.raises(InputError, match="no files of the split 'train_all'; .* test_sft, train_gen, train_sft"):
+    with pytest.raises(InputError, match=r"no files of the split 'train_all'; .* test_sft, train_gen, train_sft"):
         told(**settings, split="train_all")
 
 
