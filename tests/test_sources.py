@@ -17,6 +17,7 @@ from tasks.data.columns import column_types, typed
 from tasks.data.flan import kinds_of, read_flan
 from tasks.data.mixture import AnySet
 from tasks.data.promptsource import read_promptsource
+from tasks.data.sources import TextSet
 from tasks.data.telling import Told, tell
 from tests.test_mixture import prepare, question, save, sft
 
@@ -502,3 +503,12 @@ def test_without_weights_every_phrasing_is_drawn_alike(tmp_path: Path) -> None:
     assert len(drawn) == 4 and all(70 < count < 130 for count in drawn.values())
     weighed = told(0, path=path, templates=templates, variants={"direct": 1, "inverted": 1})
     assert 160 < sum(example.kind == "inverted" for row in weighed for example in row.examples) < 240
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "\r\n\r\n"])
+def test_documents_of_a_file_with_line_ends_of_windows_are_told_apart(tmp_path: Path, separator: str) -> None:
+    documents = [f"One line of {n}.\nAnother {'word ' * 40}." for n in range(8000)]  # over the border of two blocks
+    path = tmp_path / "text.txt"
+    path.write_bytes("\n\n".join(documents).replace("\n", "\r\n").encode())
+    part = TextSet(name="text", kind="text", path=str(path), separator=separator)
+    assert [row for _, row in part.lines()] == [{"text": text} for text in documents]
