@@ -49,6 +49,7 @@ def preview(
             made, left_out = prepared(parsed, Path(folder), head, judge)
             tables = _with_unasked(tables_of(made), left_out)
             tokenizer, said = _tokenizer(parsed)
+            tables = _with_unsaid(tables, made, tokenizer, parsed.sft.mixture)
             drawn = sample(made, rows, of, parsed.seed, parsed.sft.mixture)
         except PipelineError:  # what the filters dropped says why
             _tables(err, tables_of(Path(folder) / "out"), head)
@@ -73,6 +74,21 @@ def _with_unasked(tables: dict[str, list[dict[str, Any]]], left_out: list[str]) 
     empty = dict.fromkeys(rows[0]) if rows else {}
     unasked = [{**empty, "filter": name, "seen": "not asked"} for name in left_out]
     return {**tables, "filters": [*rows[:end], *unasked, *rows[end:]]}
+
+
+def _with_unsaid(
+    tables: dict[str, list[dict[str, Any]]], made: Path, tokenizer: Any, mixture: str | None
+) -> dict[str, list[dict[str, Any]]]:
+    """The tables with what of the rows for SFT the tokenizer leaves out among the notices."""
+    if tokenizer is None:
+        return tables
+    from tasks.artifact import iterate_jsonl
+    from tasks.models.unsaid import unsaid
+
+    rows = iterate_jsonl(made / (f"sft.{mixture}.jsonl" if mixture else "sft.jsonl"))
+    if told := [{"notice": notice} for notice in unsaid(rows, tokenizer)]:
+        return {**tables, "notices": [*tables.get("notices", []), *told]}
+    return tables
 
 
 def _tables(console: Console, tables: dict[str, list[dict[str, Any]]], head: int | None) -> None:

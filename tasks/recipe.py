@@ -193,7 +193,13 @@ def _item(entries: list[Any], name: str, override: str) -> Any:
 def explain(model: type[BaseModel], error: ValidationError) -> list[str]:
     """Each fault of a recipe as a clause that names the key and the allowed values."""
     clauses: list[str] = []
+    places = [fault["loc"] for fault in error.errors()]
     for fault in error.errors():
+        inside = [
+            place for place in places if len(place) > len(fault["loc"]) and place[: len(fault["loc"])] == fault["loc"]
+        ]
+        if fault["type"] == "too_short" and inside:
+            continue  # too few are left because of the faults told of those inside
         key = ".".join(_path(model, fault["loc"]))
         if fault["type"] == "extra_forbidden":
             owner = _at(model, fault["loc"][:-1])

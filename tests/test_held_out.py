@@ -136,3 +136,29 @@ def test_few_shot_turns_do_not_join_conversations(tmp_path: Path) -> None:
     sets = [{"name": "qa", "kind": "json", "path": path, "fewshot": {"share": 1.0, "pool": 8, "form": "turns"}}]
     work = prepare(tmp_path, sets=sets, shares=HALF)
     assert len({row["group"] for row in read_jsonl(work.out / "ledger.jsonl")}) == 112
+
+
+def test_an_evaluation_prompt_cut_between_two_pieces_of_a_text_drops_both(tmp_path: Path) -> None:
+    """And none beside them, nor what only begins where another document ends."""
+    exam = [f"Which river of the land number {n} runs past the {n * 7} mills?" for n in range(6)]
+    filler = [f"Here lies word {n} of many others that say little more." for n in range(60)]
+    begin, end = exam[0].split(" runs ")
+    cut = " ".join(filler[:3]) + " " + exam[0] + " " + " ".join(filler[3:20])
+    limit = cut.index(" runs ") + 1
+    documents = [cut, f"{filler[40]} {begin}", f"runs {end} {filler[41]}", " ".join(filler[20:30])]
+    (tmp_path / "text.txt").write_text("\n\n".join(documents))
+    sets = [
+        {"name": "text", "kind": "text", "path": str(tmp_path / "text.txt"), "characters": limit},
+        {"name": "exam", "kind": "json", "path": save(tmp_path / "exam.jsonl", [{"prompt": text} for text in exam]),
+         "use": "evaluation"},
+        {"name": "train", "kind": "json",
+         "path": save(tmp_path / "t.jsonl", [{"prompt": question(n), "completion": "So."} for n in range(9)])},
+    ]  # fmt: skip
+    work = prepare(tmp_path, sets=sets, shares=SHARES)
+    dropped = [row for row in read_jsonl(work.out / "dropped.jsonl") if row["set"] == "text"]
+    assert [row["line"] for row in dropped] == [1, 2] and {row["reason"] for row in dropped} == {
+        "holds an evaluation prompt"
+    }
+    assert all(part in str(row["row"]) for part, row in zip((begin, end), dropped, strict=True))
+    texts = [row["text"] for row in sft(work) if "text" in row]
+    assert any(begin in text for text in texts) and any(end in text for text in texts)

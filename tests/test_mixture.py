@@ -359,3 +359,21 @@ def test_the_recipe_that_shows_instruction_data_prepares_files_like_its_own(tmp_
     }
     assert len(told) == 5 and any("cot" in form for form in kinds) and any(form[-1] in "12" for form in kinds)
     assert {row["filter"] for row in table(work.out, "filters")} >= {"length", "language", "pii", "duplicates"}
+
+
+def test_kept_counts_no_row_that_the_ledger_drops_later(tmp_path: Path) -> None:
+    rows = [{"prompt": question(n), "completion": "So." if n % 3 else ""} for n in range(60)]
+    for row in rows[::3]:
+        del row["completion"]
+    exam = save(tmp_path / "exam.jsonl", [{"prompt": question(n, 5)} for n in range(500, 520)])
+    work = prepare(
+        tmp_path,
+        sets=[
+            {"name": "chat", "kind": "json", "path": save(tmp_path / "chat.jsonl", rows), "use": "sft"},
+            {"name": "exam", "kind": "json", "path": exam, "use": "evaluation"},
+        ],
+        shares={"sft": 1, "reward_train": 0, "reward_validation": 0, "rl": 0, "evaluation": 0},
+    )
+    line = by_set(work)["chat"]
+    dropped = read_jsonl(work.out / "dropped.jsonl")
+    assert (line["read"], line["kept"], line["for sft"], len(dropped)) == (60, 40, 40, 20)

@@ -53,11 +53,14 @@ def test_the_verb_shows_masks_counts_and_shares(tmp_path: Path, monkeypatch: pyt
     model = tmp_path / "model"
     tiny_model().save_pretrained(model)
     tiny_tokenizer().save_pretrained(model)
-    document = rlhf("data", "preview", recipe, "--rows", "1", "--set", f"base.model={model}", "--head", "40").document
+    story = tmp_path / "text.txt"
+    story.write_text(story.read_text().replace(".", f".{tiny_tokenizer().eos_token}"))
+    document = rlhf("data", "preview", recipe, "--rows", "1", "--set", f"base.model={model}", "--head", "60").document
+    assert any("rows hold control tokens" in row["notice"] for row in document["notices"])
     chat, text = document["conversations"]
     learnt = "".join(piece["text"] for piece in chat["pieces"] if piece["loss"])
-    assert learnt.startswith("It is ") and 0 < chat["loss_tokens"] < chat["tokens"] and document["head"] == 40
-    assert text["loss_tokens"] == text["tokens"] and document["mixture"][0]["read"] == 40
+    assert learnt.startswith("It is ") and 0 < chat["loss_tokens"] < chat["tokens"] and document["head"] == 60
+    assert text["loss_tokens"] == text["tokens"] and document["mixture"][0]["read"] == 60
     plain = subprocess.run(
         [RLHF, "data", "preview", recipe, "--of", "chat"], capture_output=True, text=True, check=True
     )

@@ -88,6 +88,18 @@ def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
         load(tmp_path, 'name = "x"\nbar = 1\n[inner]\nrate = 0\n')
 
 
+def test_a_list_whose_entries_are_at_fault_is_not_said_to_be_too_short(tmp_path: Path) -> None:
+    class Listing(Part):
+        inner: tuple[Inner, ...] = Field(min_length=1)
+
+    (tmp_path / "a.toml").write_text("[[inner]]\nrate = 0\n")
+    (tmp_path / "b.toml").write_text("inner = []\n")
+    with pytest.raises(RecipeError, match=r"a.toml: 'inner.0.rate': [^;]*$"):
+        load_recipe(Listing, tmp_path / "a.toml")
+    with pytest.raises(RecipeError, match=r"'inner': .* at least 1 item"):
+        load_recipe(Listing, tmp_path / "b.toml")
+
+
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(Whole, tmp_path / "none.toml")

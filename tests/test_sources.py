@@ -17,6 +17,7 @@ from tasks.data.columns import column_types, typed
 from tasks.data.flan import kinds_of, read_flan
 from tasks.data.mixture import AnySet
 from tasks.data.promptsource import read_promptsource
+from tasks.data.sources import TextSet
 from tasks.data.telling import Told, tell
 from tests.test_mixture import prepare, question, save, sft
 
@@ -295,6 +296,25 @@ def test_a_folder_of_parquet_is_read_by_the_splits_its_names_say(tmp_path: Path,
         told(**settings, split="dev")
 
 
+def test_splits_with_names_of_their_own_are_told_apart(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    parts = {"train_sft": ROWS[:30], "train_gen": ROWS[30:35], "test_sft": ROWS[35:]}
+    for name, rows in parts.items():
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}-00000-of-00001.parquet")
+    settings: dict[str, Any] = {"kind": "parquet", "path": str(tmp_path)}
+    for name, rows in parts.items():
+        assert len(told(**settings, split=name)) == len(rows)
+    assert len(told(**settings, split="test")) == len(parts["test_sft"]), "the one there is"
+    with pytest.raises(
+        InputError, match=r"several splits that 'train' may mean; set 'split' to one of train_gen, train_s"
+    ):
+        told(**settings)
+    with pytest.raises(InputError, match=r"no files of the split 'train_all'; .* test_sft, train_gen, train_sft"):
+        told(**settings, split="train_all")
+
+
 def test_a_configuration_that_a_folder_does_not_have_is_named(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -483,3 +503,12 @@ def test_without_weights_every_phrasing_is_drawn_alike(tmp_path: Path) -> None:
     assert len(drawn) == 4 and all(70 < count < 130 for count in drawn.values())
     weighed = told(0, path=path, templates=templates, variants={"direct": 1, "inverted": 1})
     assert 160 < sum(example.kind == "inverted" for row in weighed for example in row.examples) < 240
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "\r\n\r\n"])
+def test_documents_of_a_file_with_line_ends_of_windows_are_told_apart(tmp_path: Path, separator: str) -> None:
+    documents = [f"One line of {n}.\nAnother {'word ' * 40}." for n in range(8000)]  # over the border of two blocks
+    path = tmp_path / "text.txt"
+    path.write_bytes("\n\n".join(documents).replace("\n", "\r\n").encode())
+    part = TextSet(name="text", kind="text", path=str(path), separator=separator)
+    assert [row for _, row in part.lines()] == [{"text": text} for text in documents]

@@ -50,6 +50,22 @@ def prepare(folder: Path, artifact: Path, **settings: Any) -> Work:
     return work
 
 
+def test_a_file_of_written_rows_keeps_families_in_one_split(tmp_path: Path) -> None:
+    parents = [question(n, 1) for n in range(40)]
+    ids = [prompt_id([{"role": "user", "content": text}]) for text in parents]
+    rows = [(text, [step("answer")]) for text in parents]
+    rows += [(question(500 + n), [step("evolve", parent=parent)]) for n, parent in enumerate(ids)]
+    path = written(tmp_path / "made", rows) / "rows.jsonl"
+    work = Work(tmp_path / "out", tmp_path / "scratch", 0)
+    work.out.mkdir(parents=True)
+    prepare_data(TypeAdapter(DataRecipe).validate_python({"source": "jsonl", "path": str(path)}), {}, work)
+    split = {row["id"]: row["split"] for row in read_jsonl(work.out / "ledger.jsonl")}
+    children = [prompt_id([{"role": "user", "content": question(500 + n)}]) for n in range(40)]
+    assert len({*split.values()}) > 2 and len(split) == 80
+    assert [split[child] for child in children] == [split[parent] for parent in ids]
+    assert all(row["made"]["synthesis"] == "tasks" for row in sft(work))
+
+
 def test_rows_keep_how_they_were_made_through_filters_ledger_and_mixture(tmp_path: Path) -> None:
     rows = [(question(n, 1), [step("self_instruct", shown=["seed_1"]), step("answer")]) for n in range(60)]
     rows += [(question(900 + n), [step("self_instruct"), step("answer")]) for n in range(10)]  # the exam's own

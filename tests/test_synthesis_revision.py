@@ -192,3 +192,26 @@ def test_every_revision_makes_pairs_whatever_comes_after_it(tmp_path: Path) -> N
         assert len(pairs) == count
         assert all(pair["chosen"][0]["content"] == pair["rejected"][0]["content"] + " Be well." for pair in pairs)
     assert not any("Be well" in row["messages"][1]["content"] for row in rows_of(replaced))
+
+
+@pytest.mark.parametrize("apologies", ["drop", "keep"])
+def test_an_apology_takes_no_answers_place_unless_it_may(tmp_path: Path, apologies: str) -> None:
+    """Neither the answer with a fault nor the apology is learnt from; answers that apologise already may be revised."""
+    sorry = "I'm sorry, but I can't help with that."
+    revision = lambda text: sorry if "rule 3 " in text or "rule 5 " in text else between(text, 2) + " Be well."  # noqa: E731
+    rows = [{"prompt": f"Give me rule {n} as text.", "completion": f"Rule {n}."} for n in range(7)]
+    rows[5]["completion"] = "Sorry, there is no such rule."
+    begun = {"kind": "json", "name": "mine", "path": save(tmp_path / "mine.jsonl", rows)}
+    step = {**REVISE, "rounds": 2, "apologies": apologies}
+    with serving(told_to(Author(), revision=revision)) as server:
+        work = made(tmp_path / "w", endpoint(server.url), [step], rows=begun)
+    answers = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in rows_of(work)}
+    pairs = read_jsonl(work.out / "preferences.jsonl")
+    assert len(answers) == len(pairs) == (6 if apologies == "drop" else 7)
+    assert answers.get("Give me rule 3 as text.") == (None if apologies == "drop" else sorry)
+    assert (
+        answers["Give me rule 5 as text."] == sorry
+        and answers["Give me rule 1 as text."] == "Rule 1. Be well. Be well."
+    )
+    told = dropped(work)["1 revise", "the revision is an apology"]
+    assert told == (1 if apologies == "drop" else 0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tasks.ai.local import Loaded
-from tasks.artifact import InputError, PipelineError, Row
+from tasks.artifact import InputError, PipelineError, Row, read_jsonl
 from tasks.models.pretrain_engine import new_llama
 from tasks.synthesis.recipe import SynthesisRecipe
 from tasks.synthesis.synthesise import synthesise
@@ -52,6 +52,26 @@ def test_an_endpoint_that_is_down_and_a_missing_key_are_named(tmp_path: Path) ->
         made(tmp_path / "a", endpoint("http://127.0.0.1:9/v1", attempts=1), chain(tmp_path))
     with pytest.raises(PipelineError, match=r"NO_SUCH_KEY is not set; put the writer's API key"):
         made(tmp_path / "b", endpoint("http://127.0.0.1:9/v1", api_key_env="NO_SUCH_KEY"), chain(tmp_path))
+
+
+def test_what_the_server_says_of_its_refusals_is_told(tmp_path: Path) -> None:
+    """Also where a step asks few questions at once, and where it refuses only some."""
+    refusal = {"error": {"message": "the window is 17 tokens"}}
+    with (
+        serving(lambda body, number: (400, refusal)) as server,
+        pytest.raises(PipelineError, match=r"refuses every question \(HTTP 400: .*the window is 17 tokens"),
+    ):
+        made(tmp_path / "a", endpoint(server.url), chain(tmp_path))
+    rows = {
+        "kind": "json",
+        "name": "mine",
+        "path": save(tmp_path / "mine.jsonl", [{"prompt": "One?"}, {"prompt": "Two?"}]),
+    }
+    author = Author()
+    with serving(lambda body, number: (400, refusal) if "One?" in str(body) else author(body, number)) as server:
+        work = made(tmp_path / "b", endpoint(server.url), [{"kind": "answer"}], rows=rows)
+    [lost] = read_jsonl(work.out / "dropped.jsonl")
+    assert "the window is 17 tokens" in lost["text"] and len(rows_of(work)) == 1
 
 
 def local(folder: Path, **more: Any) -> Row:

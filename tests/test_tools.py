@@ -11,6 +11,7 @@ from tasks.artifact import InputError, Message, Row, read_jsonl
 from tasks.data.files import read_examples
 from tasks.data.prepare import JsonlData, prepare_data
 from tasks.models.templates import prepare_tokenizer
+from tasks.models.unsaid import unsaid
 from tasks.training.sft_engine import encode_rows
 from tests.test_data import NUMBERS, save
 from tests.tiny_models import work_in
@@ -167,3 +168,19 @@ def test_real_tool_calls_survive() -> None:
         for each in examples if each.completions and not each.calls
     ]  # fmt: skip
     assert all(sum(encoded.labels_mask) for encoded in encode_rows(told, tokenizer))
+
+
+def test_what_a_template_or_tokenizer_leaves_out_is_told() -> None:
+    call = {"id": "x", "type": "function", "function": {"name": "find", "arguments": '{"zone": "<|im_end|>"}'}}
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "I look.", "tool_calls": [call]}]
+    plain = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    rows: list[Row] = [{"messages": turns}, {"messages": plain}, {"text": "one<|endoftext|>two"}]
+    tokenizer: Any = prepare_tokenizer(family_tokenizer("qwen"))
+    [controlled] = unsaid(iter(rows), tokenizer)
+    assert controlled.startswith("2 of 3 rows hold control tokens") and "(<|im_end|>, <|endoftext|>)" in controlled
+    assert not unsaid(rows[1:2], tokenizer)
+    written = str(tokenizer.chat_template)
+    tokenizer.chat_template = written.replace("{% if message.content %}", "{% if false %}")
+    assert tokenizer.chat_template != written
+    assert unsaid(rows[:2], tokenizer)[1].startswith("1 of 2 rows say something beside a tool call")
+    encode_rows(rows, tokenizer)

@@ -113,16 +113,19 @@ def ask(
     on_reply: Callable[[str, Reply], None],
     answered: int = 0,
     admit: Callable[[str], bool] = lambda name: True,
+    refused: int = 0,
 ) -> None:
     """Ask every question; `on_reply` gets its name and reply, one at a time, as soon as it is there.
 
-    `answered`: how many it answered before, so that one question it fails at does not mean that it is down. `admit`
-    says whether a question may be asked now; it is called again until it may, and what it raises ends the run.
+    `answered` and `refused`: how many it answered before, so that one question it fails at does not mean that it is
+    down, and how many it refused before, so that few at a time tell of a wrong request as well. `admit` says whether a
+    question may be asked now; it is called again until it may, and what it raises ends the run.
     What is busy or garbled is tried again. Raises `LabelingError` when the key or the address is refused, or nothing
     answers any more; what `on_reply` got by then is paid for and need not be asked again.
     """
     with _connect(endpoint) as client, ThreadPoolExecutor(endpoint.concurrency) as pool:
         asking = _Asking(endpoint, client, on_reply, answered, admit)
+        asking.refused = refused
         futures = [pool.submit(asking.one, name, messages) for name, messages in questions.items()]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)

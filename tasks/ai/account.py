@@ -33,6 +33,8 @@ class Account:
         self.model, self.kept = model, kept
         self.usable = self.unusable = 0
         """Answers of this run, kept ones included."""
+        self.texts = self.refused = 0
+        """Of those asked now: with a text, and refused for good."""
         self.spent = 0.0
         self._work, self._lock = work, Lock()
         self._counted: set[str] = set()

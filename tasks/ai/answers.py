@@ -71,6 +71,8 @@ def ask_endpoint(
             kept.add(key, unusable)
         account.settle(key, asked[key], each)
         account.usable += not wrong
+        account.texts += not reply.refused
+        account.refused += bool(reply.refused) and reply.lasting
         account.unusable += bool(wrong)
         if wrong and not account.usable and account.unusable == NONE:
             shown = quoted(reply.text, key_in(model.api_key_env), EXAMPLE)
@@ -91,7 +93,7 @@ def ask_endpoint(
             model.url, model.model, model.api_key_env, options, who=model.who, may_leave=tuple(may_leave), **settings
         )
         try:
-            ask(endpoint, missing, on_reply, account.usable, admit)
+            ask(endpoint, missing, on_reply, account.usable + account.texts, admit, account.refused)
         except LabelingError as error:
             raise PipelineError(str(error)) from error
     return said, paid

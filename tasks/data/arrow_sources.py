@@ -18,19 +18,30 @@ class ParquetSet(PhrasedSet):
     path: str
     """The file or folder."""
     split: str = "train"
-    """Which files of a folder, where their names or folders say it, as in `test-00000-of-00001.parquet`."""
+    """Which files of a folder, where their names or folders say it, as in `test-00000-of-00001.parquet`; also a split
+    with a name of its own, such as `train_sft`."""
 
     def source_files(self) -> list[Path]:
-        """What is read, in the order of the names. Raises `InputError` for a folder without the split."""
+        """What is read, in the order of the names. Raises `InputError` for a folder without the split, or with several
+        that the name may mean."""
         path = Path(self.path).expanduser()
         if not path.is_dir():
             return [path]
         found = sorted(path.rglob("*.parquet"))
+        own = {file: _own_split(file) for file in found}
+        if self.split in own.values():
+            return [file for file in found if own[file] == self.split]
         splits = {file: _split_of(file.relative_to(path)) for file in found}
         there = {split for split in splits.values() if split}
         wanted = _SPLITS.get(self.split, self.split)
+        named = {own[file] for file in found if own[file] and splits[file] == wanted}
+        if len(named) > 1:
+            raise InputError(
+                f"{self.path} has several splits that '{self.split}' may mean; set 'split' to one of "
+                f"{', '.join(sorted(named))}."
+            )
         if there and wanted not in there:
-            names = ", ".join(sorted(there))
+            names = ", ".join(sorted({own[file] or splits[file] for file in found} - {""}))
             raise InputError(f"{self.path} has no files of the split '{self.split}'; set 'split' to one of {names}.")
         return [file for file in found if splits[file] == wanted] if there else found
 
@@ -60,6 +71,15 @@ _SPLITS = {
     "valid": "validation", "val": "validation", "dev": "validation", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 _WORDS = re.compile(r"[^a-z]+")
+_SHARD = re.compile(r"([A-Za-z]+[._]\w+(?:\.\w+)*)-\d{5}-of-\d{5}(?:-\w+)?\.parquet")
+"""A file of the hub, whose split has a name of several words."""
+
+
+def _own_split(file: Path) -> str:
+    """The split in a file's name where it is one of several words that begin as the usual ones, as UltraChat's
+    `train_sft` and `train_gen`; none where it is not."""
+    found = _SHARD.fullmatch(file.name)
+    return found[1] if found and _WORDS.split(found[1].casefold())[0] in _SPLITS else ""
 
 
 def _split_of(file: Path) -> str:

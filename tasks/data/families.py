@@ -25,3 +25,11 @@ def family(made: Row) -> Iterator[str]:
                 yield step[name]
         if is_made(step.get("made")):
             yield from family(step["made"])
+
+
+def without_made(row: Row) -> tuple[Row, Row | None]:
+    """A row, and what it says of how a synthesis made it, which is no part of what it says."""
+    made = row.get("made")
+    if not is_made(made):
+        return row, None
+    return {name: value for name, value in row.items() if name != "made"}, made

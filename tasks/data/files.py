@@ -3,11 +3,13 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from tasks.artifact import InputError, Row
 from tasks.data.arrow_sources import ParquetSet
+from tasks.data.families import without_made
 from tasks.data.forms import read_row
 from tasks.data.json_reading import json_rows
 from tasks.data.reading import Line, begins
@@ -41,7 +43,9 @@ def read_examples(
             if isinstance(row, str):
                 raise BadRow(row)
             check_characters(row)
-            examples += _templated(row, number, templates, per_row) if templates else _as_it_is(row, number)
+            row, made = without_made(row)
+            found = _templated(row, number, templates, per_row) if templates else _as_it_is(row, number)
+            examples += [replace(each, made=made) for each in found] if made else found
         except BadRow as bad:
             if on_bad_row == "refuse":
                 what = f"{path} row {number} {' '.join(bad.args)}"

@@ -23,6 +23,7 @@ _GIVEN = ("input", "context")
 """What the prompt speaks of, where another column asks."""
 _SYSTEMS = ("system", "system_prompt", "system_message")
 _USED = {*_TALKS, *_ASKED, *_ANSWERED, *_GIVEN, *_SYSTEMS, "chosen", "rejected", "history", "reference", "made"}
+_KNOWN = {*_USED, "turns", "text", "instances", "label", "kto_tag", "tools", "functions"}
 _ABOUT = {
     "id", "uid", "uuid", "key", "url", "name", "source", "dataset", "category", "categories", "task", "type", "lang",
     "language", "license", "split", "subset", "domain", "topic", "tags", "date", "model",
@@ -35,6 +36,7 @@ Told = tuple[list[Message], list[Message]]
 
 def read_row(row: Row) -> list[Example]:
     """The conversations of one row: one, but for a task with several instances. Raises `BadRow`."""
+    row = _lowered(row)
     reference = row.get("reference")
     if reference is not None and not isinstance(reference, dict):
         reference = {"value": reference}
@@ -55,9 +57,16 @@ def left_over(row: Row) -> list[str]:
     """Columns of text that are no part of any form: one of them may be the answer that a prompt alone lacks."""
     return [
         name
-        for name, value in row.items()
+        for name, value in _lowered(row).items()
         if isinstance(value, str) and value.strip() and name not in _USED | _ABOUT and not name.endswith("_id")
     ]
+
+
+def _lowered(row: Row) -> Row:
+    """A row without a prompt with its columns in the case that forms know: `Instruction` is `instruction`."""
+    if _present(row, (*_TALKS, *_ASKED, "chosen", "turns", "text")):
+        return row
+    return {(low if (low := name.casefold()) in _KNOWN and low not in row else name): row[name] for name in row}
 
 
 def prompt_of(row: Row) -> list[Message]:

@@ -13,6 +13,7 @@ from tasks.data.intake import NEAR, Asked, Intake
 from tasks.data.similar import flattened, join
 from tasks.data.splits import SPLITS, assign_places, prompt_id
 from tasks.data.spool import Kept, plain
+from tasks.data.telling import CUT
 from tasks.data.words import normalise
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def _groups_with(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
 def _keep_out_of_text(
     recipe: "MixtureData", intake: Intake, splits: np.ndarray, groups: np.ndarray, plain_text: np.ndarray
 ) -> None:
-    """Drop plain text that says what a row outside SFT says, or that holds an evaluation prompt."""
+    """Drop plain text that says what a row outside SFT says, or that holds an evaluation prompt; of one that is cut
+    between two pieces, both."""
     texts = intake.keep & plain_text
     if not texts.any():
         return
@@ -96,14 +98,29 @@ def _keep_out_of_text(
     asked, phrases, evaluated = Asked(), Phrases(), intake.keep & (splits == SPLITS.index("evaluation"))
     for _, kept in intake.spool.rows(evaluated):
         asked.add(kept.asked, kept.examples[0])
+    longest = 0
     for _, kept in intake.spool.rows(evaluated):
         for text in asked.of(kept.asked, kept.examples[0]):
             phrases.add(text)
+            longest = max(longest, len(text))
+    before: tuple[int, Kept] | None = None
     for index, kept in intake.spool.rows(texts):
         near = bool(away[groups[index]])
         if near or phrases.within(kept.content):
             intake.keep[index] = False
             _drop(recipe, intake, kept, NEAR_HELD if near else HOLDS)
+        elif before and intake.keep[before[0]] and _goes_on(*before, index, kept):
+            border = f"{before[1].content[-2 * longest :]} {kept.content[: 2 * longest]}"
+            for place, piece in (before, (index, kept)) if phrases.within(border) else ():
+                intake.keep[place] = False
+                _drop(recipe, intake, piece, HOLDS)
+        before = index, kept
+
+
+def _goes_on(before: int, earlier: Kept, index: int, later: Kept) -> bool:
+    """Whether a piece of plain text is followed by another of the same document."""
+    cut = earlier.examples[0].form == CUT
+    return cut and earlier.set == later.set and (before + 1, earlier.line + 1) == (index, later.line)
 
 
 def _drop(recipe: "MixtureData", intake: Intake, kept: Kept, reason: str) -> None:

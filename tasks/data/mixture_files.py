@@ -58,12 +58,14 @@ def write_files(recipe: "MixtureData", intake: Intake, splits: np.ndarray, group
     named = np.zeros(len(groups), np.uint64)  # groups by their first prompt here: a group may begin with plain text
     listed = np.zeros(len(groups), bool)
     position: Counter[int] = Counter()
+    unused: Counter[int] = Counter()
     place = -1
     with ExitStack() as opened:
         names = [*(f"{split}.jsonl" for split in SPLITS), *(stage.file for stage in stages[1:]), "ledger.jsonl"]
         files = {name: opened.enter_context((work.out / name).open("w", encoding="utf-8")) for name in names}
         for index, kept in intake.spool.rows(intake.keep):
             split, name = SPLITS[splits[index]], recipe.sets[kept.set].name
+            left = len(kept.examples)
             for example in kept.examples:
                 place += 1
                 intake.seen["ledger"] += 1
@@ -71,9 +73,11 @@ def write_files(recipe: "MixtureData", intake: Intake, splits: np.ndarray, group
                 if known and prompts.is_shared(place) and split != "sft":
                     reason = "has a prompt that rows of several splits share"
                     intake.drops.add(name, kept.line, "ledger", reason, plain(example))
+                    left -= 1
                     continue
                 if split == "sft" and not example.completions:
                     intake.drops.add(name, kept.line, "ledger", "has no completion to learn from", plain(example))
+                    left -= 1
                     continue
                 new = bool(known) and prompts.note(place)
                 if split == "sft":
@@ -98,6 +102,10 @@ def write_files(recipe: "MixtureData", intake: Intake, splits: np.ndarray, group
                         _line({"id": known, "split": split, "group": prompt_name(int(named[group]))})
                     )
                     ledger[split] += 1
+            unused[kept.set] += not left
+    for stage in stages:
+        for number, row in enumerate(stage.table):
+            row["kept"] -= unused[number]
     _report(work, rows, ledger, _different(named[listed]), stages)
 
 

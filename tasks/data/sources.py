@@ -150,13 +150,13 @@ class TextSet(PhrasedSet):
         yield from enumerate(self._all_pieces(), 1)
 
     def _all_pieces(self) -> Iterator[Row]:
-        rest = ""
+        rest, separator = "", self.separator.replace("\r\n", "\n")
         with opened(Path(self.path).expanduser()) as file:
             while block := read_text(file, Path(self.path)):
-                *whole, rest = (rest + block).split(self.separator)
+                *whole, rest = (rest + block).replace("\r\n", "\n").split(separator)
                 for document in whole:
                     yield from self._pieces(document)
-                while len(rest) > 4 * self.characters and self.separator[0] not in rest[-len(self.separator) :]:
+                while len(rest) > 4 * self.characters and separator[0] not in rest[-len(separator) :]:
                     piece, rest = _cut(rest, self.characters)
                     if piece.strip():
                         yield {"text": piece.strip(), "goes_on": True}

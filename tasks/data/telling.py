@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from tasks.artifact import InputError, Row
-from tasks.data.families import is_made
+from tasks.data.families import without_made
 from tasks.data.fitting import Fits, with_shots
 from tasks.data.forms import left_over, read_row
 from tasks.data.phrasings import PhrasedSet, Phrasing, Variants
@@ -76,7 +76,7 @@ def tell(
                 continue
             with suppress(BadRow):  # told like any other row, it is dropped with its reason
                 check_characters(row)
-                row, _ = _apart(_prepared(part, row))
+                row, _ = without_made(_prepared(part, row))
                 said = list(_texts(row)) if phrasings else _turns_of(read_row(row)[0])
                 if known is None or not known(said):
                     kept.add(number)
@@ -88,7 +88,7 @@ def tell(
             if isinstance(row, str):
                 raise BadRow(row)
             check_characters(row)
-            row, made = _apart(_prepared(part, row))
+            row, made = without_made(_prepared(part, row))
             told = _told(part, phrasings, row, number, pool, seed, fits)
             told.examples = [replace(example, made=made) for example in told.examples] if made else told.examples
             yield told
@@ -194,14 +194,6 @@ def _prepared(part: PhrasedSet, row: Row) -> Row:
             raise BadRow(f"has no column '{missing[0]}'")
         row = {part.rename.get(name, name): value for name, value in row.items()}
     return with_filled(row, part.fill) if part.fill else row
-
-
-def _apart(row: Row) -> tuple[Row, Row | None]:
-    """A row, and what it says of how a synthesis made it, which is no part of what it says."""
-    made = row.get("made")
-    if not is_made(made):
-        return row, None
-    return {name: value for name, value in row.items() if name != "made"}, made
 
 
 def with_filled(value: Any, fill: Mapping[str, str]) -> Any:

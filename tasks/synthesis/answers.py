@@ -38,7 +38,8 @@ def answer(step: AnswerStep, drafts: list[Draft], making: Making) -> list[Draft]
         reason = making.writer.fault(each) or _fault(step, text, draft.instruction)
         same = answered.setdefault(draft.id, {})
         if reason or normalise(text) in same:
-            making.drop(reason or "is an answer given before", text, prompt=draft.prompt, made=list(draft.steps))
+            why = reason or "is an answer given before"
+            making.drop(why, text or each.refused, prompt=draft.prompt, made=list(draft.steps))
             continue
         told: dict[str, Any] = {"candidate": place} if step.candidates > 1 else {}
         told |= {"system": step.system} if step.system else {}
@@ -66,7 +67,8 @@ def _conversation(system: str, prompt: list[Message]) -> list[dict[str, str]]:
 
 def revise(step: Revise, drafts: list[Draft], making: Making) -> list[Draft]:
     """The rows with revised answers, which make pairs with those before; a row whose revision cannot be used, or whose
-    answer the critique finds no fault with, keeps the answer it had.
+    answer the critique finds no fault with, keeps the answer it had. One whose revision is an apology is dropped,
+    unless those are kept: what it had is faulty, and the apology may be about the revising.
 
     Raises `InputError` where no row has an answer.
     """
@@ -79,6 +81,7 @@ def revise(step: Revise, drafts: list[Draft], making: Making) -> list[Draft]:
     drawn = {place: _principles(constitution, step.rounds, drafts[place], making) for place in rows}
     answers = {place: drafts[place].answer for place in rows}
     used: dict[int, list[str]] = {place: [] for place in rows}
+    sorry: set[int] = set()
     for number in range(step.rounds):
         values = {
             place: {
@@ -96,18 +99,22 @@ def revise(step: Revise, drafts: list[Draft], making: Making) -> list[Draft]:
         revised = 0
         for place, text in _asked("revision", faulty, values, number, making).items():
             text = _revised(text, values[place], making)
-            if text:
+            if text and step.apologies == "drop" and apologises(text) and not apologises(answers[place]):
+                making.drop("the revision is an apology", text, answer=answers[place])
+                sorry.add(place)
+            elif text:
                 answers[place] = text
                 used[place].append(drawn[place][number])
                 revised += 1
         making.work.log({f"revised/round {number + 1}": revised})
+        rows = [place for place in rows if place not in sorry]
     done = list(drafts)
     for place in rows:
         if not same_text(answers[place], drafts[place].answer):
             told = {"principles": used[place], "original": drafts[place].answer}
             done[place] = replace(drafts[place], answer=answers[place]).then(step="revise", **told)
             making.pair(done[place], rejected=drafts[place].answer)
-    return done
+    return [draft for place, draft in enumerate(done) if place not in sorry]
 
 
 def _revised(text: str, values: dict[str, str], making: Making) -> str:
@@ -140,7 +147,7 @@ def _asked(
     for place, each in zip(rows, said, strict=True):
         reason = making.writer.fault(each) or ("is all punctuation and stop words" if says_nothing(each.text) else "")
         if reason:
-            making.drop(f"the {prompt} {reason}", each.text, answer=values[place]["answer"])
+            making.drop(f"the {prompt} {reason}", each.text or each.refused, answer=values[place]["answer"])
         else:
             texts[place] = each.text.strip()
     return texts

@@ -66,7 +66,7 @@ def _rewritten(
         child = child.then(step="evolve", operation=operation, generation=generation, parent=draft.id)
         reason = making.writer.fault(each) or _fault(step, text, draft.instruction)
         if reason:
-            making.drop(reason, each.text, made=list(child.steps))
+            making.drop(reason, each.text or each.refused, made=list(child.steps))
         children.append(None if reason else child)
     return _with_more(pool, operations, children, generation, making) if step.compare else children
 

@@ -167,6 +167,9 @@ class Revise(Part):
     """A text file with one principle per line, instead of `principles`."""
     rounds: int = Field(default=1, ge=1, le=10)
     """Critiques and revisions, one after the other."""
+    apologies: Literal["drop", "keep"] = "drop"
+    """Rows whose revision is a short text that says sorry, where the answer before does not; keep them where principles
+    ask for refusals."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -166,7 +166,11 @@ def _with_instances(step: SelfInstruct, tasks: list[Task], seeds: list[Task], ma
     for task, said in zip(tasks, making.ask(questions, draws, "inputs and answers"), strict=True):
         pairs = instances_in(said.text, said.whole, bool(task.classification))
         if not pairs:
-            making.drop(making.writer.fault(said) or "has no instance of its form", task.instruction, said=said.text)
+            making.drop(
+                making.writer.fault(said) or "has no instance of its form",
+                task.instruction,
+                said=said.text or said.refused,
+            )
             continue
         kept = 0
         for (given, output), fault in zip(pairs, instance_faults(pairs), strict=True):

@@ -80,6 +80,7 @@ def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None
     """
     from tasks.models.adapters import attach
     from tasks.models.loading import load_causal_lm, load_tokenizer, open_adapter, save_model
+    from tasks.models.unsaid import unsaid
     from tasks.training.engine_batches import LengthBatches, TokenBatches
     from tasks.training.sft_engine import encode_rows, fit_language_model
 
@@ -94,6 +95,8 @@ def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None
         model = attach(model, recipe.adapter, seed=work.seed)
     else:
         model = open_adapter(load_causal_lm([inputs["base"]], trainable=True), earlier / "adapter", trainable=True)
+    for notice in unsaid(rows, tokenizer):
+        work.notify(notice)
     encoded = encode_rows(rows, tokenizer, recipe.turns)
     batches = TokenBatches if recipe.batches == "tokens" else LengthBatches
     fit_language_model(model, tokenizer, encoded, recipe, work, batches=batches, packing=recipe.packing)
