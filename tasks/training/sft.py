@@ -95,9 +95,9 @@ def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None
         model = attach(model, recipe.adapter, seed=work.seed)
     else:
         model = open_adapter(load_causal_lm([inputs["base"]], trainable=True), earlier / "adapter", trainable=True)
+    encoded = encode_rows(rows, tokenizer, recipe.turns)
     for notice in unsaid(rows, tokenizer):
         work.notify(notice)
-    encoded = encode_rows(rows, tokenizer, recipe.turns)
     batches = TokenBatches if recipe.batches == "tokens" else LengthBatches
     fit_language_model(model, tokenizer, encoded, recipe, work, batches=batches, packing=recipe.packing)
     save_model(model, tokenizer, work.out)
