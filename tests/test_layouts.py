@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from pydantic import TypeAdapter
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tasks.artifact import InputError
 from tasks.merging import MergeRecipe, merge_policy
 from tasks.models.adapters import AdapterRecipe, attach
-from tasks.models.loading import load_causal_lm, open_adapter, twin
+from tasks.models.loading import load_causal_lm, open_adapter, start_reward_model, twin
 from tasks.models.targets import is_low_rank_only
 from tasks.sampling.beams import beam_search as beams
 from tasks.sampling.local import generate
@@ -154,3 +154,15 @@ def test_a_prefix_before_layers_without_keys_is_refused(kind: str) -> None:
     config = AutoConfig.for_model(kind, vocab_size=320, hidden_size=32, num_hidden_layers=3, **shape)
     with pytest.raises(InputError, match="keeps no keys and values in some layers"):
         attach(AutoModelForCausalLM.from_config(config), _adapter(kind="prefix_tuning", virtual_tokens=4))
+
+
+@pytest.mark.parametrize("experts", [{"num_experts": 4}, {"num_local_experts": 4}], ids=["olmoe", "granitemoe"])
+def test_layouts_with_experts_that_the_library_cannot_score_get_a_head(tmp_path: Path, experts: dict[str, int]) -> None:
+    config = AutoConfig.for_model(
+        "olmoe" if "num_experts" in experts else "granitemoe", vocab_size=320, hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, intermediate_size=32, num_experts_per_tok=2, **experts,
+    )  # fmt: skip
+    model = start_reward_model(AutoModelForCausalLM.from_config(config), tiny_tokenizer())
+    model.save_pretrained(tmp_path)
+    read = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(read(input_ids=IDS).logits, model(input_ids=IDS).logits)
