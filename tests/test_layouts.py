@@ -132,11 +132,13 @@ def test_a_recurrent_model_remembers_what_it_read(kind: str, virtual_tokens: int
             torch.testing.assert_close(torch.tensor(found.logprobs), expected, atol=1e-3, rtol=1e-3)
 
 
-def test_a_model_that_keeps_nothing_of_what_it_read_is_not_sampled_from() -> None:
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model("openai-gpt", vocab_size=320, n_embd=32, n_layer=2, n_head=2, n_positions=64)
-    )
-    with pytest.raises(InputError, match="openai-gpt models keep no keys, values or states"):
+@pytest.mark.parametrize("kind", ["openai-gpt", "recurrent_gemma"])
+def test_a_model_without_a_cache_to_take_rows_from_is_not_sampled_from(kind: str) -> None:
+    shape: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    if kind == "recurrent_gemma":
+        shape = {"hidden_size": 32, "num_hidden_layers": 3, "lru_width": 32, "num_attention_heads": 2}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=320, **shape))
+    with pytest.raises(InputError, match=f"{kind} models keep what they have read"):
         generate(model, tiny_tokenizer(), PROMPTS, max_new_tokens=4, seed=0)
 
 

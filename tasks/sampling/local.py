@@ -187,6 +187,20 @@ def forward_parameters(model: CausalLM) -> Collection[str]:
     return inspect.signature(cast(torch.nn.Module, inner).forward).parameters
 
 
+def cache_argument(model: CausalLM) -> str:
+    """What the model's forward calls the cache. Raises `InputError` where there is none that rows can leave."""
+    accepted = forward_parameters(model)
+    found = next((name for name in CACHES if name in accepted), None)
+    within = any(hasattr(module, "_setup_cache") for module in model.modules())  # RecurrentGemma's states
+    if found is None or within:
+        place = "in themselves" if within else "nowhere"
+        raise InputError(
+            f"{model.config.model_type} models keep what they have read {place}, not in a cache whose rows can leave, "
+            "so nothing is sampled from them; take another base model."
+        )
+    return found
+
+
 def batches_of(model: CausalLM, prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
     """Indices of prompts, neighbours in length together, the longest first (memory runs out at once or never); of one
     length only where padding would change what is said."""
@@ -289,13 +303,8 @@ class Step:
     def __init__(self, model: CausalLM, rows: int, capacity: int, keep_features: bool) -> None:
         self.model, self.keep_features = model, keep_features
         self.cache = preallocated_cache(model.config, rows, capacity + virtual_tokens(model))
+        self.cache_name = cache_argument(model)
         accepted = forward_parameters(model)
-        self.cache_name = next((name for name in CACHES if name in accepted), "")
-        if not self.cache_name:
-            raise InputError(
-                f"{model.config.model_type} models keep no keys, values or states of what they have read, so nothing "
-                "is sampled from them; take another base model."
-            )
         self.positions = "position_ids" in accepted
         self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
