@@ -102,7 +102,8 @@ def test_a_soft_prompt_is_as_near_to_a_short_prompt_in_a_batch_with_long_ones(ki
 
 def test_a_soft_prompt_is_as_near_in_beams() -> None:
     policy = _stirred(attach(tiny_model("gemma3_text"), _adapter(kind="prompt_tuning", virtual_tokens=4)))
-    whole, drawn = policy.merge_and_unload(), {"n": 2, "max_new_tokens": 6}
+    whole = policy.merge_and_unload()
+    drawn: dict[str, Any] = {"n": 2, "max_new_tokens": 6}
     together = [row[0].token_ids for row in beams(whole, tiny_tokenizer(), PROMPTS, **drawn)]
     assert together == [beams(whole, tiny_tokenizer(), [ids], **drawn)[0][0].token_ids for ids in PROMPTS]
 

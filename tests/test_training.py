@@ -191,17 +191,26 @@ def test_weight_decay_draws_matrices_to_zero_and_no_factor(tmp_path: Path, kind:
 
 def test_the_input_embedding_of_eos_is_learnt_where_the_model_came_with_it_as_pad(tmp_path: Path) -> None:
     tokenizer, model = tiny_tokenizer(), tiny_model()
+    eos: Any = tokenizer.eos_token_id
     config = copy.deepcopy(model.config)
-    config.pad_token_id = tokenizer.eos_token_id
+    config.pad_token_id = eos
     other = AutoModelForCausalLM.from_config(config)
     fit_embeddings(other, tokenizer)
     table = other.get_input_embeddings().weight
     before = table.detach().clone()
-    two_turns = Encoded([5, 6, tokenizer.eos_token_id, 7, 8, tokenizer.eos_token_id], [0, 0, 1, 0, 1, 1])
+    two_turns = Encoded([5, 6, eos, 7, 8, eos], [0, 0, 1, 0, 1, 1])
     recipe = Hyperparameters(adapter=FullRecipe(), warmup=0, learning_rate=1e-3)
     fit_language_model(other, tokenizer, [two_turns] * 4, recipe, work_in(tmp_path))
     moved = (table - before).abs().amax(1)
-    assert moved[tokenizer.eos_token_id] > 5e-4 and moved[5] > 5e-4
+    assert moved[eos] > 5e-4 and moved[5] > 5e-4
+
+
+def test_a_short_training_has_a_curve_too(tmp_path: Path) -> None:
+    work = work_in(tmp_path)
+    rows = [Encoded([1, *range(10, 31)], [0] * 10 + [1] * 12)] * 8
+    recipe = Hyperparameters(adapter=LORA, batch_size=4, accumulation=2, epochs=4, warmup=0, learning_rate=1e-2)
+    fit_language_model(tiny_model(), tiny_tokenizer(), rows, recipe, work)
+    assert work.metrics["last_loss"] < work.metrics["first_loss"]
 
 
 def test_activations_computed_twice_give_the_same_adapter(tmp_path: Path, base: Path) -> None:

@@ -61,7 +61,7 @@ class Trainer(KeepsPrompts, transformers.Trainer):
         self._figures: dict[str, list[torch.Tensor]] = defaultdict(list)
         super().__init__(
             model=model,
-            args=_arguments(recipe, work, bf16),
+            args=_arguments(recipe, work, bf16, len(self.batches) // recipe.accumulation),
             train_dataset=rows,  # type: ignore[arg-type]  # a list is a map-style dataset
             data_collator=collate,
             callbacks=[Reporting(work)],
@@ -160,7 +160,7 @@ def keep_short(
     return kept
 
 
-def _arguments(recipe: Hyperparameters, work: Work, bf16: bool) -> transformers.TrainingArguments:
+def _arguments(recipe: Hyperparameters, work: Work, bf16: bool, steps: int) -> transformers.TrainingArguments:
     cuda = torch.cuda.is_available()
     return transformers.TrainingArguments(
         output_dir=str(work.scratch),
@@ -177,7 +177,7 @@ def _arguments(recipe: Hyperparameters, work: Work, bf16: bool) -> transformers.
         optim=name_here(recipe.optimizer),
         use_cpu=not cuda,
         seed=work.seed,
-        logging_steps=10,
+        logging_steps=10 if steps >= 20 else 1,  # a curve has two points at least
         logging_nan_inf_filter=False,
         save_strategy="no",  # the callback asks for checkpoints by the clock
         report_to=[],
