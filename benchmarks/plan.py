@@ -45,6 +45,17 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
         SMALL_HEADS | {"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": False},
         {"adapter": {"kind": "lora"}, "batch_size": 8}, 256,
     ),
+    "Qwen3 9M, tied, heads of 64, LoRA, 8 x 256": (
+        SMALL_HEADS | {"model_type": "qwen3", "head_dim": 64, "tie_word_embeddings": True},
+        {"adapter": {"kind": "lora"}, "batch_size": 8}, 256,
+    ),
+    "Qwen3 9M, tied, heads of 64, full, 8 x 256": (
+        SMALL_HEADS | {"model_type": "qwen3", "head_dim": 64, "tie_word_embeddings": True}, FULL, 256,
+    ),
+    "Qwen3-MoE, 8 experts, full, 8 x 256": (
+        SMALL_HEADS | {"model_type": "qwen3_moe", "head_dim": 64, "num_experts": 8, "num_experts_per_tok": 2,
+                       "moe_intermediate_size": 384}, FULL, 256,
+    ),
 }  # fmt: skip
 """The model, the SFT recipe and the tokens of each row."""
 

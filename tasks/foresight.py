@@ -78,12 +78,15 @@ def _try(name: str, part: Any, config: Any) -> None:
 
     from tasks.models.adapter_names import has_adapted_output
     from tasks.models.adapters import attach
+    from tasks.sampling.local import cache_argument
     from tasks.training.footprint import unquantised, without_values
 
     scored = name == "reward"
     try:
         with torch.device("meta"):
             model, heads = without_values(config, scored)
+            if not scored:
+                cache_argument(model)
             if isinstance(part.adapter, FullRecipe | PromptRecipe):
                 return
             model = attach(model, unquantised(part.adapter), "SEQ_CLS" if scored else "CAUSAL_LM", heads=heads)

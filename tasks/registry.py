@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION = "champion"
+DIGITS = 9
+"""No version has more; MLflow fails on what its database cannot hold."""
 BEATEN, ROUND = "rlhf.beaten", "rlhf.round"
 
 
@@ -43,7 +45,9 @@ class Registry:
 
         with answering():
             try:
-                if version.isdigit():
+                if version.isdecimal():
+                    if len(version) > DIGITS:
+                        return None
                     return _registered(self.client.get_model_version(name, version))
                 return _registered(self.client.get_model_version_by_alias(name, version))
             except MlflowException as error:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from flows.recipe import LifecycleRecipe
 from tasks.foresight import check_models
@@ -64,3 +65,9 @@ def test_a_hub_model_that_was_never_fetched_is_looked_at_later(tmp_path: Path, m
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     whole = {"name": "one", "policy": [{"method": "dpo"}], "base": {"model": "nobody/nothing"}}
     assert not check_models(LifecycleRecipe.model_validate(whole))
+
+
+def test_a_base_that_cannot_be_sampled_from_is_refused(tmp_path: Path) -> None:
+    AutoConfig.for_model("openai-gpt", n_embd=32, n_layer=2, n_head=2).save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match="sft: openai-gpt models keep what they have read nowhere"):
+        check_models(recipe_of(tmp_path))

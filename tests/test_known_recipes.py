@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from flows.recipe import LifecycleRecipe
+from flows.services import home
 from tasks.artifact import Row, read_jsonl
 from tasks.data.prepare import prepare_data
 from tasks.merging import merge_policy
@@ -79,6 +80,29 @@ def test_opt_on_lima_is_packed_and_merged(tmp_path: Path) -> None:
     assert merged.dtype == torch.bfloat16 and merged.config.model_type == "opt"
     tokenizer = AutoTokenizer.from_pretrained(work.out / "model")
     assert tokenizer.eos_token_id in merged.generation_config.eos_token_id
+
+
+def utility(row: Row, completion: str) -> float:
+    """What simulated annotators like."""
+    return float(len(completion))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("services")
+def test_the_whole_lifecycle_on_lima(tmp_path: Path) -> None:
+    rows = [{"conversations": [f"Q {n}", f"A {n}"] * (1 + n.startswith("t")), "source": "wiki"} for n in NUMBERS]
+    told = [
+        f"base.model={json.dumps(model(tmp_path / 'model', 'opt', 'opt'))}",
+        f"data.path={json.dumps(save(tmp_path / 'rows.jsonl', rows))}",
+        "data.near_duplicates=1", *SHORT, "sft.epochs=1", "sample.max_new_tokens=16", "sample.completions_per_prompt=2",
+        "label.round=lima-opt", "label.source=simulated", 'label.utility="tests.test_known_recipes:utility"',
+        "reward.epochs=1", "reward.bar.accuracy=0", "evaluate.max_new_tokens=16", "evaluate.best_of=0",
+    ]  # fmt: skip
+    document = rlhf("run", RECIPES / "lima.toml", *(f"--set={each}" for each in told)).document
+    assert [each["name"] for each in document["candidates"]] == ["dpo"]
+    merged = next(each["artifact"] for each in document["stages"] if each["name"] == "merge dpo")
+    config = home() / "store" / merged / "model" / "config.json"
+    assert json.loads(config.read_text())["dtype"] == "bfloat16"
 
 
 TRIVIA = [

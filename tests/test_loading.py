@@ -157,6 +157,10 @@ def test_new_tokens_get_the_mean_embedding() -> None:
     weight = resized.weight
     assert weight.shape[0] == rows + 1 == len(tokenizer)
     torch.testing.assert_close(weight[rows], weight[:rows].mean(dim=0))
+    biased: Any = tiny_model("phi")
+    biased.lm_head.bias.data += 2.0
+    fit_embeddings(biased, tokenizer)
+    assert biased.lm_head.bias[rows] == 2.0
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tasks.artifact import Artifact, InputError, Row
 from tasks.lineage import Record
 from tasks.recipe import Part
+from tasks.registry import Registry
 from tasks.store import Order, Stage, Store, read_manifest
 from tasks.worker import WorkerDied, Workers
 from tests.stages_for_store import Counted, Sum, add, count, refuse, see
@@ -213,3 +214,9 @@ def test_who_looks_does_not_wait_for_who_builds(bench: Bench) -> None:
     order = Order(ADD, Sum(add=7), {}, int.from_bytes(os.urandom(4), "big"))
     with bench.store._lock(order.key):
         assert bench.store.find(order.key) is None
+
+
+def test_a_version_that_no_registry_has_is_not_found(record: Record) -> None:
+    registry = Registry(record)
+    assert registry.find("nobody", "1") is None
+    assert registry.find("nobody", "9" * 30) is None

@@ -272,15 +272,19 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path) -> Non
 def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Grow the embeddings where the tokenizer has got new tokens; their rows are the mean of the present ones.
 
-    What others generate with the saved model ends with the tokenizer's EOS too.
+    The row that learns nothing is the tokenizer's pad: the model's may be the EOS that it is to learn. What others
+    generate with the saved model ends with the tokenizer's EOS too.
     """
     embeddings: Any = model.get_input_embeddings()
     rows = embeddings.weight.shape[0]
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         layers: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-        for weight in [layer.weight.data for layer in layers if layer is not None]:
-            weight[rows:] = weight[:rows].mean(dim=0)
+        values = [getattr(layer, name, None) for layer in layers for name in ("weight", "bias")]
+        for value in [each.data for each in values if each is not None]:
+            value[rows:] = value[:rows].mean(dim=0)
+    if getattr(model.get_input_embeddings(), "padding_idx", None) is not None:
+        model.get_input_embeddings().padding_idx = tokenizer.pad_token_id  # type: ignore[union-attr]
     model.config.pad_token_id = tokenizer.pad_token_id
     if (generation := getattr(model, "generation_config", None)) is not None:
         generation.pad_token_id, known = tokenizer.pad_token_id, generation.eos_token_id

@@ -69,7 +69,8 @@ class SoftPrompt(nn.Module):
             return None
         if arguments:
             named = {"input_ids": arguments[0], **named}
-        ids, embeds, cache = named.get("input_ids"), named.get("inputs_embeds"), named.get("past_key_values")
+        ids, embeds = named.get("input_ids"), named.get("inputs_embeds")
+        cache = named.get("past_key_values", named.get("cache_params"))
         rows = len(named["input_ids"] if embeds is None else embeds)
         mask, positions = named.get("attention_mask"), named.get("position_ids")
         if mask is not None:
@@ -78,7 +79,7 @@ class SoftPrompt(nn.Module):
             named["attention_mask"] = torch.cat([mask.new_ones(rows, self.length), mask], 1)
         if positions is not None:
             named["position_ids"] = positions + self.length
-        if cache is not None and cache.get_seq_length() > 0:  # the prompt is in it
+        if cache is not None and _is_begun(cache):  # the prompt is in it
             return (), named
         if self.is_prefix:
             named["past_key_values"] = self._filled(DynamicCache(config=body.config) if cache is None else cache, rows)
@@ -133,6 +134,14 @@ class SoftPrompted(PeftModel):
         return model
 
 
+def _is_begun(cache: Any) -> bool:
+    """Whether a cache holds something: keys and values, or a state that says nothing of their number."""
+    return any(
+        layer.get_seq_length() > 0 if hasattr(layer, "get_seq_length") else any(layer.has_previous_state.values())
+        for layer in cache.layers
+    )
+
+
 def body_of(model: Any) -> Any:
     """What makes hidden states of ids, the same module for a language model, a reward model and the body itself."""
     return model.get_decoder()
@@ -183,9 +192,10 @@ def prefix_shape(model: Any) -> dict[str, int]:
 def _keys_and_values(model: Any, ids: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     training = model.training
     body: Any = body_of(model.eval())
-    cache = body(input_ids=ids, past_key_values=DynamicCache(config=body.config), use_cache=True).past_key_values
+    output = body(input_ids=ids, past_key_values=DynamicCache(config=body.config), use_cache=True)
+    cache = getattr(output, "past_key_values", None)
     model.train(training)
-    if not all(hasattr(layer, "keys") for layer in cache.layers):
+    if cache is None or not all(hasattr(layer, "keys") for layer in cache.layers):
         raise InputError(f"{type(model).__name__} keeps no keys and values in some layers; take another adapter.kind.")
     return [(layer.keys, layer.values) for layer in cache.layers]
 
@@ -206,10 +216,11 @@ def load_trained(model: PeftModel, file: Path) -> None:
 
 def prompted(model: Any, recipe: PromptRecipe, task: Task, whole: list[str], seed: int) -> SoftPrompted:
     """The model with a fresh soft prompt to train, and the modules of a reward model (`whole`) that are new."""
-    width = model.get_input_embeddings().weight.shape[1]
+    width, shape = model.get_input_embeddings().weight.shape[1], model.config.get_text_config()
     shared: dict[str, Any] = {
         "task_type": task, "num_virtual_tokens": recipe.virtual_tokens, "modules_to_save": whole or None,
         "token_dim": width, "num_transformer_submodules": 1,
+        "num_layers": shape.num_hidden_layers, "num_attention_heads": getattr(shape, "num_attention_heads", 1),
     }  # fmt: skip
     if isinstance(recipe, PTuningRecipe):
         config: Any = PromptEncoderConfig(**shared, encoder_hidden_size=recipe.width or width)

@@ -46,7 +46,8 @@ def know(config: PreTrainedConfig) -> None:
         return
     family: Any = next(each for each in reversed(causal[kind].__mro__) if _is_family(each))
     name = family.__name__.replace("PreTrainedModel", "ForSequenceClassification")
-    made: Any = type(name, (Scored, family), {"config_class": kind})
+    # of the layout's own module, whose source tells the library what it can do with experts
+    made: Any = type(name, (Scored, family), {"config_class": kind, "__module__": family.__module__})
     AutoModelForSequenceClassification.register(kind, made, exist_ok=True)  # else the library's layouts are passed over
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.sampling.local import Completion, Progress, require_room
+from tasks.sampling.local import Completion, Progress, batches_of, require_room
 
 
 @torch.no_grad()
@@ -43,11 +43,9 @@ def _searched(
     progress: Progress | None,
 ) -> list[list[Completion]]:
     """`size` prompts at a time."""
-    order = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
     found: dict[int, list[Completion]] = {}
     eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)  # type: ignore[arg-type]
-    for begin in range(0, len(order), size):
-        places = order[begin : begin + size]
+    for places in batches_of(model, prompt_ids, size):
         width = len(prompt_ids[places[0]])
         rows = [[pad] * (width - len(prompt_ids[i])) + list(prompt_ids[i]) for i in places]
         seen = [[0] * (width - len(prompt_ids[i])) + [1] * len(prompt_ids[i]) for i in places]
@@ -67,5 +65,5 @@ def _searched(
             done = Completion(ids, str(text), ids[-1:] == [eos], scores[row, : len(ids)].tolist())
             found.setdefault(place, []).append(done)
         if progress is not None:
-            progress(begin + len(places), len(order))
+            progress(len(found), len(prompt_ids))
     return [found[place] for place in range(len(prompt_ids))]

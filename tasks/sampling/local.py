@@ -10,10 +10,12 @@ It knows nothing about chats: prompts are token ids.
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, cast
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from tasks.artifact import InputError
 from tasks.models.loading import positions
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 Progress = Callable[[int, int], None]
+CACHES = "past_key_values", "cache_params"
+"""What layouts call what they are given of the tokens before; Mamba and its kin the second."""
 CausalLM: TypeAlias = "PreTrainedModel | PeftModel"
 
 
@@ -142,7 +146,7 @@ def decode(
     model.eval()
     try:
         done = 0
-        for batch in _batches(prompt_ids, max(1, batch_size // n)):
+        for batch in batches_of(model, prompt_ids, max(1, batch_size // n)):
             some = [prompt_ids[i] for i in batch]
             _decode_batch(model, some, batch, n, over, pad, noise, sampler, result, before_forward)
             done += len(batch)
@@ -183,10 +187,35 @@ def forward_parameters(model: CausalLM) -> Collection[str]:
     return inspect.signature(cast(torch.nn.Module, inner).forward).parameters
 
 
-def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Indices of prompts, neighbours in length together, the longest first (memory runs out at once or never)."""
+def cache_argument(model: CausalLM) -> str:
+    """What the model's forward calls the cache. Raises `InputError` where there is none that rows can leave."""
+    accepted = forward_parameters(model)
+    found = next((name for name in CACHES if name in accepted), None)
+    within = any(hasattr(module, "_setup_cache") for module in model.modules())  # RecurrentGemma's states
+    if found is None or within:
+        place = "in themselves" if within else "nowhere"
+        raise InputError(
+            f"{model.config.model_type} models keep what they have read {place}, not in a cache whose rows can leave, "
+            "so nothing is sampled from them; take another base model."
+        )
+    return found
+
+
+def batches_of(model: CausalLM, prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Indices of prompts, neighbours in length together, the longest first (memory runs out at once or never); of one
+    length only where padding would change what is said."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    return (order[start : start + size] for start in range(0, len(order), size))
+    parts = [order]
+    if virtual_tokens(model) and not _goes_by_positions(model):
+        parts = [list(part) for _, part in groupby(order, key=lambda i: len(prompts[i]))]
+    return (part[start : start + size] for part in parts for start in range(0, len(part), size))
+
+
+def _goes_by_positions(model: CausalLM) -> bool:
+    """Whether padding between a soft prompt and its text is nothing to any layer: all attend to everything, and know
+    how far it is by positions. A window has its width in places of the cache, a recurrent state runs through them."""
+    layers = DynamicCache(config=model.config).layers
+    return "position_ids" in forward_parameters(model) and all(type(layer) is DynamicLayer for layer in layers)
 
 
 @dataclass(frozen=True)
@@ -274,6 +303,7 @@ class Step:
     def __init__(self, model: CausalLM, rows: int, capacity: int, keep_features: bool) -> None:
         self.model, self.keep_features = model, keep_features
         self.cache = preallocated_cache(model.config, rows, capacity + virtual_tokens(model))
+        self.cache_name = cache_argument(model)
         accepted = forward_parameters(model)
         self.positions = "position_ids" in accepted
         self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
@@ -281,7 +311,11 @@ class Step:
     def __call__(
         self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        arguments = dict(self.last_only, position_ids=positions) if self.positions else dict(self.last_only)
+        arguments: dict[str, Any] = {**self.last_only, self.cache_name: self.cache}
+        if self.positions:
+            arguments["position_ids"] = positions
+        if self.cache_name == "cache_params" and tokens.shape[1] == 1:
+            mask = None  # the state has left the padding out
         caught: list[torch.Tensor] = []
         hook = None
         if self.keep_features:
@@ -289,9 +323,7 @@ class Step:
                 lambda module, inputs: caught.append(inputs[0][:, -1].float())
             )
         try:
-            logits = self.model(
-                input_ids=tokens, attention_mask=mask, past_key_values=self.cache, use_cache=True, **arguments
-            ).logits
+            logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=True, **arguments).logits
         finally:
             if hook is not None:
                 hook.remove()

@@ -5,6 +5,7 @@ says what the loss of one batch is; the engine knows nothing about methods.
 """
 
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ from tasks.training.hyperparameters import Hyperparameters
 from tasks.training.precision import choose, name_here
 
 Batch = dict[str, Any]
+SCALES = re.compile(r"\b(ia3_l|lora_magnitude_vector|A_log)\b")
+"""Parameters that are factors, or logarithms of them, whatever their shape."""
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
@@ -58,7 +61,7 @@ class Trainer(KeepsPrompts, transformers.Trainer):
         self._figures: dict[str, list[torch.Tensor]] = defaultdict(list)
         super().__init__(
             model=model,
-            args=_arguments(recipe, work, bf16),
+            args=_arguments(recipe, work, bf16, len(self.batches) // recipe.accumulation),
             train_dataset=rows,  # type: ignore[arg-type]  # a list is a map-style dataset
             data_collator=collate,
             callbacks=[Reporting(work)],
@@ -99,6 +102,12 @@ class Trainer(KeepsPrompts, transformers.Trainer):
         self._figures.clear()
         self.last |= logs
         super().log(logs, start_time)
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Decay draws to zero, which is nothing for matrices alone: not for scales of any name (norms, DoRA's lengths,
+        Mamba's), nor for the factors of (IA)^3, which are nothing at one."""
+        matrices = {name for name, each in model.named_parameters() if each.dim() > 1 and not SCALES.search(name)}
+        return [name for name in super().get_decay_parameter_names(model) if name in matrices]
 
     def floating_point_ops(self, inputs: Batch) -> int:
         return 0  # the library walks over all parameters at every step for it
@@ -151,7 +160,7 @@ def keep_short(
     return kept
 
 
-def _arguments(recipe: Hyperparameters, work: Work, bf16: bool) -> transformers.TrainingArguments:
+def _arguments(recipe: Hyperparameters, work: Work, bf16: bool, steps: int) -> transformers.TrainingArguments:
     cuda = torch.cuda.is_available()
     return transformers.TrainingArguments(
         output_dir=str(work.scratch),
@@ -168,7 +177,7 @@ def _arguments(recipe: Hyperparameters, work: Work, bf16: bool) -> transformers.
         optim=name_here(recipe.optimizer),
         use_cpu=not cuda,
         seed=work.seed,
-        logging_steps=10,
+        logging_steps=10 if steps >= 20 else 1,  # a curve has two points at least
         logging_nan_inf_filter=False,
         save_strategy="no",  # the callback asks for checkpoints by the clock
         report_to=[],
