@@ -55,7 +55,7 @@ def lengths_in(tokenizer: Any, data: Path) -> Lengths:
         file = data / f"{name}.jsonl"
         return read_jsonl(file) if file.exists() else []
 
-    encoded = encode_rows(rows("sft"), tokenizer)
+    encoded = encode_rows(rows("sft"), tokenizer, refused={})
     splits = {
         "compared": rows("reward_train") + rows("reward_validation"),
         "rl": rows("rl"),

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tasks.artifact import InputError, read_jsonl, write_jsonl
 from tasks.models.adapters import FullRecipe, LoraRecipe, attach
 from tasks.models.chat import Encoded, encode_conversation
-from tasks.models.loading import fit_embeddings, load_causal_lm, load_reward_model
+from tasks.models.loading import fit_embeddings, load_causal_lm, load_reward_model, load_tokenizer
 from tasks.training.direct import DpoRecipe, train_direct
 from tasks.training.engine_batches import CALL, LengthBatches, completion_logps, logits_at, pad, portions
 from tasks.training.engine_checkpoints import last_checkpoint, seal
@@ -251,6 +252,35 @@ def test_rows_that_cannot_be_learnt_are_named(tmp_path: Path, base: Path, rows, 
     write_jsonl(tmp_path / "data" / "sft.jsonl", rows)
     with pytest.raises(InputError, match=words):
         train_sft(SftRecipe(), {"base": base, "data": tmp_path / "data"}, work_in(tmp_path / "sft"))
+
+
+def test_rows_the_template_refuses_are_told_and_left_out(tmp_path: Path, base: Path) -> None:
+    tokenizer: Any = load_tokenizer(base)
+    tokenizer.chat_template += (
+        "{% for each in messages %}{% if 'twice' in each.content %}{{ raise_exception('One at a time') }}{% endif %}"
+        "{% endfor %}"
+    )
+    shutil.copytree(base, tmp_path / "strict")
+    tokenizer.save_pretrained(tmp_path / "strict" / "tokenizer")
+    rows = [
+        {"messages": [{"role": "user", "content": f"Say it {each}"}, {"role": "assistant", "content": "Fine."}]}
+        | {"set": "few"}
+        for each in ("once", "now", "twice", "here", "there")
+    ]
+    write_jsonl(tmp_path / "data" / "sft.jsonl", rows)
+    work, told = work_in(tmp_path / "sft"), []
+    work.on_notify = told.append
+    inputs = {"base": tmp_path / "strict", "data": tmp_path / "data"}
+    train_sft(SftRecipe(adapter=LORA, epochs=1), inputs, work)
+    assert work.metrics["rows"] == 4 and work.metrics["rows_refused"] == 1
+    assert told == [
+        "The chat template refuses 1 of 5 rows (the first: One at a time), which are not used; the run's table "
+        "'refused' lists them."
+    ]
+    table = json.loads((work.out / "report" / "refused.json").read_text())
+    assert table["data"] == [[3, "few", "One at a time", "Say it twice"]]
+    with pytest.raises(InputError, match=r"refuses 1 of 5 rows \(the first: One at a time\)"):
+        train_sft(SftRecipe(adapter=LORA, epochs=1, dropped_limit=0.1), inputs, work_in(tmp_path / "limited"))
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

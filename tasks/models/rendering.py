@@ -41,6 +41,10 @@ _TOOL_PROBE: list[Message] = [
 ]
 
 
+class RowRefused(InputError):
+    """The chat template raises at one conversation: its author's rule, such as one tool call at a time."""
+
+
 def marks_assistant(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether the chat template says, with {% generation %}, what of a conversation is the assistant's text."""
     return isinstance(tokenizer.chat_template, str) and bool(_GENERATION.search(tokenizer.chat_template))
@@ -51,7 +55,8 @@ def render(
 ) -> tuple[str, Spans]:
     """The rendered text and where the assistant's text lies in it.
 
-    Raises `InputError` where the template refuses the conversation, or would leave its tools or their calls out.
+    Raises `RowRefused` where the template refuses the conversation, `InputError` where it would leave tools or their
+    calls out of any.
     """
     if _uses_tools(messages) and (reason := why_no_tools(tokenizer)):
         raise InputError(reason)
@@ -153,7 +158,7 @@ def _by_template(
             **special,
         )
     except (TemplateError, TypeError) as error:  # the latter where a template adds None to a text
-        raise InputError(f"The chat template refuses a row ({error}); mend the row or the template.") from error
+        raise RowRefused(f"The chat template refuses a row ({error}); mend the row or the template.") from error
     return str(rendered[0][0]), list(rendered[1][0]) if rendered[1] else []
 
 

@@ -151,8 +151,8 @@ def _demonstrations(
 
     files = [f"sft.{name}.jsonl" if name else "sft.jsonl" for name in recipe.ptx_mixtures or ("",)]
     learnt = [row for file in files for row in read_jsonl(data / file)]
-    rows = encode_rows(learnt, tokenizer, recipe.ptx_turns or "all")
+    rows = encode_rows(learnt, tokenizer, recipe.ptx_turns or "all", refused={})
     limit = min(recipe.ptx_max_length, positions(model) or recipe.ptx_max_length)
     kept = [row for row in rows if len(row.input_ids) <= limit]
-    work.log({"demonstrations": len(kept), "demonstrations_dropped": len(rows) - len(kept)})
+    work.log({"demonstrations": len(kept), "demonstrations_dropped": len(learnt) - len(kept)})
     return kept

@@ -1,12 +1,12 @@
 """Supervised fine-tuning: the loss is on the assistant's tokens, EOS included, and on nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tasks.artifact import InputError, Work, read_jsonl
+from tasks.artifact import InputError, Row, Work, read_jsonl
 from tasks.models.adapters import PromptRecipe, QloraRecipe
 from tasks.recipe import Part
 from tasks.training.hyperparameters import Hyperparameters
@@ -95,9 +95,35 @@ def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None
         model = attach(model, recipe.adapter, seed=work.seed)
     else:
         model = open_adapter(load_causal_lm([inputs["base"]], trainable=True), earlier / "adapter", trainable=True)
-    encoded = encode_rows(rows, tokenizer, recipe.turns)
+    refused: dict[int, str] = {}
+    encoded = encode_rows(rows, tokenizer, recipe.turns, refused)
+    _tell_refused(refused, rows, recipe, work)
     for notice in unsaid(rows, tokenizer):
         work.notify(notice)
     batches = TokenBatches if recipe.batches == "tokens" else LengthBatches
     fit_language_model(model, tokenizer, encoded, recipe, work, batches=batches, packing=recipe.packing)
     save_model(model, tokenizer, work.out)
+
+
+def _tell_refused(refused: dict[int, str], rows: Sequence[Row], recipe: SftRecipe, work: Work) -> None:
+    """Count and list the rows that the chat template refuses; raise `InputError` where they are too many."""
+    work.log({"rows_refused": len(refused)})
+    if not refused:
+        return
+    first = next(iter(refused.values()))
+    if len(refused) > recipe.dropped_limit * len(rows):
+        raise InputError(
+            f"The chat template refuses {len(refused)} of {len(rows)} rows (the first: {first}); mend the rows, set "
+            "another chat_template, or raise sft.dropped_limit to train without them."
+        )
+    listed = [{"row": number, "set": rows[number - 1].get("set"), "reason": why} for number, why in refused.items()]
+    work.table("refused", [each | {"begins": _beginning(rows[each["row"] - 1])} for each in listed])
+    work.notify(
+        f"The chat template refuses {len(refused)} of {len(rows)} rows (the first: {first}), which are not used; the "
+        "run's table 'refused' lists them."
+    )
+
+
+def _beginning(row: Row) -> str:
+    asked = next((turn["content"] for turn in row["messages"] if turn["role"] == "user"), "")
+    return asked[:200]

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
 from tasks.artifact import InputError, Row, Work
 from tasks.models.chat import Encoded, encode_conversation
-from tasks.models.rendering import plain
+from tasks.models.rendering import RowRefused, plain
 from tasks.models.templates import check_special_tokens
 from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
 from tasks.training.engine_batches import LengthBatches, logits_at, pad
@@ -31,11 +31,15 @@ class LanguageTrainer(Trainer):
 
 
 def encode_rows(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, turns: Literal["all", "last"] = "all"
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Literal["all", "last"] = "all",
+    refused: dict[int, str] | None = None,
 ) -> list[Encoded]:
     """Conversations as ids, their mask on all assistant turns or on the last alone; rows of plain `text` as documents.
 
-    Raises `InputError` naming the row that has no assistant turn or cannot be rendered.
+    refused: gets the place and the reason of each row that the chat template refuses, which is left out then. Raises
+    `InputError` naming the row that has no assistant turn or cannot be rendered.
     """
     check_special_tokens(tokenizer)
     encoded = []
@@ -46,6 +50,9 @@ def encode_rows(
         try:
             encoded.append(encode_conversation(tokenizer, row["messages"]))
         except (InputError, KeyError, TypeError) as error:
+            if refused is not None and isinstance(error, RowRefused):
+                refused[number] = str(error.__cause__)
+                continue
             raise InputError(f"Row {number} for SFT is not a conversation ({error}); mend or remove it.") from error
         if not any(encoded[-1].labels_mask):
             raise InputError(f"Row {number} for SFT has no assistant turn to learn; mend or remove it.")
