@@ -176,3 +176,12 @@ def test_a_paid_judge_is_asked_only_with_the_word_and_then_once(tmp_path: Path) 
         )
         assert "not asked" in plain.stdout and "Not asked: judge; --judge asks" in plain.stdout
     assert list((tmp_path / ".rlhf" / "ai-answers").iterdir())
+
+
+def test_a_row_the_template_refuses_is_shown_with_the_reason() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = f"{tokenizer.chat_template}{{{{ raise_exception('Not this one') }}}}"
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    document = shown({"messages": turns, "form": "messages"}, tokenizer)
+    assert document["form"] == "refused by the chat template: Not this one" and document["tokens"] is None
+    assert "Hello" in "".join(piece["text"] for piece in document["pieces"])

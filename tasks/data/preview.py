@@ -12,6 +12,8 @@ from tasks.data.splits import SPLITS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from tasks.models.chat import Encoded
+
 Piece = tuple[str, bool]
 """A stretch of text, and whether the loss is on it."""
 
@@ -83,20 +85,24 @@ def sample(data: Path, per_set: int, only: str | None, seed: int, stage: str | N
 def shown(row: Row, tokenizer: "PreTrainedTokenizerBase | None", turns: Literal["all", "last"] = "all") -> Row:
     """A row as a document: its pieces with the loss mask of SFT, and how many tokens it has and learns from.
 
-    Without a tokenizer the pieces are the turns, and there are no counts. A prompt is not learnt from.
+    Without a tokenizer, or where its chat template refuses the row, the pieces are the turns, and there are no counts.
+    A prompt is not learnt from.
     """
     if "prompt" in row:
         return _prompt(row, tokenizer)
     about = {"set": row.get("set"), "form": row.get("form"), "messages": row.get("messages"), "text": row.get("text")}
     about["made"] = row.get("made")
-    if tokenizer is None:
-        pieces = list(_turns(row))
-        return {**about, "pieces": _listed(pieces), "tokens": None, "loss_tokens": None}
-    from tasks.training.sft_engine import encode_rows
+    encoded: list[Encoded] = []
+    if tokenizer is not None:
+        from tasks.training.sft_engine import encode_rows
 
-    [encoded] = encode_rows([row], tokenizer, turns)
-    mask = encoded.labels_mask
-    pieces = [(str(tokenizer.decode(run)), loss) for run, loss in _runs(encoded.input_ids, mask)]
+        refused: dict[int, str] = {}
+        encoded = encode_rows([row], tokenizer, turns, refused)
+        about["form"] = f"refused by the chat template: {refused[1]}" if refused else about["form"]
+    if tokenizer is None or not encoded:
+        return {**about, "pieces": _listed(list(_turns(row))), "tokens": None, "loss_tokens": None}
+    mask = encoded[0].labels_mask
+    pieces = [(str(tokenizer.decode(run)), loss) for run, loss in _runs(encoded[0].input_ids, mask)]
     return {**about, "pieces": _listed(pieces), "tokens": len(mask), "loss_tokens": sum(mask)}
 
 
