@@ -78,7 +78,7 @@ def _try(name: str, part: Any, config: Any) -> None:
 
     from tasks.models.adapter_names import has_adapted_output
     from tasks.models.adapters import attach
-    from tasks.sampling.local import cache_argument
+    from tasks.sampling.layouts import cache_argument
     from tasks.training.footprint import unquantised, without_values
 
     scored = name == "reward"

@@ -149,6 +149,21 @@ def test_duplicates_go_across_sets_and_phrasings_of_one_row_stay(tmp_path: Path)
     assert len(split_of) == 120 and len({row["group"] for row in read_jsonl(work.out / "ledger.jsonl")}) == 60
 
 
+def test_a_set_that_loses_most_rows_as_duplicates_is_told_of_with_the_likely_reason(tmp_path: Path) -> None:
+    long = "Read the text below with care and say in one short word whether what it tells is right or wrong: "
+    alike = [{"prompt": f"{long}{NOUNS[n % 20]} {n}", "completion": f"It is {n}."} for n in range(60)]
+    sets = [
+        {"name": "first", "kind": "json", "path": alpaca(tmp_path / "first.jsonl", 40)},
+        {"name": "copy", "kind": "json", "path": alpaca(tmp_path / "copy.jsonl", 40)},
+        {"name": "alike", "kind": "json", "path": save(tmp_path / "alike.jsonl", alike)},
+    ]
+    work = prepare(tmp_path, sets=sets, filters=[{"kind": "duplicates"}])
+    told = [row["notice"] for row in table(work.out, "notices")]
+    copies, repeated = (each for each in told if each.startswith("The filter 'duplicates' drops"))
+    assert copies.endswith("drops 40 of the 40 rows of 'copy'. 40 of them say what rows of 'first' say.")
+    assert "of the 60 rows of 'alike'. If they begin with the same long instruction, give" in repeated
+
+
 def test_plain_text_takes_its_share(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("<|end|>".join(f"Story {n}. " + "And so it went on. " * 20 for n in range(300)))
     sets = [

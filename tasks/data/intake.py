@@ -12,10 +12,11 @@ from tasks.artifact import InputError, Row, Work
 from tasks.data.decontamination import Asked, Protected, Whole, says_enough
 from tasks.data.duplicates import Signatures
 from tasks.data.files import read_examples
-from tasks.data.filters import ContaminationFilter, DuplicateFilter, FilterPart, PiiFilter, Rule
+from tasks.data.filters import ContaminationFilter, DuplicateFilter, PiiFilter, Rule
 from tasks.data.pii import redact
 from tasks.data.rows import Example
-from tasks.data.scored import ModelFilter, quantiles, score
+from tasks.data.scored import ModelFilter
+from tasks.data.set_filters import without_duplicates, without_low_scores
 from tasks.data.spool import Drops, Kept, Spool, plain
 from tasks.data.telling import Told, tell
 from tasks.data.tools import text_of
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from tasks.data.mixture import MixtureData
 
 Said = TypeVar("Said", Example, str)
-_MANY = 20
-"""Fewer dropped rows of a set are not worth a notice."""
 NEAR = "is a near-duplicate of an evaluation prompt"
 
 
@@ -72,10 +71,10 @@ class Intake:
         for name, part in self.names.items():
             if isinstance(part, DuplicateFilter):
                 self.work.progress(len(order), len(order) + 3, "looking for duplicates")
-                self._without_duplicates(name, part)
+                without_duplicates(self, name, part)
         for name, part in self.names.items():
             if isinstance(part, ModelFilter):
-                self._without_low_scores(name, part)
+                without_low_scores(self, name, part)
 
     def close(self) -> None:
         """Close what is open."""
@@ -157,7 +156,7 @@ class Intake:
                 examples = told.examples if exempt else self._passed(part.name, told, rules, protected)
                 if not examples:
                     continue
-                if told.unused:
+                if told.unused and not evaluated:
                     bare += 1
                     unused.update(told.unused)
                 if evaluated:
@@ -172,14 +171,15 @@ class Intake:
                 f"The set '{part.name}' has no usable row: {count} of {rows} {problem} {details[problem].strip()}"
                 "; check its format, name its columns with 'rename', or give it templates."
             )
+        if names := [column for column, count in unused.items() if 2 * count > bare and 2 * bare > rows]:
+            self._tell_unused(part.name, names, bare, rows)
 
-        names = [column for column, count in unused.items() if 2 * count > bare]
-        if names and 2 * bare > rows and not evaluated:
-            self.notify(
-                f"The set '{part.name}': {bare} of {rows} rows are prompts alone, and their columns "
-                f"{', '.join(names)} are not used; if one of them is the answer, give it the name 'completion' with "
-                "'rename', or tell the rows in templates."
-            )
+    def _tell_unused(self, name: str, columns: Sequence[str], bare: int, rows: int) -> None:
+        self.notify(
+            f"The set '{name}': {bare} of {rows} rows are prompts alone, and their columns {', '.join(columns)} are "
+            "not used; if one of them is the answer, give it the name 'completion' with 'rename', or tell the rows in "
+            "templates."
+        )
 
     def _masked(self, name: str, dropped: Said) -> Said:
         """A dropped conversation or row of a set without the personal data that its filters look for."""
@@ -234,64 +234,6 @@ class Intake:
             return []
         return passed
 
-    def _without_duplicates(self, name: str, part: DuplicateFilter) -> None:
-        """Take out what says the same as an earlier row."""
-        among = self.keep & self._looked_at(part)
-        signatures = self.contents
-        if part.of == "conversation":
-            signatures = Signatures(self.work.scratch / f"{name}.bin")
-            for _, kept in self.spool.rows(np.ones(len(self.spool), bool)):
-                signatures.add(_conversation_text(kept))
-        text = _conversation_text if part.of == "conversation" else _content
-        first_said = signatures.repeats(part.threshold, lambda index: text(self.spool.read(index)), among)
-        if signatures is not self.contents:
-            signatures.close()
-        again = among & (first_said != np.arange(len(first_said)))
-        for index, kept in self.spool.rows(among):
-            self.seen[name] += len(kept.examples)
-            if again[index]:
-                first = self.spool.read(int(first_said[index]))
-                reason = f"says what a row of {self.recipe.sets[first.set].name} says"
-                for example in kept.examples:
-                    self.drops.add(self.recipe.sets[kept.set].name, kept.line, name, reason, plain(example))
-        self.keep &= ~again
-        for number, each in enumerate(self.recipe.sets):
-            here = among & (self.sets() == number)
-            gone = int(again[here].sum())
-            if gone > max(here.sum() / 2, _MANY):
-                self.notify(
-                    f"The filter '{name}' drops {gone} of the {here.sum()} rows of '{each.name}'. If they begin with "
-                    "the same long instruction, give the set templates: then only what its columns say is compared."
-                )
-
-    def _looked_at(self, part: FilterPart) -> np.ndarray:
-        """The rows of the sets that a filter is for."""
-        sets = enumerate(self.recipe.sets)
-        looked = [
-            i
-            for i, each in sets
-            if each.use != "evaluation" and each.kind != "identity" and each.name in (part.sets or [each.name])
-        ]
-        return np.isin(self.sets(), looked)
-
-    def _without_low_scores(self, name: str, part: ModelFilter) -> None:
-        """Take out the conversations that a model scores too low or too high."""
-        scored = score(part, self.spool, self.keep & self._looked_at(part), self.work)
-        self.scores.append(quantiles(name, scored))
-        self.seen[name] += len(scored.scores)
-        going: dict[int, dict[int, str]] = {}
-        for index, at, reason in scored.dropped():
-            going.setdefault(index, {})[at] = reason
-        for index, reasons in going.items():
-            out = self.spool.without.get(index, set())
-            kept = self.spool.read(index)
-            left = [at for at in range(len(kept.examples) + len(out)) if at not in out]
-            for at, example in zip(left, kept.examples, strict=True):
-                if at in reasons:
-                    self.drops.add(self.recipe.sets[kept.set].name, kept.line, name, reasons[at], plain(example))
-            self.spool.without[index] = out | reasons.keys()
-            self.keep[index] = len(reasons) < len(kept.examples)
-
 
 def filter_names(filters: Sequence[Any]) -> dict[str, Any]:
     """Each filter by its kind, numbered where a kind is there twice."""
@@ -316,15 +258,3 @@ def _contaminated(example: Example, told: Told, part: ContaminationFilter, guard
 
 def _texts(example: Example) -> list[str]:
     return [*map(text_of, example.prompt), *example.answers]
-
-
-def _content(kept: Kept) -> str:
-    return kept.content
-
-
-def _conversation_text(kept: Kept) -> str:
-    """What a row says with its answer; of a row in phrasings, its columns hold both."""
-    if not kept.examples:
-        return kept.content
-    first = kept.examples[0]
-    return kept.content if first.kind or not first.prompt else "\n".join([kept.content, *first.answers])

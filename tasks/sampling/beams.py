@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tasks.sampling.local import Completion, Progress, batches_of, require_room
+from tasks.sampling.layouts import batches_of
+from tasks.sampling.local import Completion, Progress
+from tasks.sampling.room import require_room
 
 
 @torch.no_grad()

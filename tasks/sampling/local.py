@@ -7,27 +7,23 @@ through the model's own forward, so adapters, merged or not, and every architect
 It knows nothing about chats: prompts are token ids.
 """
 
-import inspect
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from tasks.artifact import InputError
-from tasks.models.loading import positions
 from tasks.models.prompts import virtual_tokens
 from tasks.sampling.cache import compaction, preallocated_cache
+from tasks.sampling.layouts import batches_of, cache_argument, forward_parameters
+from tasks.sampling.room import require_room
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 Progress = Callable[[int, int], None]
-CACHES = "past_key_values", "cache_params"
-"""What layouts call what they are given of the tokens before; Mamba and its kin the second."""
 CausalLM: TypeAlias = "PreTrainedModel | PeftModel"
 
 
@@ -157,17 +153,6 @@ def decode(
     return result
 
 
-def require_room(model: CausalLM, prompt_ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raise `InputError` where prompts and completions can be longer than the model's positions: some layouts fail
-    there, others go on and say nothing of use."""
-    limit, longest = positions(model), max(map(len, prompt_ids), default=0)
-    if limit is not None and longest + max_new_tokens > limit:
-        raise InputError(
-            f"The longest prompt ({longest} tokens) and max_new_tokens ({max_new_tokens}) are more than the model's "
-            f"{limit} positions; lower max_new_tokens, or leave out the longest prompts."
-        )
-
-
 def uniform(seed: int, rows: int, steps: int) -> torch.Tensor:
     """The random numbers of `decode`, `[rows, steps]`."""
     return torch.rand(rows, steps, generator=torch.Generator().manual_seed(seed))
@@ -179,43 +164,6 @@ def output_layer(model: CausalLM) -> torch.nn.Linear:
     if layer is None:
         raise InputError(f"{type(model).__name__} has no output layer; a causal language model is needed.")
     return cast(torch.nn.Linear, layer)
-
-
-def forward_parameters(model: CausalLM) -> Collection[str]:
-    """Names of what the model's forward accepts; PEFT's wrapper would hide them."""
-    inner = getattr(model, "get_base_model", lambda: model)()
-    return inspect.signature(cast(torch.nn.Module, inner).forward).parameters
-
-
-def cache_argument(model: CausalLM) -> str:
-    """What the model's forward calls the cache. Raises `InputError` where there is none that rows can leave."""
-    accepted = forward_parameters(model)
-    found = next((name for name in CACHES if name in accepted), None)
-    within = any(hasattr(module, "_setup_cache") for module in model.modules())  # RecurrentGemma's states
-    if found is None or within:
-        place = "in themselves" if within else "nowhere"
-        raise InputError(
-            f"{model.config.model_type} models keep what they have read {place}, not in a cache whose rows can leave, "
-            "so nothing is sampled from them; take another base model."
-        )
-    return found
-
-
-def batches_of(model: CausalLM, prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Indices of prompts, neighbours in length together, the longest first (memory runs out at once or never); of one
-    length only where padding would change what is said."""
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    parts = [order]
-    if virtual_tokens(model) and not _goes_by_positions(model):
-        parts = [list(part) for _, part in groupby(order, key=lambda i: len(prompts[i]))]
-    return (part[start : start + size] for part in parts for start in range(0, len(part), size))
-
-
-def _goes_by_positions(model: CausalLM) -> bool:
-    """Whether padding between a soft prompt and its text is nothing to any layer: all attend to everything, and know
-    how far it is by positions. A window has its width in places of the cache, a recurrent state runs through them."""
-    layers = DynamicCache(config=model.config).layers
-    return "position_ids" in forward_parameters(model) and all(type(layer) is DynamicLayer for layer in layers)
 
 
 @dataclass(frozen=True)

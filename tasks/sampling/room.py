@@ -8,6 +8,8 @@ from tasks.artifact import InputError, Row, Work
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from tasks.sampling.local import CausalLM
+
 
 def with_room(
     rows: Sequence[Row],
@@ -44,3 +46,16 @@ def with_room(
         f"tokens in the model's {limit} positions and are not used; lower max_new_tokens to use more of them."
     )
     return kept
+
+
+def require_room(model: "CausalLM", prompt_ids: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raise `InputError` where prompts and completions can be longer than the model's positions: some layouts fail
+    there, others go on and say nothing of use."""
+    from tasks.models.loading import positions
+
+    limit, longest = positions(model), max(map(len, prompt_ids), default=0)
+    if limit is not None and longest + max_new_tokens > limit:
+        raise InputError(
+            f"The longest prompt ({longest} tokens) and max_new_tokens ({max_new_tokens}) are more than the model's "
+            f"{limit} positions; lower max_new_tokens, or leave out the longest prompts."
+        )

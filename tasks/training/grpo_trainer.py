@@ -25,7 +25,8 @@ from tasks.models.loading import batch_tokens
 from tasks.models.prompts import virtual_tokens
 from tasks.sampling.engine import Engine
 from tasks.sampling.folded import folded
-from tasks.sampling.local import CausalLM, decode, forward_parameters, output_layer
+from tasks.sampling.layouts import forward_parameters
+from tasks.sampling.local import CausalLM, decode, output_layer
 from tasks.training.engine_checkpoints import KeepsPrompts, last_checkpoint
 from tasks.training.engine_rollouts import draw
 from tasks.training.grpo import GrpoRecipe, RlooRecipe
