@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from tasks.artifact import InputError, PipelineError, Row, Work, read_jsonl, write_jsonl
 from tasks.evaluation.divergence import completion_logprobs, kl_per_completion
@@ -18,7 +18,7 @@ from tasks.models.adapters import LoraRecipe, PromptTuningRecipe, attach, save
 from tasks.models.chat import encode_prompt
 from tasks.models.loading import load_causal_lm, positions, positions_of_chain
 from tasks.sampling.local import generate
-from tests.tiny_policies import ROWS, llama, word_tokenizer
+from tests.tiny_policies import ROWS, llama, save_reward, word_tokenizer
 
 PROMPTS = [row | {"id": f"{place:016x}", "reference": {"place": place}} for place, row in enumerate(ROWS[:6])]
 LENGTH = 6
@@ -57,15 +57,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with torch.no_grad():
         other.get_output_embeddings().weight.mul_(1.7)  # type: ignore[union-attr]
     save_merged(other, root / "sharp")
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        pad_token_id=0, initializer_range=0.5,
-    )  # fmt: skip
-    config.num_labels = 1
-    LlamaForSequenceClassification(config).save_pretrained(root / "reward" / "model")
-    tokenizer.save_pretrained(root / "reward" / "tokenizer")
-    (root / "reward" / "reward.json").write_text(json.dumps({"mean": 0.0, "std": 1.0}))
+    save_reward(root / "reward", tokenizer)
     write_jsonl(root / "data" / "evaluation.jsonl", PROMPTS)
     chain = {name: root / name for name in ("base", "sft", "reward", "data")}
     return chain | {"candidate.same": root / "same", "candidate.sharp": root / "sharp"}

@@ -1,11 +1,8 @@
 """The sampling, PPO, GRPO, RLOO and rejection sampling stages on artifact folders as the lifecycle hands them over."""
 
-import json
-
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from flows.recipe import LifecycleRecipe
 from tasks.artifact import InputError, read_jsonl, write_jsonl
@@ -20,7 +17,7 @@ from tasks.training.grpo import GrpoRecipe, RlooRecipe, train_groups
 from tasks.training.ppo import PpoRecipe, train_ppo
 from tasks.training.rejection import RejectionRecipe, sample_best, train_rejection
 from tests.lifecycle_runs import TINY
-from tests.tiny_policies import ROWS, llama, share_of_apples, word_tokenizer, work
+from tests.tiny_policies import ROWS, llama, save_reward, share_of_apples, word_tokenizer, work
 
 GROUPS = {"updates": 3, "prompts": 4, "completions_per_prompt": 4, "micro_batch_size": 16, "max_new_tokens": 5}
 REJECTION = RejectionRecipe(
@@ -41,15 +38,7 @@ def inputs(tmp_path_factory):
             if "lora_B" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(1))
     save(sft, root / "sft")
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=17, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        pad_token_id=0, initializer_range=0.5,
-    )  # fmt: skip
-    config.num_labels = 1
-    LlamaForSequenceClassification(config).save_pretrained(root / "reward" / "model")
-    tokenizer.save_pretrained(root / "reward" / "tokenizer")
-    (root / "reward" / "reward.json").write_text(json.dumps({"mean": 0.0, "std": 1.0}))
+    save_reward(root / "reward", tokenizer)
     rows = [row | {"id": f"{i:016x}", "reference": {"i": i}} for i, row in enumerate(ROWS)]
     write_jsonl(root / "data" / "reward_train.jsonl", rows[:5])
     write_jsonl(root / "data" / "reward_validation.jsonl", rows[5:7])

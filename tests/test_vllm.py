@@ -16,7 +16,6 @@ import httpx
 import psutil
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from tasks.artifact import InputError, PipelineError, Work, read_jsonl, write_jsonl
 from tasks.evaluation.evaluate import EvaluateRecipe, evaluate_models
@@ -30,6 +29,7 @@ from tasks.training.grpo import GrpoRecipe, train_groups
 from tasks.training.ppo import PpoRecipe, train_ppo
 from tasks.training.rejection import RejectionRecipe, train_rejection
 from tests.tiny_models import tiny_tokenizer, work_in
+from tests.tiny_policies import save_reward
 
 pytestmark = [
     pytest.mark.slow,
@@ -74,15 +74,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[str
     tokenizer.save_pretrained(root / "sft" / "model")
     small_llama(2).save_pretrained(root / "other" / "model")
     tokenizer.save_pretrained(root / "other" / "model")
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        pad_token_id=0, initializer_range=0.5,
-    )  # fmt: skip
-    config.num_labels = 1
-    LlamaForSequenceClassification(config).save_pretrained(root / "reward" / "model")
-    tokenizer.save_pretrained(root / "reward" / "tokenizer")
-    (root / "reward" / "reward.json").write_text(json.dumps({"mean": 0.0, "std": 1.0}))
+    save_reward(root / "reward", tokenizer)
     rows = [
         {"id": f"{n:016x}", "prompt": [{"role": "user", "content": "Where is it?" + n * " Here"}], "reference": None}
         for n in range(8)

@@ -1,8 +1,17 @@
 """Tiny random policies, prompts and a reward for the tests of PPO and GRPO."""
 
+import json
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from tasks.artifact import Row, Work
 from tasks.models.templates import prepare_tokenizer
@@ -37,6 +46,19 @@ def llama() -> LlamaForCausalLM:
         initializer_range=0.2,
     )
     return LlamaForCausalLM(config).requires_grad_(False).eval()
+
+
+def save_reward(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A reward artifact: one layer, hidden 16, the same random weights each time."""
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        pad_token_id=0, initializer_range=0.5,
+    )  # fmt: skip
+    config.num_labels = 1
+    LlamaForSequenceClassification(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "reward.json").write_text(json.dumps({"mean": 0.0, "std": 1.0}))
 
 
 def share_of_apples(prompts, completions, finished):

@@ -9,12 +9,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tasks.artifact import InputError, Work, below, read_jsonl
-from tasks.models.adapters import FullRecipe, QloraRecipe
+from tasks.artifact import InputError, Work
 from tasks.recipe import Part
 from tasks.sampling.engine import Engine
 from tasks.training.hyperparameters import OnlineHyperparameters
-from tasks.training.rewards import rewards_of
 
 OUTPUT = "lm_head"
 """What nearly all layouts call the layer that makes logits."""
@@ -114,33 +112,23 @@ def train_groups(recipe: GrpoRecipe | RlooRecipe, inputs: Mapping[str, Path], wo
 
     The reference is the model it starts from: the chain is merged and the fresh adapter is switched off for it.
     """
-    from transformers import set_seed
-
     from tasks.models.adapter_names import has_adapted_output
     from tasks.models.adapters import attach
-    from tasks.models.loading import load_causal_lm, load_tokenizer, positions
+    from tasks.models.loading import positions
     from tasks.sampling.room import with_room
     from tasks.training.grpo_trainer import Grpo, fit
+    from tasks.training.online_start import begin
     from tasks.training.rl_loop import finish
-    from tasks.training.watch import Watch, watched_rows
+    from tasks.training.watch import Watch
 
-    set_seed(work.seed)
-    tokenizer, rows = load_tokenizer(inputs["base"]), read_jsonl(inputs["data"] / "rl.jsonl")
-    start = load_causal_lm(
-        [inputs[name] for name in below(inputs)],
-        trainable=isinstance(recipe.adapter, FullRecipe),
-        to_quantise=isinstance(recipe.adapter, QloraRecipe),
-    )
-    watched = watched_rows(recipe.watch, inputs["data"])
-    score = rewards_of(recipe.rewards, inputs, [*rows, *watched], start if recipe.share_base else None)
-    work.log({"shares_base": float(score.shares_base)})
-    policy = attach(start, recipe.adapter)
+    began = begin(recipe, inputs, work)
+    tokenizer, policy = began.tokenizer, attach(began.model, recipe.adapter)
     if has_adapted_output(policy):
         raise InputError(f"The adapter is on {OUTPUT_FIXED.format(method=recipe.method.upper())}.")
-    rows = with_room(rows, tokenizer, recipe.max_new_tokens, positions(policy), work, "rl")
-    watch = Watch(recipe, policy, tokenizer, watched, score, work) if watched else None
+    rows = with_room(began.rows, tokenizer, recipe.max_new_tokens, positions(policy), work, "rl")
+    watch = Watch(recipe, policy, tokenizer, began.watched, began.score, work) if began.watched else None
     with Engine(recipe.engine, work) as engine:
         vllm = engine if recipe.engine == "vllm" else None
-        trainer = Grpo(recipe, policy, tokenizer, rows, score, work, watch, vllm)
+        trainer = Grpo(recipe, policy, tokenizer, rows, began.score, work, watch, vllm)
         progress = fit(trainer, work)
     finish(trainer.accelerator.unwrap_model(trainer.model), progress, work, watch)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.artifact import Work, below, read_jsonl
-from tasks.models.adapters import FullRecipe, QloraRecipe
+from tasks.artifact import Work, read_jsonl
+from tasks.models.adapters import QloraRecipe
 from tasks.sampling.engine import Engine
 from tasks.training.hyperparameters import OnlineHyperparameters
-from tasks.training.rewards import rewards_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,34 +96,25 @@ def train_ppo(recipe: PpoRecipe, inputs: Mapping[str, Path], work: Work) -> None
 
     The reference is the model it starts from: the chain is merged and the fresh adapter is switched off for it.
     """
-    from transformers import set_seed
-
     from tasks.models.adapters import attach
-    from tasks.models.loading import load_causal_lm, load_tokenizer, positions, twin
+    from tasks.models.loading import positions, twin
     from tasks.models.quantised import quantise
     from tasks.sampling.room import with_room
+    from tasks.training.online_start import begin
     from tasks.training.ppo_trainer import Ppo
     from tasks.training.rl_loop import finish, run
     from tasks.training.rollouts import encode_prompts
-    from tasks.training.watch import Watch, watched_rows
+    from tasks.training.watch import Watch
 
-    set_seed(work.seed)
-    tokenizer, rows = load_tokenizer(inputs["base"]), read_jsonl(inputs["data"] / "rl.jsonl")
-    start = load_causal_lm(
-        [inputs[name] for name in below(inputs)],
-        trainable=isinstance(recipe.adapter, FullRecipe),
-        to_quantise=isinstance(recipe.adapter, QloraRecipe),
-    )
-    watched = watched_rows(recipe.watch, inputs["data"])
-    score = rewards_of(recipe.rewards, inputs, [*rows, *watched], start if recipe.share_base else None)
-    work.log({"shares_base": float(score.shares_base)})
+    began = begin(recipe, inputs, work)
+    start, tokenizer, score = began.model, began.tokenizer, began.score
     if isinstance(recipe.adapter, QloraRecipe):
         quantise(start, **recipe.adapter.quantisation)  # now, so that a value model shares the small weights
     trunk = None
     if recipe.value_model == "separate":
         trunk = attach(twin(start), recipe.adapter, seed=work.seed + 1)
     policy = attach(start, recipe.adapter)
-    rows = with_room(rows, tokenizer, recipe.max_new_tokens, positions(policy), work, "rl")
+    rows = with_room(began.rows, tokenizer, recipe.max_new_tokens, positions(policy), work, "rl")
     with Engine(recipe.engine, work) as engine:
         ppo = Ppo(
             recipe,
@@ -137,7 +127,7 @@ def train_ppo(recipe: PpoRecipe, inputs: Mapping[str, Path], work: Work) -> None
             trunk,
             engine if recipe.engine == "vllm" else None,
         )
-        watch = Watch(recipe, ppo.policy, tokenizer, watched, score, work) if watched else None
+        watch = Watch(recipe, ppo.policy, tokenizer, began.watched, score, work) if began.watched else None
         progress = run(recipe, ppo.step, work, ppo.modules, ppo.optimizers, watch)
     finish(ppo.policy, progress, work, watch)
 
