@@ -20,7 +20,7 @@ from tasks.artifact import Artifact, PipelineError
 from tasks.labels.round import ArgillaAwayError
 from tasks.lineage import Record
 from tasks.store import Order, Store
-from tasks.worker import WorkerDied, Workers
+from tasks.worker import LOOK, WorkerDied, Workers
 
 
 class BuildsOne(Protocol):
@@ -83,7 +83,8 @@ class Running:
 
         futures = [build_stage.submit(order.name, get(order)) for order in orders]
         for future in futures:
-            future.wait()  # a branch that fails does not stop the others: what they finish is kept
+            while not future.wrapped_future.done():  # type: ignore[attr-defined]  # in steps: Ctrl-C is not slept over
+                future.wait(LOOK)  # a branch that fails does not stop the others: what they finish is kept
         return [future.result() for future in futures]
 
     def by_people(self, order: Order) -> Artifact:

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +22,8 @@ from tasks.artifact import PipelineError, Row, Work, write_jsonl
 from tasks.lineage import CURVES
 from tasks.store import Order
 
+LOOK = 1.0
+"""Seconds after which a thread that waits for a process looks whether there is a signal for it."""
 _events: Any = None  # the queue to the parent, set once in each worker process
 
 
@@ -94,12 +96,12 @@ class Workers:
         """
         key = order.key
         self.warm_up(self._count)
-        pool = self._free.get()
+        pool = self._free_one()
         self._listeners[key] = listener
         try:
             pool = pool or self._start()
             inputs = {name: artifact.path for name, artifact in order.inputs.items()}
-            return pool.submit(_run, order.stage.function, order.part, inputs, out, scratch, order.seed, key).result()
+            return _result(pool.submit(_run, order.stage.function, order.part, inputs, out, scratch, order.seed, key))
         except BrokenProcessPool as error:
             if pool:
                 self._pools.pop(pool, None)
@@ -113,6 +115,11 @@ class Workers:
         finally:
             self._listeners.pop(key, None)
             self._free.put(pool)
+
+    def _free_one(self) -> ProcessPoolExecutor | None:
+        while True:
+            with suppress(queue.Empty):
+                return self._free.get(timeout=LOOK)
 
     def _start(self) -> ProcessPoolExecutor:
         if self._closing:
@@ -133,6 +140,14 @@ class Workers:
             if listener is not None:
                 with suppress(OSError, ValueError):  # a terminal that went away must not silence the other stages
                     getattr(listener, kind)(*arguments)
+
+
+def _result(future: Future[dict[str, float]]) -> dict[str, float]:
+    """`future.result()`, which Ctrl-C ends even where the system hands the signal to another thread: Python leaves it
+    to the main thread, and a wait without end does not wake up for it."""
+    while not future.done():
+        wait([future], timeout=LOOK)
+    return future.result()
 
 
 _early: list[Workers] = []

@@ -52,6 +52,12 @@ def count(recipe: Counted, inputs: Mapping[str, Path], work: Work) -> None:
     (work.out / "counted.txt").write_text(f"{first} to {recipe.steps}")
 
 
+def rest(recipe: Sum, inputs: Mapping[str, Path], work: Work) -> None:
+    """Takes so long that somebody interrupts it."""
+    (work.scratch / "begun").touch()
+    time.sleep(600)
+
+
 def refuse(recipe: Sum, inputs: Mapping[str, Path], work: Work) -> None:
     """Fails as a stage does for bad input."""
     (work.out / "half.txt").write_text("half")

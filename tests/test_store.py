@@ -1,6 +1,8 @@
 """The store with a real MLflow: reuse, rebuild, half builds, deleted bytes, and one copy of every byte."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,6 +112,39 @@ def test_a_killed_build_is_resumed_and_never_served(bench: Bench, workers: Worke
     history = bench.store.record.client.get_metric_history(finished.run_id, "step")
     assert sorted(point.step for point in history) == [0, 1, 2, 3, 4, 5], "one run holds the curve of both attempts"
     assert not (bench.store.home / "building" / key).exists()
+
+
+INTERRUPTED = """
+import signal, threading, time
+from pathlib import Path
+from tasks.store import Order, Stage
+from tasks.worker import Workers
+from tests.stages_for_store import Sum, rest
+from tests.test_store import Quiet
+
+def interrupt():
+    while not (here / "begun").exists():
+        time.sleep(0.05)
+    time.sleep(0.5)  # the main thread waits for the stage by now
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+if __name__ == "__main__":
+    here = Path("{here}")
+    with Workers(1, here / "stages.log") as workers:
+        threading.Thread(target=interrupt, daemon=True).start()
+        try:
+            workers.run(Order(Stage("rest", rest), Sum(), {{}}, 0), here, here, Quiet())
+        except KeyboardInterrupt:
+            print("interrupted")
+"""
+
+
+def test_ctrl_c_ends_a_stage_also_where_another_thread_gets_the_signal(tmp_path: Path) -> None:
+    script, root = tmp_path / "interrupted.py", Path(__file__).parents[1]
+    script.write_text(INTERRUPTED.format(here=tmp_path))
+    known = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, script], check=False, env=known, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "interrupted\n", done.stderr
 
 
 def test_each_worker_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
