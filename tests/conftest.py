@@ -1,6 +1,7 @@
 """What several test files ask for: real services, started once in a temporary home, and a tiny chain of artifacts."""
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 from flows import services as local
 
 PROJECT = Path(__file__).parents[1]
+
+# a shell that starts the tests in its background has SIGINT ignored, and the runs they start would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _free_port() -> int:
