@@ -74,7 +74,7 @@ def one(count: int, folder: Path, case: str = "apart") -> None:
             {"kind": "duplicates"},
         ],
     }
-    work = Work(folder / f"out-{count}", folder / f"scratch-{count}")
+    work = Work(folder / f"out-{count}-{case}", folder / f"scratch-{count}-{case}")
     work.out.mkdir()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     started = time.process_time()
