@@ -67,16 +67,14 @@ def by_rule(config: Any) -> Row:
     return {"parameters": parameters, "rule": 4.8 * parameters, **dict.fromkeys(parts), "total": 4.8 * parameters}
 
 
-def _step(
-    part: Any, config: Any, rows: int, length: int, kept: int, *, scored: bool = False, masked: bool = False
-) -> Row:
-    """A training step."""
+def _step(part: Any, config: Any, rows: int, length: int, kept: int, *, scored: bool = False, **grouped: bool) -> Row:
+    """A training step; grouped: see `of_step`."""
     from tasks.models.adapters import QloraRecipe
     from tasks.models.loading import device
     from tasks.training.footprint import of_step
     from tasks.training.precision import choose
 
-    found = of_step(config, part.adapter, rows, length, kept, scored=scored, masked=masked)
+    found = of_step(config, part.adapter, rows, length, kept, scored=scored, **grouped)
     if hasattr(part, "precision"):
         bf16, _ = choose(part.precision, found.parameters)
         if bf16 or part.gradient_checkpointing or "8bit" in part.optimizer:
@@ -161,17 +159,17 @@ def _group_step(part: Any, config: Any, prompt: int) -> Row:
     after another."""
     from tasks.models.loading import batch_tokens
     from tasks.training.footprint import as_loaded
-    from tasks.training.packed_groups import LONGEST, WORTH, cost, may_pack
+    from tasks.training.packed_groups import LONGEST, ROWS, WORTH, cost, may_pack
 
-    part_of_it = 2 * batch_tokens()
     rows, apart = max(1, part.rows_at_once), prompt + part.max_new_tokens
     groups = min(part.prompts, rows)
     packed = prompt - 1 + math.ceil(rows / groups) * part.max_new_tokens
     width = config.get_text_config().hidden_size
     pays = cost(groups, packed, width) <= WORTH * cost(rows, apart, width)
     if may_pack(as_loaded(config)) and packed <= LONGEST and pays and part.adapter.kind not in PROMPTS:
-        return _step(part, config, groups, packed, min(part_of_it, groups * packed), masked=True)
-    return _step(part, config, rows, apart, min(part_of_it, rows * part.max_new_tokens))
+        at_once = min(groups, max(1, 2 * batch_tokens() // packed))
+        return _step(part, config, groups, packed, at_once * packed, grouped=True, masked=True)
+    return _step(part, config, rows, apart, min(rows, ROWS) * apart, grouped=True)
 
 
 def _scorer(part: Any, config: Any) -> float:

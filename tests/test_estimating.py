@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config
+from trl.trainer.utils import add_fused_lm_head
 
 from flows.costs import show_costs
 from flows.recipe import LifecycleRecipe
@@ -18,7 +19,7 @@ from tasks.recipe import load_recipe
 from tasks.sampling.completions import SampleRecipe
 from tasks.stage_memory import Lengths, memory_of
 from tasks.training.direct import DpoRecipe
-from tasks.training.footprint import _Peak, _step, cache_bytes, of_sampling, of_step, parameters_of
+from tasks.training.footprint import _loss, _Peak, cache_bytes, of_sampling, of_step, parameters_of
 from tasks.training.grpo import GrpoRecipe
 from tasks.training.ppo import PpoRecipe
 from tasks.training.rejection import RejectionRecipe
@@ -40,10 +41,25 @@ def test_a_step_is_counted_as_it_is_taken(kind: str, adapter: Any) -> None:
     assert said.weights == held and said.gradients == sum(p.nbytes for p in trained)
     assert said.optimizer == 2 * said.gradients
     with _Peak() as seen:
-        _step(model, 8, 64, 200, None)
+        _loss(model, 8, 64, 200, None, grouped=False, masked=False).backward()
     assert said.activations + said.gradients == pytest.approx(seen.most, rel=0.1)
     fewer = of_step(model.config, adapter, rows=8, length=64, kept=200, checkpointing=True)
     assert fewer.activations < 0.8 * said.activations
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_step_of_a_group_is_counted_as_trl_takes_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = tiny_model(kind).requires_grad_(False)
+    said = of_step(model.config, LoraRecipe(rank=4), rows=8, length=64, kept=512, grouped=True)
+    apart = of_step(model.config, LoraRecipe(rank=4), rows=8, length=64, kept=512)
+    assert said.activations > apart.activations, "a tile's gradient is made of several of its size"
+    entries = model.get_output_embeddings().weight.shape[0]
+    monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", entries)  # the rest is never written to
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    model, ids = attach(model, LoraRecipe(rank=4)).train(), torch.zeros(8, 64, dtype=torch.long)
+    with _Peak() as seen:
+        model(input_ids=ids, shift_labels=ids, fused_lm_head=True).log_probs.sum().backward()
+    assert said.activations + said.gradients == pytest.approx(seen.most, rel=0.1)
 
 
 @pytest.mark.parametrize("recipe", [PTuningRecipe(virtual_tokens=5, width=8), PrefixTuningRecipe(virtual_tokens=5)])

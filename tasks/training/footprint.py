@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+from trl.kernels import ChunkedLogProbFunction
 
 from tasks.models.adapters import FullRecipe, PrefixTuningRecipe, PromptRecipe, PTuningRecipe, QloraRecipe, attach
 from tasks.models.loading import score_modules
@@ -23,6 +24,9 @@ from tasks.models.scored import know
 from tasks.models.targets import linear_layers
 from tasks.sampling.cache import PreallocatedLayer
 from tasks.sampling.local import Sampler, Step
+
+TILE = 32768
+"""Entries of the vocabulary that TRL's fused output layer computes at once (1.16, `add_fused_lm_head`)."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,14 @@ def of_step(
     eight_bit: bool = False,
     checkpointing: bool = False,
     scored: bool = False,
+    grouped: bool = False,
     masked: bool = False,
 ) -> Footprint:
     """A training step of `rows` x `length` tokens, `kept` of which have a loss, by AdamW and in fp32 weights.
 
-    scored: of a reward model, which has a head in place of the output layer. masked: tokens see each other by a mask of
-    their own, as packed ones do.
+    scored: of a reward model, which has a head in place of the output layer. grouped: of GRPO or RLOO, whose output
+    layer gives log-probabilities a tile of logits at a time. masked: tokens see each other by a mask of their own, as
+    packed ones do.
     """
     quantised = isinstance(adapter, QloraRecipe)
     with torch.device("meta"):
@@ -95,7 +101,7 @@ def of_step(
                 given = {"input_ids": ids} if virtual is None else {"inputs_embeds": _embedded(model, ids, virtual)}
                 model(**given).logits.sum().backward()
             else:
-                _step(model, rows, places, kept, virtual, masked)
+                _loss(model, rows, places, kept, virtual, grouped, masked).backward()
     weights, gradients = 4.0 * base, 4.0 * trainable
     if quantised:
         weights -= small * (4 - 0.5 - (0.016 if adapter.double_quantisation else 0.0625))
@@ -208,21 +214,22 @@ def _embedded(model: Any, ids: torch.Tensor, virtual: torch.Tensor | None) -> to
     return embeds if virtual is None else embeds + virtual.sum()
 
 
-def _step(model: Any, rows: int, length: int, kept: int, virtual: torch.Tensor | None, masked: bool = False) -> None:
-    """Forward and backward."""
-    _loss(model, rows, length, kept, virtual, masked).backward()
-
-
-def _loss(model: Any, rows: int, length: int, kept: int, virtual: torch.Tensor | None, masked: bool) -> torch.Tensor:
+def _loss(
+    model: Any, rows: int, length: int, kept: int, virtual: torch.Tensor | None, grouped: bool, masked: bool
+) -> torch.Tensor:
     """As `LanguageTrainer.losses` makes it: logits are gone before the backward pass. A soft prompt is added to what
     goes in, so that gradients go as far."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     embeds = _embedded(inner, torch.zeros(rows, length, dtype=torch.long), virtual)
     seen = {"attention_mask": torch.ones(rows, 1, length, length, dtype=torch.bool)} if masked else {}
-    hidden = inner.get_decoder()(inputs_embeds=embeds, use_cache=False, **seen).last_hidden_state
-    logits = inner.get_output_embeddings()(hidden.flatten(0, 1)[:kept]).float()
-    targets = torch.zeros(len(logits), dtype=torch.long)
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    hidden = inner.get_decoder()(inputs_embeds=embeds, use_cache=False, **seen).last_hidden_state.flatten(0, 1)[:kept]
+    head, targets = inner.get_output_embeddings(), torch.zeros(len(hidden), dtype=torch.long)
+    if grouped:
+        on_cpu = not torch.cuda.is_available()  # where what is not written to of the tile takes no memory
+        width = min(TILE, head.weight.shape[0]) if on_cpu else TILE
+        outputs = 1.0, width, None, 1.0, ("entropy",)
+        return ChunkedLogProbFunction.apply(hidden, head.weight, head.bias, targets, *outputs)[0].sum()
+    return torch.nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
 
 
 def _fill(model: Any) -> None:
