@@ -49,9 +49,12 @@ def write_rows(recipe: LifecycleRecipe) -> dict[str, Any]:
 
 def _line(name: str, artifact: Artifact) -> dict[str, Any]:
     figures = ("rows", "dropped", "unique_share", "distinct_2", "nearest_rouge_l", "cost_now")
+    known = dict(artifact.metrics)
+    if artifact.reused and "cost_now" in known:
+        known["cost_now"] = 0.0
     return {
         "name": name,
         "reused": artifact.reused,
-        **{figure: round(artifact.metrics[figure], 4) for figure in figures if figure in artifact.metrics},
+        **{figure: round(known[figure], 4) for figure in figures if figure in known},
         "rows_file": str(artifact.path / "rows.jsonl"),
     }

@@ -257,6 +257,7 @@ def test_written_planned_looked_at_and_never_asked_twice(
     services: dict[str, str], tmp_path: Path, author: tuple[Author, ChatServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = recipe(tmp_path, author[1].url)
+    path.write_text(path.read_text().replace("[synthesis.writer]\n", "[synthesis.writer]\nprompt_price = 1.0\n"))
     assert "WRITER_KEY is not set; put the writer's API key" in rlhf("data", "synthesise", path).error
     monkeypatch.setenv("WRITER_KEY", "sk-of-nobody-else")
     assert "not written yet" in rlhf("data", "preview", path).error
@@ -264,16 +265,15 @@ def test_written_planned_looked_at_and_never_asked_twice(
     assert [each["name"] for each in plan[:3]] == ["synthesis tasks", "base", "data"] and not plan[0]["reused"]
     [made] = rlhf("data", "synthesise", path).document["syntheses"]
     asked = len(author[1].requests)
-    assert made["rows"] > 20 and not made["reused"] and {h["Authorization"] for h in author[1].headers} == {
-        "Bearer sk-of-nobody-else"
-    }  # fmt: skip
+    assert made["rows"] > 20 and not made["reused"] and made["cost_now"] > 0
+    assert {h["Authorization"] for h in author[1].headers} == {"Bearer sk-of-nobody-else"}
     plan = rlhf("plan", path).document["stages"]
     assert plan[0]["reused"] and not plan[2]["reused"]
     shown = rlhf("data", "preview", path, "--of", "written", "--rows", "2").document
     assert [row["set"] for row in shown["mixture"]] == ["written", "chat"]
     assert all(row["made"]["synthesis"] == "tasks" for row in shown["conversations"]) and shown["conversations"]
     again = rlhf("data", "synthesise", path).document["syntheses"]
-    assert again[0]["reused"] and len(author[1].requests) == asked
+    assert again[0]["reused"] and again[0]["cost_now"] == 0 and len(author[1].requests) == asked
     folder = Path(made["rows_file"]).parent
     assert not any("sk-of-nobody" in file.read_text(errors="replace") for file in folder.rglob("*") if file.is_file())
 
