@@ -82,7 +82,7 @@ def _model_of(base: Any, seed: int, data: Path) -> tuple[Any, Any, list[str]]:
             model = new_llama(
                 tokenizer, seed, hidden=base.hidden, layers=base.layers, heads=base.heads, positions=base.positions
             )
-        return tokenizer, model.config, []
+        return prepare_tokenizer(tokenizer, base.chat_template), model.config, []
     folder = find_configuration(base.model, base.revision, "base.model")
     notes, config = [], AutoConfig.from_pretrained(folder)
     if not any(folder.glob("*.safetensors")):

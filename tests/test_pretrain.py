@@ -40,6 +40,25 @@ def test_a_base_learns_its_corpus_and_is_the_same_bytes_each_time(tmp_path: Path
     assert encode_conversation(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
 
 
+def test_a_base_takes_the_chat_template_that_is_asked_for(tmp_path: Path) -> None:
+    """Its own is a token for each role, and knows no tools."""
+    called = {"type": "function", "function": {"name": "add", "arguments": '{"of": [1, 2]}'}}
+    tools = '[{"type": "function", "function": {"name": "add", "parameters": {}}}]'
+    turns: list[Any] = [
+        {"role": "user", "content": "1 + 2?", "tools": tools},
+        {"role": "assistant", "content": "", "tool_calls": [called]},
+    ]
+    for asked in ("auto", "default"):
+        work = work_in(tmp_path / asked)
+        build_base(BaseRecipe(**SMALL, chat_template=asked), {}, work)
+        tokenizer = load_tokenizer(work.out)
+        if asked == "auto":
+            with pytest.raises(InputError, match=r'leaves out the tools.* set chat_template = "default"'):
+                encode_conversation(tokenizer, turns)
+        else:
+            assert 'Call: {"name": "add"' in tokenizer.decode(encode_conversation(tokenizer, turns).input_ids)
+
+
 def test_rows_begin_where_documents_do_and_roles_are_one_token() -> None:
     tokenizer = tiny_tokenizer()
     rows = document_rows(["<|user|>a<|assistant|>b", "abcdefgh"], tokenizer, context=6)

@@ -254,6 +254,14 @@ def test_rows_that_cannot_be_learnt_are_named(tmp_path: Path, base: Path, rows, 
         train_sft(SftRecipe(), {"base": base, "data": tmp_path / "data"}, work_in(tmp_path / "sft"))
 
 
+def test_a_template_without_tools_is_told_with_what_to_do(tmp_path: Path, base: Path) -> None:
+    tools = '[{"type": "function", "function": {"name": "add", "parameters": {}}}]'
+    turns = [{"role": "user", "content": "Hi", "tools": tools}, {"role": "assistant", "content": "Hello"}]
+    write_jsonl(tmp_path / "data" / "sft.jsonl", [{"id": "1", "messages": turns}])
+    with pytest.raises(InputError, match=r"^Row 1 for SFT: The chat template leaves out .* leave such rows out\.$"):
+        train_sft(SftRecipe(), {"base": base, "data": tmp_path / "data"}, work_in(tmp_path / "sft"))
+
+
 def test_rows_the_template_refuses_are_told_and_left_out(tmp_path: Path, base: Path) -> None:
     tokenizer: Any = load_tokenizer(base)
     tokenizer.chat_template += (

@@ -97,12 +97,13 @@ def build_base(recipe: BaseRecipe, inputs: Mapping[str, Path], work: Work) -> No
 
 def _pretrain(recipe: BaseRecipe, work: Work) -> None:
     from tasks.models.pretrain_engine import document_rows, new_llama, train_tokenizer
+    from tasks.models.templates import prepare_tokenizer
     from tasks.training.sft_engine import fit_language_model
 
     texts = resolve(recipe.corpus)(work.seed, recipe.documents)
     if not texts:
         raise InputError(f"{recipe.corpus} gave no text to pre-train on; check the function or set base.model.")
-    tokenizer = train_tokenizer(texts, recipe.vocabulary)
+    tokenizer = prepare_tokenizer(train_tokenizer(texts, recipe.vocabulary), recipe.chat_template)
     model = new_llama(
         tokenizer, work.seed, hidden=recipe.hidden, layers=recipe.layers, heads=recipe.heads, positions=recipe.positions
     )

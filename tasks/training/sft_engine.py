@@ -49,10 +49,14 @@ def encode_rows(
             continue
         try:
             encoded.append(encode_conversation(tokenizer, row["messages"]))
-        except (InputError, KeyError, TypeError) as error:
-            if refused is not None and isinstance(error, RowRefused):
-                refused[number] = str(error.__cause__)
-                continue
+        except RowRefused as error:
+            if refused is None:
+                raise InputError(f"Row {number} for SFT: {error}") from error
+            refused[number] = str(error.__cause__)
+            continue
+        except InputError as error:
+            raise InputError(f"Row {number} for SFT: {error}") from error
+        except (KeyError, TypeError) as error:
             raise InputError(f"Row {number} for SFT is not a conversation ({error}); mend or remove it.") from error
         if not any(encoded[-1].labels_mask):
             raise InputError(f"Row {number} for SFT has no assistant turn to learn; mend or remove it.")
