@@ -14,6 +14,7 @@ from tasks.models.loading import load_causal_lm, twin
 from tasks.models.targets import is_low_rank_only
 from tasks.sampling.local import generate
 from tasks.sampling.together import generate_together
+from tasks.sampling.vllm_weights import is_plain_lora
 from tests.test_evaluation import build, inputs, save_merged  # noqa: F401
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -74,14 +75,17 @@ def test_each_row_is_what_its_adapter_says_alone(kind: str, greedy: bool, batch_
     ids=lambda given: given if isinstance(given, str) else given.kind,
 )
 def test_what_is_more_than_an_update_of_layers_is_decoded_apart(tmp_path: Path, kind: str, recipe: Any) -> None:
-    save(attach(tiny_model(kind), recipe), tmp_path)
-    assert not is_low_rank_only(tmp_path / "adapter")
+    model: Any = attach(tiny_model(kind), recipe)
+    save(model, tmp_path)
+    assert not is_low_rank_only(tmp_path / "adapter") and not is_plain_lora(model)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2_moe"])
 def test_updates_of_linear_layers_can_be_together(tmp_path: Path, kind: str) -> None:
-    save(attach(tiny_model(kind), LoraRecipe(ranks={"q_proj": 2} if kind == "llama" else {})), tmp_path)
+    model: Any = attach(tiny_model(kind), LoraRecipe(ranks={"q_proj": 2} if kind == "llama" else {}))
+    save(model, tmp_path)
     assert is_low_rank_only(tmp_path / "adapter")
+    assert is_plain_lora(model) == (kind != "llama"), "vLLM takes one rank for all layers"
 
 
 @pytest.fixture

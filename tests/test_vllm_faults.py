@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.artifact import InputError, PipelineError
+from tasks.models.adapters import AdapterRecipe, DoraRecipe, FullRecipe, Ia3Recipe, LoraRecipe, attach
 from tasks.sampling.completions import SampleRecipe
 from tasks.sampling.engine import Engine
 from tasks.sampling.vllm_server import _environment, _take_turn
@@ -19,10 +20,10 @@ from tests.tiny_models import tiny_model, tiny_tokenizer, work_in
 STAND_IN = Path(__file__).with_name("vllm_stand_in.py")
 
 
-def draw(folder: Path, **changes: Any) -> None:
+def draw(folder: Path, model: Any = None, **changes: Any) -> None:
     asked: dict[str, Any] = {"n": 2, "max_new_tokens": 4, "seed": 0} | changes
     with Engine("vllm", work_in(folder)) as engine:
-        engine.generate(tiny_model(), tiny_tokenizer(), [[1, 5], [1, 6, 7]], **asked)
+        engine.generate(model or tiny_model(), tiny_tokenizer(), [[1, 5], [1, 6, 7]], **asked)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,18 @@ def test_faults_are_told_and_nothing_stays(
     assert not set(psutil.Process().children(recursive=True)) - before
     assert not list((tmp_path / "scratch" / "vllm").glob("*-*")), "the weights do not stay"
     assert (tmp_path / "scratch" / "vllm" / "vllm.log").exists()
+
+
+@pytest.mark.parametrize(
+    "adapter", [LoraRecipe(rank=4), LoraRecipe(rank=4, ranks={"q_proj": 2}), DoraRecipe(), Ia3Recipe(), FullRecipe()]
+)
+def test_every_adapter_is_given_to_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: AdapterRecipe
+) -> None:
+    """Which computes something else with it, as is then found."""
+    monkeypatch.setenv("RLHF_VLLM", shlex.join([sys.executable, str(STAND_IN), "another model"]))
+    with pytest.raises(PipelineError, match="so it computes something else"):
+        draw(tmp_path, attach(tiny_model(), adapter))
 
 
 def test_without_vllm_the_next_step_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

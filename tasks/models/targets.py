@@ -1,7 +1,7 @@
 """Which layers of a model an adapter is put on, whatever its layout calls them, and the adapter in PEFT's words."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +62,26 @@ def _sizes(layer: Any) -> tuple[int, int]:
 
 
 def is_low_rank_only(adapter: Path) -> bool:
-    """Whether a saved adapter is plain LoRA: nothing but an update of linear layers that see every token in its place.
-
-    What else PEFT can keep with LoRA (embeddings, lengths, biases, whole modules, parameters of experts) has other
-    names or is named in the configuration. An expert by itself sees the tokens that are sent to it, of any row.
-    """
-    config: Any = PeftConfig.from_pretrained(str(adapter))
-    if config.peft_type != "LORA" or config.target_parameters:
-        return False
+    """Whether a saved adapter is plain LoRA, as `updates_layers_only` says."""
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # no mapping
-    return all(
-        name.endswith((".lora_A.weight", ".lora_B.weight")) and len(shape) == 2 and not EXPERTS.search(name)
-        for name, shape in shapes.items()
+    return updates_layers_only(PeftConfig.from_pretrained(str(adapter)), shapes)
+
+
+def updates_layers_only(config: Any, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether an adapter is plain LoRA: nothing but an update of linear layers that see every token in its place.
+
+    shapes: of its tensors, by the names that PEFT saves them under. What else PEFT can keep with LoRA (embeddings,
+    lengths, biases, whole modules, parameters of experts) has other names or is named in the configuration. An expert
+    by itself sees the tokens that are sent to it, of any row.
+    """
+    return (
+        config.peft_type == "LORA"
+        and not config.target_parameters
+        and all(
+            name.endswith((".lora_A.weight", ".lora_B.weight")) and len(shape) == 2 and not EXPERTS.search(name)
+            for name, shape in shapes.items()
+        )
     )
 
 

@@ -55,12 +55,20 @@ def shape(model: "PreTrainedModel") -> str:
 
 
 def is_plain_lora(model: "PeftModel") -> bool:
-    """Whether vLLM serves the adapter as it is: no other kind, no biases, and nothing trained whole beside it."""
-    from tasks.models.targets import is_low_rank_only
+    """Whether vLLM serves the adapters as they are: updates of linear layers alone, of one rank each."""
+    from peft import get_peft_model_state_dict
+
+    from tasks.models.targets import updates_layers_only
+
+    def shapes(name: str) -> dict[str, tuple[int, ...]]:
+        kept = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        return {key: tuple(value.shape) for key, value in kept.items()}
 
     return all(
-        is_low_rank_only(config) and not (config.rank_pattern or config.alpha_pattern)
-        for config in cast("list[Any]", list(model.peft_config.values()))
+        config.peft_type == "LORA"
+        and not (config.rank_pattern or config.alpha_pattern)
+        and updates_layers_only(config, shapes(name))
+        for name, config in cast("dict[str, Any]", model.peft_config).items()
     )
 
 
