@@ -23,7 +23,8 @@ slow: install
 # QLoRA's tests, with bitsandbytes beside the environment and not in it
 qlora: install
 	@test -d $(VENV)/qlora/bitsandbytes || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --target $(VENV)/qlora bitsandbytes
-	PYTHONPATH=$(VENV)/qlora $(BIN)/pytest tests/test_quantised.py
+	PYTHONPATH=$(VENV)/qlora $(BIN)/pytest -m "slow or not slow" -n 2 --dist loadfile -k "quantised or table or qlora" \
+		tests/test_quantised.py tests/test_adapter_table.py tests/test_known_recipes.py
 
 # the tests of vLLM as the engine, with its CPU build in an environment of its own (3 minutes and 3 GB, once). It wants
 # torch's CPU build, which pip must know where to find, and neither images nor sound; its command asks for the version
