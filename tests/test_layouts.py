@@ -133,11 +133,16 @@ def test_a_recurrent_model_remembers_what_it_read(kind: str, virtual_tokens: int
             torch.testing.assert_close(torch.tensor(found.logprobs), expected, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["openai-gpt", "recurrent_gemma"])
+@pytest.mark.parametrize("kind", ["openai-gpt", "recurrent_gemma", "minimax", "xlstm"])
 def test_a_model_without_a_cache_to_take_rows_from_is_not_sampled_from(kind: str) -> None:
     shape: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
     if kind == "recurrent_gemma":
         shape = {"hidden_size": 32, "num_hidden_layers": 3, "lru_width": 32, "num_attention_heads": 2}
+    elif kind == "minimax":
+        shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+        shape |= {"head_dim": 16, "intermediate_size": 32, "num_local_experts": 2}
+    elif kind == "xlstm":
+        shape = {"hidden_size": 32, "num_blocks": 2, "num_heads": 2}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=320, **shape))
     with pytest.raises(InputError, match=f"{kind} models keep what they have read"):
         generate(model, tiny_tokenizer(), PROMPTS, max_new_tokens=4, seed=0)

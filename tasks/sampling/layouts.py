@@ -29,8 +29,9 @@ def cache_argument(model: "CausalLM") -> str:
     accepted = forward_parameters(model)
     found = next((name for name in CACHES if name in accepted), None)
     within = any(hasattr(module, "_setup_cache") for module in model.modules())  # RecurrentGemma's states
-    if found is None or within:
-        place = "in themselves" if within else "nowhere"
+    own = not getattr(model, "_supports_default_dynamic_cache", lambda: True)()  # MiniMax, xLSTM
+    if found is None or within or own:
+        place = "in themselves" if within else "nowhere" if found is None else "in a cache of their own"
         raise InputError(
             f"{model.config.model_type} models keep what they have read {place}, not in a cache whose rows can leave, "
             "so nothing is sampled from them; take another base model."
