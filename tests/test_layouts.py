@@ -91,10 +91,21 @@ def _stirred(policy: Any) -> Any:
     return policy.eval()
 
 
-@pytest.mark.parametrize("kind", ["mistral", "qwen2", "gemma2", "gemma3_text", "gpt2"])
+def _gpt_neo() -> Any:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "gpt_neo", vocab_size=len(tiny_tokenizer()), hidden_size=32, num_layers=2, num_heads=2, window_size=8,
+        attention_types=[[["global", "local"], 1]], max_position_embeddings=128, initializer_range=0.1,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "gemma2", "gemma3_text", "gpt2", "gpt_neo"])
 @pytest.mark.parametrize("adapter", ["prompt_tuning", "prefix_tuning"])
 def test_a_soft_prompt_is_as_near_to_a_short_prompt_in_a_batch_with_long_ones(kind: str, adapter: str) -> None:
-    policy = _stirred(attach(tiny_model(kind), _adapter(kind=adapter, virtual_tokens=4)))
+    model = _gpt_neo() if kind == "gpt_neo" else tiny_model(kind)
+    policy = _stirred(attach(model, _adapter(kind=adapter, virtual_tokens=4)))
     drawn: dict[str, Any] = {"max_new_tokens": 8, "greedy": True, "seed": 0}
     together = [row[0].token_ids for row in generate(policy, tiny_tokenizer(), PROMPTS, **drawn)]
     assert together == [generate(policy, tiny_tokenizer(), [ids], **drawn)[0][0].token_ids for ids in PROMPTS]

@@ -52,5 +52,7 @@ def batches_of(model: "CausalLM", prompts: Sequence[Sequence[int]], size: int) -
 def _goes_by_positions(model: "CausalLM") -> bool:
     """Whether padding between a soft prompt and its text is nothing to any layer: all attend to everything, and know
     how far it is by positions. A window has its width in places of the cache, a recurrent state runs through them."""
+    if "local" in getattr(model.config, "attention_layers", ()):  # GPT-Neo's windows, which its cache knows nothing of
+        return False
     layers = DynamicCache(config=model.config).layers
     return "position_ids" in forward_parameters(model) and all(type(layer) is DynamicLayer for layer in layers)
