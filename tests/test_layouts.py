@@ -167,6 +167,26 @@ def test_a_soft_prompt_goes_before_layouts_with_names_of_their_own(kind: str, he
     assert policy(input_ids=IDS).logits.shape == (1, IDS.shape[1], 320)
 
 
+@pytest.mark.parametrize("kind", ["modernbert-decoder", "llama4_text"])
+def test_a_soft_prompt_goes_before_a_body_that_is_not_called_decoder(kind: str) -> None:
+    config = AutoConfig.for_model(
+        kind, vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=16, intermediate_size=64, intermediate_size_mlp=64, num_local_experts=2, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    policy: Any = attach(AutoModelForCausalLM.from_config(config), _adapter(kind="prompt_tuning", virtual_tokens=4))
+    assert policy(input_ids=IDS).logits.shape == (1, IDS.shape[1], 320)
+
+
+def test_a_soft_prompt_before_a_model_that_reads_ids_in_every_layer_is_refused() -> None:
+    config = AutoConfig.for_model(
+        "gemma4_text", vocab_size=320, vocab_size_per_layer_input=320, hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64, hidden_size_per_layer_input=8,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="looks its tokens up in every layer"):
+        attach(AutoModelForCausalLM.from_config(config), _adapter(kind="prompt_tuning", virtual_tokens=4))
+
+
 @pytest.mark.parametrize("kind", ["mamba", "recurrent_gemma"])
 def test_a_prefix_before_layers_without_keys_is_refused(kind: str) -> None:
     shape = {"lru_width": 32, "intermediate_size": 64, "num_attention_heads": 2} if kind == "recurrent_gemma" else {}
