@@ -256,6 +256,16 @@ def test_what_one_of_the_models_learnt_from_is_left_out(base: Path, tmp_path: Pa
         sample_pairs(PairsRecipe(max_new_tokens=2), inputs, work_in(tmp_path / "x", "unfair"))
 
 
+def test_a_prompt_that_is_too_long_is_not_told_as_learnt_from(base: Path, tmp_path: Path) -> None:
+    asked = ["Item 1?", "Item 2? " * 400]
+    prompts = [{"id": f"{n}", "prompt": [{"role": "user", "content": text}]} for n, text in enumerate(asked)]
+    write_jsonl(tmp_path / "data" / "evaluation.jsonl", prompts)
+    work = work_in(tmp_path / "w", "long")
+    sample_pairs(PairsRecipe(max_new_tokens=2), {"a": base, "b": base, "data": tmp_path / "data"}, work)
+    assert work.metrics["prompts"] == 1 and work.metrics["comparison_prompts_too_long"] == 1
+    assert work.metrics["left_out"] == 0
+
+
 def test_prompts_of_a_file_in_any_form(base: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     write_jsonl(file, [{"prompt": "Where?"}, {"instruction": "When?"}, {"prompt": "Where?"}])

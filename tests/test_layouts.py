@@ -91,10 +91,21 @@ def _stirred(policy: Any) -> Any:
     return policy.eval()
 
 
-@pytest.mark.parametrize("kind", ["mistral", "qwen2", "gemma2", "gemma3_text", "gpt2"])
+def _gpt_neo() -> Any:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "gpt_neo", vocab_size=len(tiny_tokenizer()), hidden_size=32, num_layers=2, num_heads=2, window_size=8,
+        attention_types=[[["global", "local"], 1]], max_position_embeddings=128, initializer_range=0.1,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "gemma2", "gemma3_text", "gpt2", "gpt_neo"])
 @pytest.mark.parametrize("adapter", ["prompt_tuning", "prefix_tuning"])
 def test_a_soft_prompt_is_as_near_to_a_short_prompt_in_a_batch_with_long_ones(kind: str, adapter: str) -> None:
-    policy = _stirred(attach(tiny_model(kind), _adapter(kind=adapter, virtual_tokens=4)))
+    model = _gpt_neo() if kind == "gpt_neo" else tiny_model(kind)
+    policy = _stirred(attach(model, _adapter(kind=adapter, virtual_tokens=4)))
     drawn: dict[str, Any] = {"max_new_tokens": 8, "greedy": True, "seed": 0}
     together = [row[0].token_ids for row in generate(policy, tiny_tokenizer(), PROMPTS, **drawn)]
     assert together == [generate(policy, tiny_tokenizer(), [ids], **drawn)[0][0].token_ids for ids in PROMPTS]
@@ -133,11 +144,16 @@ def test_a_recurrent_model_remembers_what_it_read(kind: str, virtual_tokens: int
             torch.testing.assert_close(torch.tensor(found.logprobs), expected, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["openai-gpt", "recurrent_gemma"])
+@pytest.mark.parametrize("kind", ["openai-gpt", "recurrent_gemma", "minimax", "xlstm"])
 def test_a_model_without_a_cache_to_take_rows_from_is_not_sampled_from(kind: str) -> None:
     shape: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
     if kind == "recurrent_gemma":
         shape = {"hidden_size": 32, "num_hidden_layers": 3, "lru_width": 32, "num_attention_heads": 2}
+    elif kind == "minimax":
+        shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+        shape |= {"head_dim": 16, "intermediate_size": 32, "num_local_experts": 2}
+    elif kind == "xlstm":
+        shape = {"hidden_size": 32, "num_blocks": 2, "num_heads": 2}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=320, **shape))
     with pytest.raises(InputError, match=f"{kind} models keep what they have read"):
         generate(model, tiny_tokenizer(), PROMPTS, max_new_tokens=4, seed=0)
@@ -149,6 +165,26 @@ def test_a_soft_prompt_goes_before_layouts_with_names_of_their_own(kind: str, he
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=320, d_model=32, **layers, **heads))
     policy: Any = attach(model, _adapter(kind="prompt_tuning", virtual_tokens=4))
     assert policy(input_ids=IDS).logits.shape == (1, IDS.shape[1], 320)
+
+
+@pytest.mark.parametrize("kind", ["modernbert-decoder", "llama4_text"])
+def test_a_soft_prompt_goes_before_a_body_that_is_not_called_decoder(kind: str) -> None:
+    config = AutoConfig.for_model(
+        kind, vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=16, intermediate_size=64, intermediate_size_mlp=64, num_local_experts=2, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    policy: Any = attach(AutoModelForCausalLM.from_config(config), _adapter(kind="prompt_tuning", virtual_tokens=4))
+    assert policy(input_ids=IDS).logits.shape == (1, IDS.shape[1], 320)
+
+
+def test_a_soft_prompt_before_a_model_that_reads_ids_in_every_layer_is_refused() -> None:
+    config = AutoConfig.for_model(
+        "gemma4_text", vocab_size=320, vocab_size_per_layer_input=320, hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64, hidden_size_per_layer_input=8,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="looks its tokens up in every layer"):
+        attach(AutoModelForCausalLM.from_config(config), _adapter(kind="prompt_tuning", virtual_tokens=4))
 
 
 @pytest.mark.parametrize("kind", ["mamba", "recurrent_gemma"])

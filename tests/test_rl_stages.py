@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from flows.recipe import LifecycleRecipe
-from tasks.artifact import InputError, read_jsonl, write_jsonl
+from tasks.artifact import InputError, Work, read_jsonl, write_jsonl
 from tasks.models.adapters import LoraRecipe, attach, save
 from tasks.models.chat import encode_prompt
 from tasks.models.loading import load_causal_lm, load_tokenizer
@@ -245,6 +245,11 @@ def test_the_rejection_stage(inputs, tmp_path):
     with torch.no_grad():
         before, after = (load_causal_lm(c)(tokens).logits for c in (chain, [*chain, here.out]))
     assert not torch.allclose(before, after)
+    resumed = Work(out=tmp_path / "again", scratch=here.scratch)
+    resumed.out.mkdir()
+    train_rejection(REJECTION, inputs, resumed)
+    sampled = ("sampled_score", "reward", "finished_share")
+    assert all(resumed.metrics[name] == here.metrics[name] for name in sampled)
     (here.scratch / "imitated.jsonl").write_text("")
     with pytest.raises(InputError, match="raise the policy's max_new_tokens"):
         train_rejection(REJECTION, inputs, here)

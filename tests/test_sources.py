@@ -313,6 +313,8 @@ def test_splits_with_names_of_their_own_are_told_apart(tmp_path: Path) -> None:
         told(**settings)
     with pytest.raises(InputError, match=r"no files of the split 'train_all'; .* test_sft, train_gen, train_sft"):
         told(**settings, split="train_all")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[:3]), tmp_path / "train-00000-of-00001.parquet")
+    assert len(told(**settings)) == 3, "the split of that very name"
 
 
 def test_a_configuration_that_a_folder_does_not_have_is_named(tmp_path: Path) -> None:

@@ -184,3 +184,8 @@ def test_what_a_template_or_tokenizer_leaves_out_is_told() -> None:
     assert tokenizer.chat_template != written
     assert unsaid(rows[:2], tokenizer)[1].startswith("1 of 2 rows say something beside a tool call")
     encode_rows(rows, tokenizer)
+    raising = "{% if message.content %}{{ raise_exception('words beside a call') }}"
+    tokenizer.chat_template = written.replace("{% if message.content %}", raising)
+    refused: dict[int, str] = {}
+    assert len(encode_rows(rows, tokenizer, refused=refused)) == 2 and refused == {1: "words beside a call"}
+    assert len(unsaid(rows, tokenizer)) == 1, "a row that is refused is told as that"

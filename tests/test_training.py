@@ -289,6 +289,14 @@ def test_rows_the_template_refuses_are_told_and_left_out(tmp_path: Path, base: P
     assert table["data"] == [[3, "few", "One at a time", "Say it twice"]]
     with pytest.raises(InputError, match=r"refuses 1 of 5 rows \(the first: One at a time\)"):
         train_sft(SftRecipe(adapter=LORA, epochs=1, dropped_limit=0.1), inputs, work_in(tmp_path / "limited"))
+    rows[0] = {"messages": [{"role": "user", "content": "Say"}, {"role": "assistant", "content": "very " * 60}]}
+    write_jsonl(tmp_path / "data" / "sft.jsonl", rows)
+    with pytest.raises(InputError, match="1 of 4 rows are longer than 64 tokens, beside 1 that the chat template ref"):
+        recipe = SftRecipe(adapter=LORA, epochs=1, max_length=64, dropped_limit=0.3)
+        train_sft(recipe, inputs, work_in(tmp_path / "together"))
+    write_jsonl(tmp_path / "data" / "sft.jsonl", rows[2:3])
+    with pytest.raises(InputError, match="refuses 1 of 1 rows"):
+        train_sft(SftRecipe(adapter=LORA, epochs=1, dropped_limit=1), inputs, work_in(tmp_path / "none"))
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

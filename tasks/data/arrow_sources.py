@@ -34,7 +34,10 @@ class ParquetSet(PhrasedSet):
         splits = {file: _split_of(file.relative_to(path)) for file in found}
         there = {split for split in splits.values() if split}
         wanted = _SPLITS.get(self.split, self.split)
+        exact = [file for file in found if splits[file] == wanted and not own[file]]
         named = {own[file] for file in found if own[file] and splits[file] == wanted}
+        if named and exact:
+            return exact
         if len(named) > 1:
             raise InputError(
                 f"{self.path} has several splits that '{self.split}' may mean; set 'split' to one of "

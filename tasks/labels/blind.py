@@ -91,9 +91,10 @@ def sample_pairs(recipe: PairsRecipe, inputs: Mapping[str, Path], work: Work) ->
     fair = [row for row in found if row["id"] not in learnt]
     if not fair:
         raise InputError("One of the models learnt from every prompt; compare them on other prompts (a file of them).")
+    asked = fair
     for side in SIDES:
-        fair = _with_room(recipe, _chain(inputs, side), fair, work)
-    prompts = _drawn(fair, recipe.n, work.seed)
+        asked = _with_room(recipe, _chain(inputs, side), asked, work)
+    prompts = _drawn(asked, recipe.n, work.seed)
     sampled = {side: _sample(recipe, _chain(inputs, side), prompts, side, work) for side in SIDES}
     rows = []
     for place, prompt in enumerate(prompts):

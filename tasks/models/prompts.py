@@ -144,7 +144,10 @@ def _is_begun(cache: Any) -> bool:
 
 def body_of(model: Any) -> Any:
     """What makes hidden states of ids, the same module for a language model, a reward model and the body itself."""
-    return model.get_decoder()
+    body = model.get_decoder()
+    if not isinstance(body, PreTrainedModel):  # ModernBERT calls its output layer so
+        body = model.base_model
+    return getattr(model, "model", model) if body is model else body  # the library does not find Llama 4's
 
 
 def installed(model: Any) -> SoftPrompt | None:
@@ -217,6 +220,11 @@ def load_trained(model: PeftModel, file: Path) -> None:
 def prompted(model: Any, recipe: PromptRecipe, task: Task, whole: list[str], seed: int) -> SoftPrompted:
     """The model with a fresh soft prompt to train, and the modules of a reward model (`whole`) that are new."""
     width, shape = model.get_input_embeddings().weight.shape[1], model.config.get_text_config()
+    if getattr(shape, "hidden_size_per_layer_input", 0) and not isinstance(recipe, PrefixTuningRecipe):
+        raise InputError(
+            f"{type(model).__name__} looks its tokens up in every layer, which virtual tokens are not known to; take "
+            'another adapter.kind, such as "lora".'
+        )
     shared: dict[str, Any] = {
         "task_type": task, "num_virtual_tokens": recipe.virtual_tokens, "modules_to_save": whole or None,
         "token_dim": width, "num_transformer_submodules": 1,

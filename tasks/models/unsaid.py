@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from tasks.artifact import Message, Row
-from tasks.models.rendering import render, special_strings, why_no_tools
+from tasks.models.rendering import RowRefused, render, special_strings, why_no_tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,12 +38,19 @@ def unsaid(rows: Iterable[Row], tokenizer: "PreTrainedTokenizerBase") -> list[st
             f"{controlled} of {count} rows hold control tokens of the tokenizer in their texts ({', '.join(met)}), "
             "which are left out; if a whole conversation stands in a text so, bring it as messages."
         )
-    if beside and not why_no_tools(tokenizer) and _BESIDE not in render(tokenizer, _CALLING, False)[0]:
+    if beside and not why_no_tools(tokenizer) and _leaves_out_beside(tokenizer):
         notices.append(
             f"{beside} of {count} rows say something beside a tool call, which the chat template leaves out; to "
             'learn it, set chat_template = "default" or another template.'
         )
     return notices
+
+
+def _leaves_out_beside(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    try:
+        return _BESIDE not in render(tokenizer, _CALLING, False)[0]
+    except RowRefused:  # such rows are refused, and told as that
+        return False
 
 
 def _texts(row: Row) -> Iterator[str]:

@@ -29,8 +29,9 @@ def cache_argument(model: "CausalLM") -> str:
     accepted = forward_parameters(model)
     found = next((name for name in CACHES if name in accepted), None)
     within = any(hasattr(module, "_setup_cache") for module in model.modules())  # RecurrentGemma's states
-    if found is None or within:
-        place = "in themselves" if within else "nowhere"
+    own = not getattr(model, "_supports_default_dynamic_cache", lambda: True)()  # MiniMax, xLSTM
+    if found is None or within or own:
+        place = "in themselves" if within else "nowhere" if found is None else "in a cache of their own"
         raise InputError(
             f"{model.config.model_type} models keep what they have read {place}, not in a cache whose rows can leave, "
             "so nothing is sampled from them; take another base model."
@@ -51,5 +52,7 @@ def batches_of(model: "CausalLM", prompts: Sequence[Sequence[int]], size: int) -
 def _goes_by_positions(model: "CausalLM") -> bool:
     """Whether padding between a soft prompt and its text is nothing to any layer: all attend to everything, and know
     how far it is by positions. A window has its width in places of the cache, a recurrent state runs through them."""
+    if "local" in getattr(model.config, "attention_layers", ()):  # GPT-Neo's windows, which its cache knows nothing of
+        return False
     layers = DynamicCache(config=model.config).layers
     return "position_ids" in forward_parameters(model) and all(type(layer) is DynamicLayer for layer in layers)

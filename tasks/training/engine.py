@@ -140,20 +140,28 @@ def longest(recipe: Hyperparameters, model: Any, taken: int = 0) -> int:
 
 
 def keep_short(
-    rows: Sequence[Any], lengths: Sequence[int], recipe: Hyperparameters, model: Any, work: Work, taken: int = 0
+    rows: Sequence[Any],
+    lengths: Sequence[int],
+    recipe: Hyperparameters,
+    model: Any,
+    work: Work,
+    taken: int = 0,
+    refused: int = 0,
 ) -> list[Any]:
     """The rows that fit `longest`; what is dropped is logged and told.
 
-    Raises `InputError` when more than `recipe.dropped_limit` of them do not fit, or when nothing is left.
+    refused: how many rows the chat template refused before. Raises `InputError` when more than `recipe.dropped_limit`
+    of all are dropped for the one or the other, or when nothing is left.
     """
     limit = longest(recipe, model, taken)
     kept = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
     dropped = len(rows) - len(kept)
     work.log({"rows": len(kept), "rows_dropped": dropped, "tokens_dropped": sum(n for n in lengths if n > limit)})
-    if not kept or dropped > recipe.dropped_limit * len(rows):
+    if not kept or (dropped and dropped + refused > recipe.dropped_limit * (len(rows) + refused)):
+        beside = f", beside {refused} that the chat template refuses" if refused else ""
         raise InputError(
-            f"{dropped} of {len(rows)} rows are longer than {limit} tokens; raise max_length, shorten the rows, "
-            "or raise dropped_limit to train without them."
+            f"{dropped} of {len(rows)} rows are longer than {limit} tokens{beside}; raise max_length, shorten the "
+            "rows, or raise dropped_limit to train without them."
         )
     if dropped:
         work.notify(f"{dropped} of {len(rows)} rows are longer than {limit} tokens and not used; raise max_length.")

@@ -3,6 +3,7 @@
 Also known as best-of-n or RAFT (Dong et al. 2023); Llama 2 (Touvron et al. 2023) does it before PPO.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -63,7 +64,8 @@ class RejectionRecipe(Hyperparameters):
 
 def train_rejection(recipe: RejectionRecipe, inputs: Mapping[str, Path], work: Work) -> None:
     """inputs: base, sft (or `start`), reward, data. Writes `adapter/` or `model/`, and `imitated.jsonl`: the rows it
-    learnt from. The sampled rows survive a kill in `work.scratch`. Raises `InputError` without a finished completion.
+    learnt from. The sampled rows and their figures survive a kill in `work.scratch`. Raises `InputError` without a
+    finished completion.
     """
     from tasks.models.adapters import attach
     from tasks.models.loading import load_causal_lm, load_tokenizer, positions
@@ -77,13 +79,16 @@ def train_rejection(recipe: RejectionRecipe, inputs: Mapping[str, Path], work: W
     tokenizer = load_tokenizer(inputs["base"])
     model = load_causal_lm([inputs[name] for name in below(inputs)], trainable=True)
     prompts = with_room(prompts, tokenizer, recipe.max_new_tokens, positions(model), work, "rl")
-    kept, watched = work.scratch / "imitated.jsonl", watched_rows(recipe.watch, inputs["data"])
+    kept, figures = work.scratch / "imitated.jsonl", work.scratch / "sampled.json"
+    watched = watched_rows(recipe.watch, inputs["data"])
     asked = watched and recipe.watch.judge is None
     score = rewards_of(recipe.rewards, inputs, [*prompts, *watched]) if asked or not kept.exists() else None
     if not kept.exists():
         assert score is not None
         write_jsonl(kept.with_suffix(".part"), sample_best(recipe, model, tokenizer, prompts, score, work))
+        figures.write_text(json.dumps(work.metrics))
         kept.with_suffix(".part").replace(kept)
+    work.log(json.loads(figures.read_text()))
     rows = read_jsonl(kept)
     if not rows:
         raise InputError("No sampled completion ended by itself; raise the policy's max_new_tokens.")

@@ -101,7 +101,9 @@ def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None
     for notice in unsaid(rows, tokenizer):
         work.notify(notice)
     batches = TokenBatches if recipe.batches == "tokens" else LengthBatches
-    fit_language_model(model, tokenizer, encoded, recipe, work, batches=batches, packing=recipe.packing)
+    fit_language_model(
+        model, tokenizer, encoded, recipe, work, batches=batches, packing=recipe.packing, refused=len(refused)
+    )
     save_model(model, tokenizer, work.out)
 
 
@@ -111,7 +113,7 @@ def _tell_refused(refused: dict[int, str], rows: Sequence[Row], recipe: SftRecip
     if not refused:
         return
     first = next(iter(refused.values()))
-    if len(refused) > recipe.dropped_limit * len(rows):
+    if len(refused) == len(rows) or len(refused) > recipe.dropped_limit * len(rows):
         raise InputError(
             f"The chat template refuses {len(refused)} of {len(rows)} rows (the first: {first}); mend the rows, set "
             "another chat_template, or raise sft.dropped_limit to train without them."

@@ -87,13 +87,14 @@ def fit_language_model(
     *callbacks: TrainerCallback,
     batches: type[LengthBatches] = LengthBatches,
     packing: Packing = "never",
+    refused: int = 0,
 ) -> TrainerState:
     """Train on encoded rows; logs the curve of `loss`, the first and last losses and the share of padding as final
     figures, and the report `batching` says how rows were put together and why.
 
-    batches: how rows that are not packed come together. packing: see `choose_packing`.
+    batches: how rows that are not packed come together. packing: see `choose_packing`. refused: see `keep_short`.
     """
-    rows = keep_short(rows, [len(row.input_ids) for row in rows], recipe, model, work)
+    rows = keep_short(rows, [len(row.input_ids) for row in rows], recipe, model, work, refused=refused)
     lengths = [len(row.input_ids) for row in rows]
     pad_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
 
