@@ -82,8 +82,9 @@ def train_rejection(recipe: RejectionRecipe, inputs: Mapping[str, Path], work: W
     kept, figures = work.scratch / "imitated.jsonl", work.scratch / "sampled.json"
     watched = watched_rows(recipe.watch, inputs["data"])
     asked = watched and recipe.watch.judge is None
-    score = rewards_of(recipe.rewards, inputs, [*prompts, *watched]) if asked or not kept.exists() else None
-    if not kept.exists():
+    sampled = kept.exists() and figures.exists()
+    score = rewards_of(recipe.rewards, inputs, [*prompts, *watched]) if asked or not sampled else None
+    if not sampled:
         assert score is not None
         write_jsonl(kept.with_suffix(".part"), sample_best(recipe, model, tokenizer, prompts, score, work))
         figures.write_text(json.dumps(work.metrics))
