@@ -48,7 +48,7 @@ def lengths_of(base: Any, data: Path, seed: int) -> tuple[Lengths, Any, list[str
 
 def lengths_in(tokenizer: Any, data: Path) -> Lengths:
     """A data artifact's rows in tokens."""
-    from tasks.models.chat import encode_prompt
+    from tasks.sampling.room import prompt_lengths
     from tasks.training.sft_engine import encode_rows
 
     def rows(name: str) -> list[Row]:
@@ -61,7 +61,7 @@ def lengths_in(tokenizer: Any, data: Path) -> Lengths:
         "rl": rows("rl"),
         "evaluation": rows("evaluation"),
     }
-    prompts = {name: [len(encode_prompt(tokenizer, row["prompt"])) for row in each] for name, each in splits.items()}
+    prompts = {name: [n for n in prompt_lengths(each, tokenizer)[0] if n is not None] for name, each in splits.items()}
     own = [sum(each.labels_mask) for each in encoded]
     return Lengths([len(each.input_ids) for each in encoded], own, prompts)
 

@@ -71,6 +71,37 @@ def cramped(inputs, tmp_path):
     return inputs | {"base": tmp_path / "cramped"}
 
 
+@pytest.fixture
+def strict(inputs, tmp_path):
+    """The inputs, on a base whose chat template refuses prompts of one word."""
+    tokenizer = load_tokenizer(inputs["base"])
+    word = ROWS[0]["prompt"][0]["content"]
+    tokenizer.chat_template += (
+        "{% if messages[0].content == '" + word + "' %}{{ raise_exception('Say more') }}{% endif %}"
+    )
+    llama().save_pretrained(tmp_path / "strict" / "model")
+    tokenizer.save_pretrained(tmp_path / "strict" / "tokenizer")
+    return inputs | {"base": tmp_path / "strict"}
+
+
+def test_prompts_that_the_template_refuses_are_not_sampled_for(strict, tmp_path):
+    here, told = work(tmp_path), []
+    here.on_notify = told.append
+    sample_completions(SampleRecipe(completions_per_prompt=3, max_new_tokens=5), strict, here)
+    assert [row["reference"]["i"] for row in read_jsonl(here.out / "completions.jsonl")] == [1, 2, 3, 4, 6]
+    assert here.metrics["reward_prompts_refused"] == 2 and "reward_prompts_too_long" not in here.metrics
+    assert told[0] == (
+        "The chat template refuses 2 of 7 reward prompts (the first: Say more), which are not used; mend them, or set "
+        "another chat_template."
+    )
+    train_ppo(PpoRecipe(updates=1, episodes=8, max_new_tokens=5), strict, learnt := work(tmp_path, "ppo"))
+    assert learnt.metrics["rl_prompts_refused"] == 1
+    for name in ("reward_train", "reward_validation"):
+        write_jsonl(tmp_path / "data" / f"{name}.jsonl", [ROWS[0]])
+    with pytest.raises(InputError, match=r"refuses all 2 reward prompts \(the first: Say more\)"):
+        sample_completions(SampleRecipe(), strict | {"data": tmp_path / "data"}, work(tmp_path, "none"))
+
+
 def test_prompts_that_leave_no_room_are_not_sampled_for(cramped, tmp_path):
     here, told = work(tmp_path), []
     here.on_notify = told.append

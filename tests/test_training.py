@@ -262,14 +262,40 @@ def test_a_template_without_tools_is_told_with_what_to_do(tmp_path: Path, base: 
         train_sft(SftRecipe(), {"base": base, "data": tmp_path / "data"}, work_in(tmp_path / "sft"))
 
 
-def test_rows_the_template_refuses_are_told_and_left_out(tmp_path: Path, base: Path) -> None:
+def refusing(base: Path, word: str, folder: Path) -> Path:
+    """A copy of a base whose chat template refuses texts with a word."""
     tokenizer: Any = load_tokenizer(base)
     tokenizer.chat_template += (
-        "{% for each in messages %}{% if 'twice' in each.content %}{{ raise_exception('One at a time') }}{% endif %}"
-        "{% endfor %}"
+        "{% for each in messages %}{% if '" + word + "' in each.content %}{{ raise_exception('One at a time') }}"
+        "{% endif %}{% endfor %}"
     )
-    shutil.copytree(base, tmp_path / "strict")
-    tokenizer.save_pretrained(tmp_path / "strict" / "tokenizer")
+    shutil.copytree(base, folder)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
+
+
+@pytest.mark.parametrize("train", [train_reward, train_direct])
+def test_preferences_the_template_refuses_are_told_and_left_out(
+    tmp_path: Path, chain: dict[str, Path], train: Any
+) -> None:
+    inputs = chain | {"base": refusing(chain["base"], "item 3?", tmp_path / "strict")}
+    recipe: Any = (RewardRecipe if train is train_reward else DpoRecipe)(adapter=LORA, epochs=1)
+    work, told = work_in(tmp_path / "left"), []
+    work.on_notify = told.append
+    train(recipe, inputs, work)
+    rows = read_jsonl(chain["preferences"] / "train.jsonl")
+    lost = [number for number, row in enumerate(rows, 1) if row["prompt"][0]["content"] == "Where is item 3?"]
+    assert work.metrics["rows_refused"] == len(lost) == 3 and work.metrics["pairs"] == len(rows) - 3
+    assert any(f"refuses 3 of {len(rows)} rows (the first: One at a time)" in each for each in told)
+    table = json.loads((work.out / "report" / "refused.json").read_text())
+    assert [line[0] for line in table["data"]] == lost and table["data"][0][-1] == "Where is item 3?"
+    strict = recipe.model_copy(update={"dropped_limit": 0.05})
+    with pytest.raises(InputError, match=rf"refuses 3 of {len(rows)} rows"):
+        train(strict, inputs, work_in(tmp_path / "limited"))
+
+
+def test_rows_the_template_refuses_are_told_and_left_out(tmp_path: Path, base: Path) -> None:
+    refusing(base, "twice", tmp_path / "strict")
     rows = [
         {"messages": [{"role": "user", "content": f"Say it {each}"}, {"role": "assistant", "content": "Fine."}]}
         | {"set": "few"}

@@ -11,9 +11,9 @@ from tasks.models.adapters import PromptRecipe
 from tasks.models.loading import device
 from tasks.training.direct import AnyDirect, KtoRecipe, OrpoRecipe, SimpoRecipe
 from tasks.training.direct_losses import Judged, kto_losses, pair_losses, rewards
-from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
+from tasks.training.engine import Batch, Losses, Trainer, fit
 from tasks.training.engine_batches import completion_logps
-from tasks.training.engine_pairs import Group, collate_groups, group_preferences, mismatch
+from tasks.training.engine_pairs import Group, collate_groups, mismatch, usable_groups
 from tasks.training.precision import autocast, choose
 from tasks.training.watch import hand_over, watching
 
@@ -94,9 +94,8 @@ def fit_direct(
     watched: the prompts to watch it on. Returns the policy as it is after the last step.
     """
     pad_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
-    groups = group_preferences(rows, tokenizer)
     taken = recipe.adapter.virtual_tokens if isinstance(recipe.adapter, PromptRecipe) else 0
-    groups = keep_short(groups, [group.length for group in groups], recipe, model, work, taken)
+    groups = usable_groups(rows, tokenizer, recipe, model, work, taken=taken)
     groups.sort(key=lambda group: group.length)
     if isinstance(recipe, KtoRecipe):
         mismatch(groups)

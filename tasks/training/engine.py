@@ -7,7 +7,7 @@ says what the loss of one batch is; the engine knows nothing about methods.
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import transformers
 from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
-from tasks.artifact import InputError, Work
+from tasks.artifact import InputError, Row, Work
 from tasks.models.loading import positions
 from tasks.models.prompts import installed
 from tasks.training.engine_batches import LengthBatches
@@ -24,7 +24,7 @@ from tasks.training.hyperparameters import Hyperparameters
 from tasks.training.precision import choose, name_here
 
 Batch = dict[str, Any]
-SCALES = re.compile(r"\b(ia3_l|lora_magnitude_vector|A_log)\b")
+SCALES = re.compile(r"\b(ia3_l|lora_magnitude_vector|A_log|D)\b")
 """Parameters that are factors, or logarithms of them, whatever their shape."""
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
@@ -137,6 +137,33 @@ def longest(recipe: Hyperparameters, model: Any, taken: int = 0) -> int:
     """
     limit = positions(model)
     return recipe.max_length if limit is None else min(recipe.max_length, limit - taken)
+
+
+def tell_refused(refused: Mapping[int, str], rows: Sequence[Row], recipe: Hyperparameters, work: Work) -> None:
+    """Count and list the rows (by their number, from 1, with the reason) that the chat template refuses.
+
+    Raises `InputError` where they are more than `recipe.dropped_limit` of all, or all.
+    """
+    work.log({"rows_refused": len(refused)})
+    if not refused:
+        return
+    first = next(iter(refused.values()))
+    if len(refused) == len(rows) or len(refused) > recipe.dropped_limit * len(rows):
+        raise InputError(
+            f"The chat template refuses {len(refused)} of {len(rows)} rows (the first: {first}); mend the rows, set "
+            "another chat_template, or raise dropped_limit to train without them."
+        )
+    listed = [{"row": number, "set": rows[number - 1].get("set"), "reason": why} for number, why in refused.items()]
+    work.table("refused", [each | {"begins": _beginning(rows[each["row"] - 1])} for each in listed])
+    work.notify(
+        f"The chat template refuses {len(refused)} of {len(rows)} rows (the first: {first}), which are not used; the "
+        "run's table 'refused' lists them."
+    )
+
+
+def _beginning(row: Row) -> str:
+    turns = row.get("messages") or row["prompt"]
+    return next((turn["content"] for turn in turns if turn["role"] == "user"), "")[:200]
 
 
 def keep_short(

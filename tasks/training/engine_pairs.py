@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from tasks.artifact import InputError, Message, Row
+from tasks.artifact import InputError, Message, Row, Work
 from tasks.models.chat import encode_completion
-from tasks.training.engine import Batch
+from tasks.models.rendering import RowRefused
+from tasks.training.engine import Batch, keep_short, tell_refused
 from tasks.training.engine_batches import pad
+from tasks.training.hyperparameters import Hyperparameters
 
 
 @dataclass
@@ -44,12 +46,16 @@ class Group:
 
 
 def group_preferences(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, criteria: Sequence[str | None] = (None,)
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    criteria: Sequence[str | None] = (None,),
+    refused: dict[int, str] | None = None,
 ) -> list[Group]:
     """Preference rows by prompt, in their order; a row's `criterion` must be among the criteria.
 
-    `chosen_finished` / `rejected_finished` (default true) say whether EOS ended a completion. Raises `InputError`
-    naming a row that is no preference, or whose two completions are the same.
+    `chosen_finished` / `rejected_finished` (default true) say whether EOS ended a completion. refused: gets the number
+    and the reason of each row that the chat template refuses, which is left out then. Raises `InputError` naming a row
+    that is no preference, or whose two completions are the same.
     """
     groups: dict[str, Group] = {}
     places: dict[str, dict[tuple[str, bool], int]] = {}
@@ -63,18 +69,42 @@ def group_preferences(
             raise InputError(f"Preference {number} lacks or garbles {error}; mend or remove that row.") from error
         if texts[0] == texts[1] or not weight > 0:
             raise InputError(f"Preference {number} prefers nothing (same texts, or weight {weight}); remove that row.")
+        known = places.get(key, {})
+        try:
+            encoded = {text: encode_completion(tokenizer, row["prompt"], *text) for text in texts if text not in known}
+        except RowRefused as error:
+            if refused is None:
+                raise
+            refused[number] = str(error.__cause__)
+            continue
         group = groups.setdefault(key, Group(row["prompt"], str(row.get("stratum") or "")))
         seen = places.setdefault(key, {})
-        for text in texts:
-            if text not in seen:
-                prompt, completion = encode_completion(tokenizer, group.prompt, *text)
-                group.prompt_length = len(prompt)
-                group.sequences.append([*prompt, *completion])
-                seen[text] = len(seen)
+        for text, (prompt, completion) in encoded.items():
+            group.prompt_length = len(prompt)
+            group.sequences.append([*prompt, *completion])
+            seen[text] = len(seen)
         group.pairs.append((seen[texts[0]], seen[texts[1]], weight, margin))
         group.heads.append(criteria.index(row.get("criterion")))
         group.agreement.append(agreement)
     return list(groups.values())
+
+
+def usable_groups(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Hyperparameters,
+    model: Any,
+    work: Work,
+    criteria: Sequence[str | None] = (None,),
+    taken: int = 0,
+) -> list[Group]:
+    """The groups to train on, without what the chat template refuses and what is too long (see `keep_short`)."""
+    refused: dict[int, str] = {}
+    groups = group_preferences(rows, tokenizer, criteria, refused)
+    tell_refused(refused, rows, recipe, work)
+    lost = {json.dumps(rows[number - 1]["prompt"], sort_keys=True) for number in refused}
+    lost -= {json.dumps(group.prompt, sort_keys=True) for group in groups} if lost else set()
+    return keep_short(groups, [group.length for group in groups], recipe, model, work, taken, len(lost))
 
 
 def mismatch(groups: Sequence[Group]) -> None:

@@ -27,8 +27,8 @@ from tasks.models.loading import (
 from tasks.models.quantised import is_quantised
 from tasks.models.source import find_model, refer
 from tasks.models.templates import prepare_tokenizer
-from tasks.training.engine import Batch, Losses, Trainer, fit, keep_short
-from tasks.training.engine_pairs import Group, collate_groups, group_preferences
+from tasks.training.engine import Batch, Losses, Trainer, fit
+from tasks.training.engine_pairs import Group, collate_groups, usable_groups
 from tasks.training.reward import RewardRecipe
 from tasks.training.reward_heads import Scale, draws
 from tasks.training.reward_report import head_values, pad_id_of
@@ -99,10 +99,9 @@ def fit_reward_model(
     model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], recipe: RewardRecipe, work: Work
 ) -> list[Group]:
     """Train in place; returns the groups that were trained on."""
-    groups = group_preferences(rows, tokenizer, (None, *recipe.criteria))
+    groups = usable_groups(rows, tokenizer, recipe, model, work, (None, *recipe.criteria))
     for group in groups:
         group.draws = draws(json.dumps(group.prompt, sort_keys=True), recipe.members, work.seed)
-    groups = keep_short(groups, [group.length for group in groups], recipe, model, work)
     pad_id = pad_id_of(tokenizer)
     trainer = RewardTrainer(
         model, groups, [group.length for group in groups], lambda batch: collate_groups(batch, pad_id), recipe, work

@@ -20,10 +20,11 @@ from tasks.training.reward_scoring import score_heads
 def report_quality(
     model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], recipe: RewardRecipe, work: Work
 ) -> None:
-    """Accuracy with its interval, calibration and its figure, on held-out preferences (too long ones left out)."""
+    """Accuracy with its interval, calibration and its figure, on held-out preferences (without those that are
+    too long, or that the chat template refuses)."""
     limit = longest(recipe, model)
     criteria = (None, *recipe.criteria)
-    groups = [group for group in group_preferences(rows, tokenizer, criteria) if group.length <= limit]
+    groups = [group for group in group_preferences(rows, tokenizer, criteria, {}) if group.length <= limit]
     if not groups:
         return
     values = head_values(model, groups, recipe.heads, pad_id_of(tokenizer))

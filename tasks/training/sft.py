@@ -1,12 +1,12 @@
 """Supervised fine-tuning: the loss is on the assistant's tokens, EOS included, and on nothing else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tasks.artifact import InputError, Row, Work, read_jsonl
+from tasks.artifact import InputError, Work, read_jsonl
 from tasks.models.adapters import PromptRecipe, QloraRecipe
 from tasks.recipe import Part
 from tasks.training.hyperparameters import Hyperparameters
@@ -81,6 +81,7 @@ def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None
     from tasks.models.adapters import attach
     from tasks.models.loading import load_causal_lm, load_tokenizer, open_adapter, save_model
     from tasks.models.unsaid import unsaid
+    from tasks.training.engine import tell_refused
     from tasks.training.engine_batches import LengthBatches, TokenBatches
     from tasks.training.sft_engine import encode_rows, fit_language_model
 
@@ -97,7 +98,7 @@ def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None
         model = open_adapter(load_causal_lm([inputs["base"]], trainable=True), earlier / "adapter", trainable=True)
     refused: dict[int, str] = {}
     encoded = encode_rows(rows, tokenizer, recipe.turns, refused)
-    _tell_refused(refused, rows, recipe, work)
+    tell_refused(refused, rows, recipe, work)
     for notice in unsaid(rows, tokenizer):
         work.notify(notice)
     batches = TokenBatches if recipe.batches == "tokens" else LengthBatches
@@ -105,27 +106,3 @@ def train_sft(recipe: SftRecipe, inputs: Mapping[str, Path], work: Work) -> None
         model, tokenizer, encoded, recipe, work, batches=batches, packing=recipe.packing, refused=len(refused)
     )
     save_model(model, tokenizer, work.out)
-
-
-def _tell_refused(refused: dict[int, str], rows: Sequence[Row], recipe: SftRecipe, work: Work) -> None:
-    """Count and list the rows that the chat template refuses; raise `InputError` where they are too many."""
-    work.log({"rows_refused": len(refused)})
-    if not refused:
-        return
-    first = next(iter(refused.values()))
-    if len(refused) == len(rows) or len(refused) > recipe.dropped_limit * len(rows):
-        raise InputError(
-            f"The chat template refuses {len(refused)} of {len(rows)} rows (the first: {first}); mend the rows, set "
-            "another chat_template, or raise sft.dropped_limit to train without them."
-        )
-    listed = [{"row": number, "set": rows[number - 1].get("set"), "reason": why} for number, why in refused.items()]
-    work.table("refused", [each | {"begins": _beginning(rows[each["row"] - 1])} for each in listed])
-    work.notify(
-        f"The chat template refuses {len(refused)} of {len(rows)} rows (the first: {first}), which are not used; the "
-        "run's table 'refused' lists them."
-    )
-
-
-def _beginning(row: Row) -> str:
-    asked = next((turn["content"] for turn in row["messages"] if turn["role"] == "user"), "")
-    return asked[:200]
