@@ -399,3 +399,7 @@ def test_a_soft_prompt_takes_its_places_from_every_length(tmp_path: Path) -> Non
     judge = LocalJudge(kind="local", model="sft")
     [said] = local_answers(judge, chain, "judge", work_in(tmp_path / "judge"))([question])
     assert said.refused and "context of 48 tokens" in said.refused
+    tokenizer.chat_template = f"{tokenizer.chat_template}{{{{ raise_exception('Not this one') }}}}"
+    tokenizer.save_pretrained(base / "tokenizer")
+    [said] = local_answers(judge, chain, "judge", work_in(tmp_path / "strict"))([question])
+    assert said.refused == "the judge's chat template refuses it (Not this one)"

@@ -185,3 +185,6 @@ def test_a_row_the_template_refuses_is_shown_with_the_reason() -> None:
     document = shown({"messages": turns, "form": "messages"}, tokenizer)
     assert document["form"] == "refused by the chat template: Not this one" and document["tokens"] is None
     assert "Hello" in "".join(piece["text"] for piece in document["pieces"])
+    asked = shown({"prompt": turns[:1]}, tokenizer)
+    assert asked["form"] == "refused by the chat template: Not this one" and asked["tokens"] is None
+    assert "Hi" in "".join(piece["text"] for piece in asked["pieces"])

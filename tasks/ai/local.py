@@ -20,6 +20,7 @@ from tasks.ai.recipe import MODEL_FILES, LocalJudge, LocalModel
 from tasks.artifact import InputError, Work
 from tasks.models.chat import encode_prompt
 from tasks.models.loading import load_causal_lm, load_tokenizer, positions
+from tasks.models.rendering import RowRefused
 from tasks.models.source import resolve_hub_model
 from tasks.models.templates import prepare_to_answer
 from tasks.sampling.local import CausalLM, decode, generate, output_layer
@@ -144,11 +145,18 @@ class Loaded:
         self, asked: Sequence[Messages], new_tokens: int, write: Callable[[list[list[int]], list[int]], list[Said]]
     ) -> list[Said]:
         """What `write` makes of the conversations that fit the model, given as tokens and their places."""
-        prompts = [encode_prompt(self.tokenizer, [{**message} for message in each]) for each in asked]  # type: ignore[typeddict-item]
-        fit = [place for place, ids in enumerate(prompts) if len(ids) + new_tokens <= self.longest]
         said = [Said(now(), refused=f"longer than the {self.who}'s context of {self.longest} tokens")] * len(asked)
-        given = write([prompts[place] for place in fit], fit) if fit else []
-        for place, each in zip(fit, given, strict=True):
+        prompts: dict[int, list[int]] = {}
+        for place, each in enumerate(asked):
+            try:
+                ids = encode_prompt(self.tokenizer, [{**message} for message in each])  # type: ignore[typeddict-item]
+            except RowRefused as error:
+                said[place] = Said(now(), refused=f"the {self.who}'s chat template refuses it ({error.__cause__})")
+                continue
+            if len(ids) + new_tokens <= self.longest:
+                prompts[place] = ids
+        given = write(list(prompts.values()), list(prompts)) if prompts else []
+        for place, each in zip(prompts, given, strict=True):
             said[place] = each
         return said
 

@@ -108,17 +108,19 @@ def shown(row: Row, tokenizer: "PreTrainedTokenizerBase | None", turns: Literal[
 
 def _prompt(row: Row, tokenizer: "PreTrainedTokenizerBase | None") -> Row:
     from tasks.models.chat import encode_prompt
+    from tasks.models.rendering import RowRefused
 
     about = {"set": row.get("set"), "form": "a prompt alone", "messages": row["prompt"], "text": None}
     about["made"] = row.get("made")
-    if tokenizer is None:
-        return {
-            **about,
-            "pieces": _listed(list(_turns({"messages": row["prompt"]}))),
-            "tokens": None,
-            "loss_tokens": None,
-        }
-    ids = encode_prompt(tokenizer, row["prompt"])
+    ids: list[int] | None = None
+    if tokenizer is not None:
+        try:
+            ids = encode_prompt(tokenizer, row["prompt"])
+        except RowRefused as error:
+            about["form"] = f"refused by the chat template: {error.__cause__}"
+    if tokenizer is None or ids is None:
+        pieces = _listed(list(_turns({"messages": row["prompt"]})))
+        return {**about, "pieces": pieces, "tokens": None, "loss_tokens": None}
     return {**about, "pieces": _listed([(str(tokenizer.decode(ids)), False)]), "tokens": len(ids), "loss_tokens": 0}
 
 
