@@ -47,15 +47,24 @@ def show_costs(recipe: LifecycleRecipe, prices: Prices, as_json: bool) -> None:
         f"at its highest in {unit}, and hours on this machine:"
     )
     out.print(table)
-    out.print(_summary(found, prices))
+    out.print(_summary(found, prices, recipe.rounds))
 
 
-def _summary(found: dict[str, Any], prices: Prices) -> str:
-    text = (
-        f"{found['machine_hours']:.3g} hours of this machine; {found['judgements']:,} judgements, "
-        f"{found['label_hours']:.3g} hours of people's time"
-    )
-    return text + (f"; {found['cost']:,.2f} in all" if prices.machine_hour or prices.label_hour else "")
+def _summary(found: dict[str, Any], prices: Prices, rounds: int) -> str:
+    judge = found["judge"]
+    parts = [
+        f"{found['machine_hours']:.3g} hours of this machine",
+        f"{found['judgements']:,} judgements by people, {found['label_hours']:.3g} hours of their time",
+    ]
+    if judge:
+        tokens = f"{_count(judge['prompt_tokens'])} tokens and at most {_count(judge['completion_tokens'])} of answers"
+        each = " in each round" if rounds > 1 else ""
+        parts.append(
+            f"{judge['questions']:,} questions to the judge model{each}, {tokens}, at most {judge['cost']:,.2f}"
+        )
+    if prices.machine_hour or prices.label_hour or (judge and judge["cost"]):
+        parts.append(f"{found['cost']:,.2f} in all")
+    return ("" if rounds == 1 else f"{rounds} rounds: ") + "; ".join(parts)
 
 
 def _count(number: float) -> str:

@@ -6,14 +6,16 @@ on this machine.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from tasks.artifact import PipelineError, Row, read_jsonl
+from tasks.estimating_labels import judge_of, judgements_of, records_of
 from tasks.probing import Probe, probe
-from tasks.recipe import Part
+from tasks.recipe import Part, resolve
 from tasks.stage_memory import Lengths, by_rule, memory_of
 from tasks.training.direct import DIRECT
 
@@ -42,31 +44,45 @@ def lengths_of(base: Any, data: Path, seed: int) -> tuple[Lengths, Any, list[str
 
     A base that is yet to be pre-trained has its tokenizer made of a sixth of its text. Raises what the stages would.
     """
-    tokenizer, config, notes = _model_of(base, seed, data)
-    return lengths_in(tokenizer, data), config, notes
+    from tasks.models.pretrain_engine import document_rows
+
+    texts = resolve(base.corpus)(seed, max(1, base.documents // 6)) if base.model is None else []
+    tokenizer, config, notes = _model_of(base, seed, data, texts)
+    lengths = lengths_in(tokenizer, data)
+    if texts:
+        rows = document_rows(texts, tokenizer, base.context)
+        lengths = replace(lengths, pretrained=sum(len(row.input_ids) for row in rows) / len(texts))
+    return lengths, config, notes
 
 
 def lengths_in(tokenizer: Any, data: Path) -> Lengths:
     """A data artifact's rows in tokens."""
     from tasks.sampling.room import prompt_lengths
-    from tasks.training.sft_engine import encode_rows
 
     def rows(name: str) -> list[Row]:
         file = data / f"{name}.jsonl"
         return read_jsonl(file) if file.exists() else []
 
-    encoded = encode_rows(rows("sft"), tokenizer, refused={})
     splits = {
         "compared": rows("reward_train") + rows("reward_validation"),
         "rl": rows("rl"),
         "evaluation": rows("evaluation"),
     }
     prompts = {name: [n for n in prompt_lengths(each, tokenizer)[0] if n is not None] for name, each in splits.items()}
-    own = [sum(each.labels_mask) for each in encoded]
-    return Lengths([len(each.input_ids) for each in encoded], own, prompts)
+    mixtures = [file.stem.removeprefix("sft.") for file in sorted(data.glob("sft.*.jsonl"))]
+    further = {name: Lengths(*_learnt(tokenizer, rows(f"sft.{name}")), prompts) for name in mixtures}
+    return Lengths(*_learnt(tokenizer, rows("sft")), prompts, further)
 
 
-def _model_of(base: Any, seed: int, data: Path) -> tuple[Any, Any, list[str]]:
+def _learnt(tokenizer: Any, rows: list[Row]) -> tuple[list[int], list[int]]:
+    """Tokens of each row, and what is learnt of them."""
+    from tasks.training.sft_engine import encode_rows
+
+    encoded = encode_rows(rows, tokenizer, refused={})
+    return [len(each.input_ids) for each in encoded], [sum(each.labels_mask) for each in encoded]
+
+
+def _model_of(base: Any, seed: int, data: Path, texts: Sequence[str]) -> tuple[Any, Any, list[str]]:
     import torch
     from transformers import AutoConfig
 
@@ -74,10 +90,9 @@ def _model_of(base: Any, seed: int, data: Path) -> tuple[Any, Any, list[str]]:
     from tasks.models.pretrain_engine import new_llama, train_tokenizer
     from tasks.models.source import find_configuration
     from tasks.models.templates import prepare_tokenizer
-    from tasks.recipe import resolve
 
     if base.model is None:
-        tokenizer = train_tokenizer(resolve(base.corpus)(seed, max(1, base.documents // 6)), base.vocabulary)
+        tokenizer = train_tokenizer(texts, base.vocabulary)
         with torch.device("meta"):
             model = new_llama(
                 tokenizer, seed, hidden=base.hidden, layers=base.layers, heads=base.heads, positions=base.positions
@@ -91,8 +106,8 @@ def _model_of(base: Any, seed: int, data: Path) -> tuple[Any, Any, list[str]]:
         tokenizer = load_tokenizer(folder)
     else:
         notes.append(f"There is no tokenizer.json: tokens are counted by one of {STAND_IN} made of the data.")
-        texts = [line for name in ("sft", "rl", "evaluation") for line in _texts(data / f"{name}.jsonl")]
-        tokenizer = train_tokenizer(texts, min(STAND_IN, config.get_text_config().vocab_size))
+        said = [line for name in ("sft", "rl", "evaluation") for line in _texts(data / f"{name}.jsonl")]
+        tokenizer = train_tokenizer(said, min(STAND_IN, config.get_text_config().vocab_size))
     return prepare_tokenizer(tokenizer, base.chat_template), config, notes
 
 
@@ -102,7 +117,8 @@ def _texts(file: Path) -> list[str]:
 
 
 def estimate(recipe: Any, prices: Prices, data: Path) -> dict[str, Any]:
-    """A row for each stage that computes (tokens, hours, bytes by part), the labels' hours and what all costs.
+    """A row for each stage that computes (tokens, hours, bytes by part) in the first round, the labels' hours and what
+    all rounds cost.
 
     recipe: a `LifecycleRecipe`. data: the artifact of its data part. Memory is of one process; stages that run side by
     side need theirs each.
@@ -114,11 +130,13 @@ def estimate(recipe: Any, prices: Prices, data: Path) -> dict[str, Any]:
     imported = recipe.preferences.source == "data"
     drawn = 2 if imported else recipe.sample.completions_per_prompt
     most = max(lengths.completions, default=0) if imported else recipe.sample.max_new_tokens
-    pairs = [n + min(typical, most) for n in compared]
+    shown = drawn if imported else recipe.select.show or drawn
+    records = records_of(recipe, len(compared))
+    pairs = [compared[place * len(compared) // records] + min(typical, most) for place in range(records)]
 
-    def memory(kind: str, part: Any, of: Any = config) -> Row:
+    def memory(kind: str, part: Any, of: Any = config, rows: Lengths = lengths) -> Row:
         try:
-            return memory_of(kind, part, of, lengths, drawn, most, scorer)
+            return memory_of(kind, part, of, rows, shown, most, scorer)
         except PipelineError:
             raise
         except Exception as error:  # layouts that compute by their numbers cannot be computed without
@@ -129,38 +147,58 @@ def estimate(recipe: Any, prices: Prices, data: Path) -> dict[str, Any]:
 
     rows: list[Row] = []
     if recipe.base.model is None:
-        rows.append({"stage": "base", **memory("base", recipe.base), **_pretrained_work(recipe.base, found)})
+        work = _pretrained_work(recipe.base, lengths.pretrained, found)
+        rows.append({"stage": "base", **memory("base", recipe.base), **work})
     for part in recipe.sft.in_turn():
-        name = f"sft {part.mixture}" if part.mixture else "sft"
-        rows.append({"stage": name, **memory("sft", part), **_fitted_work(part, lengths.sft, found)})
+        name, learnt = (
+            f"sft {part.mixture}" if part.mixture else "sft",
+            lengths.mixtures.get(part.mixture or "", lengths),
+        )
+        rows.append({"stage": name, **memory("sft", part, rows=learnt), **_fitted_work(part, learnt.sft, found)})
+    once = len(rows)
     if not imported:
         work = _decoded_work(recipe.sample, compared, drawn, typical, found)
         rows.append({"stage": "sample", **memory("sample", recipe.sample), **work})
-    work = _grouped_work(recipe.reward, pairs, drawn, found)
+    work = _grouped_work(recipe.reward, pairs, shown, found)
     rows.append({"stage": "reward", **memory("reward", recipe.reward, scorer), **work})
     for policy in recipe.policy:
         grouped = policy.method in DIRECT
-        work = _grouped_work(policy, pairs, drawn, found) if grouped else None
+        work = _grouped_work(policy, pairs, shown, found) if grouped else None
         work = work or _on_policy_work(policy, lengths.prompts["rl"], typical, found)
         rows.append({"stage": policy.name or policy.method, **memory(policy.method, policy), **work})
     n = recipe.evaluate.samples_per_prompt
     one = _decoded_work(recipe.evaluate, lengths.prompts["evaluation"], n, typical, found)
     work = {name: value * (len(recipe.policy) + 1) for name, value in one.items()}
     rows.append({"stage": "evaluate", **memory("evaluate", recipe.evaluate), **work})
-    judgements = 0 if imported or recipe.label.source == "simulated" else len(compared) * recipe.label.min_submitted
-    hours = sum(row["hours"] for row in rows)
-    people = judgements * prices.seconds_per_judgement / 3600
     rounds = recipe.rounds
+    grows = {"reward", *(policy.name or policy.method for policy in recipe.policy if policy.method in DIRECT)}
+    hours = sum(row["hours"] for row in rows[:once])
+    for row in rows[once:]:  # a round learns from the judgements of all before it
+        hours += row["hours"] * (rounds * (rounds + 1) / 2 if row["stage"] in grows else rounds)
+    judgements = rounds * judgements_of(recipe, records, len(lengths.prompts["evaluation"]), notes)
+    people = judgements * prices.seconds_per_judgement / 3600
+    judge = _judge(recipe, data, records, shown)
+    paid = rounds * judge["cost"] if judge else 0.0
     return {
         "stages": rows,
         "notes": notes,
         "parameters": rows[0]["parameters"],
-        "machine_hours": hours * rounds,
-        "judgements": judgements * rounds,
-        "label_hours": people * rounds,
-        "cost": rounds * (hours * prices.machine_hour + people * prices.label_hour),
+        "machine_hours": hours,
+        "judgements": judgements,
+        "label_hours": people,
+        "judge": judge,
+        "cost": hours * prices.machine_hour + people * prices.label_hour + paid,
         "lengths": histogram(lengths.sft),
     }
+
+
+def _judge(recipe: Any, data: Path, records: int, shown: int) -> Row | None:
+    """What a round's judge model is asked and paid, with a demonstration of middle length as every answer."""
+    rows = [row for name in ("reward_train", "reward_validation") for row in read_jsonl(data / f"{name}.jsonl")]
+    said = sorted(
+        (row["messages"][-1]["content"] for row in read_jsonl(data / "sft.jsonl") if "messages" in row), key=len
+    )
+    return judge_of(recipe, rows[:records], said[len(said) // 2] if said else "", shown)
 
 
 def _reward_config(part: Any) -> Any:
@@ -188,9 +226,8 @@ def _fitted_work(part: Any, lengths: Sequence[int], found: Probe) -> Row:
     return {"tokens": round(tokens), "hours": tokens * found.token / 3600}
 
 
-def _pretrained_work(part: Any, found: Probe) -> Row:
-    """At most: documents shorter than the context cost less."""
-    tokens = part.documents * part.context * part.epochs
+def _pretrained_work(part: Any, length: float, found: Probe) -> Row:
+    tokens = part.documents * length * part.epochs
     return {"tokens": round(tokens), "hours": tokens * found.token / 3600}
 
 

@@ -5,8 +5,8 @@ in the stage (a reference, a reward model, the cache while it samples) is added.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.artifact import Row
@@ -24,6 +24,10 @@ class Lengths:
     """Of the demonstrations: what is learnt of each."""
     prompts: dict[str, list[int]]
     """By split: those for comparisons, for RL and for evaluation."""
+    mixtures: Mapping[str, "Lengths"] = field(default_factory=dict)
+    """Those of the further stages of SFT, by the mixture that they learn from."""
+    pretrained: float = 0.0
+    """Of a document that a new base is pre-trained on, on average."""
 
 
 def memory_of(

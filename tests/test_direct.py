@@ -22,7 +22,7 @@ from tasks.training.direct import (
     SimpoRecipe,
     train_direct,
 )
-from tasks.training.direct_engine import DirectTrainer, check_start, group_logps
+from tasks.training.direct_engine import DirectTrainer, check_start, fit_direct, group_logps
 from tasks.training.direct_losses import Judged, kto_losses, log_odds, pair_losses, rewards
 from tasks.training.engine_pairs import collate_groups, group_preferences, mismatch
 from tests.tiny_models import (
@@ -144,6 +144,16 @@ def test_dpo_starts_at_ln_2_and_weighs_pairs() -> None:
     tilted = trainer_loss(DirectTrainer, model, collate_groups(groups, 0), DpoRecipe(beta=0.1, sft_weight=1.0))
     chosen = [(own[0][0], len("x") + 1, 0.5), (own[1][0], len("u") + 1, 1.0)]
     assert tilted == pytest.approx(math.log(2) + sum(w * -logp / n for logp, n, w in chosen) / 1.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_training_starts_at_the_reference_whatever_dropout_the_base_has(tmp_path: Path, kind: str) -> None:
+    rows = [preference(f"Where is item {n}?", "Aisle 3. Thank you!", "Go away.") for n in range(8)]
+    work, seen = work_in(tmp_path), []
+    work.on_log = lambda metrics, step: seen.append(metrics)
+    recipe = DpoRecipe(adapter=ADAPTER, epochs=1, sft_weight=0, batch_size=8)
+    fit_direct(tiny_model(kind).eval(), lambda model: attach(model, ADAPTER), tiny_tokenizer(), rows, recipe, work)
+    assert seen[0]["loss"] == pytest.approx(math.log(2), abs=1e-4), "one step, all pairs in it"
 
 
 @pytest.mark.parametrize("recipe", ALL, ids=DIRECT)

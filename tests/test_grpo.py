@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, TrainerCallback, set_seed
 
 from tasks.artifact import InputError
 from tasks.models.adapters import FullRecipe, LoraRecipe, PrefixTuningRecipe, PromptTuningRecipe, attach
@@ -57,6 +57,19 @@ def test_absolute_positions_do_not_count_padding(tokenizer, tmp_path):
     here = work(tmp_path)
     history = fit(trainer(tokenizer, here, model=model.requires_grad_(False), updates=1), here).history
     assert history[0]["kl_k3"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [GrpoRecipe, RlooRecipe])
+@pytest.mark.parametrize("layout", ["opt", "gpt_bigcode"])
+def test_dropout_that_goes_to_a_function_is_off_too(tokenizer, tmp_path, layout, kind):
+    """With it the first ratios would not be one: OPT's layers and GPT-BigCode's attention take it as a number."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 17, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64}
+    config = AutoConfig.for_model(layout, **shape, word_embed_proj_dim=32, max_position_embeddings=64)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    here = work(tmp_path)
+    history = fit(trainer(tokenizer, here, model=model, updates=1, kind=kind), here).history
+    assert history[0]["kl_k3"] == pytest.approx(0, abs=1e-6) and history[0]["update_kl"] == pytest.approx(0, abs=1e-6)
 
 
 def test_raises_the_reward(tokenizer, tmp_path):

@@ -95,7 +95,7 @@ class Account:
     def _most(self, messages: Messages, options: Mapping[str, Any]) -> float:
         limits = [options.get(name) for name in ("max_tokens", "max_completion_tokens")]
         limit = next((limit for limit in limits if isinstance(limit, int)), None) or self._longest or UNBOUNDED
-        most = self._cost(_tokens(message["content"] for message in messages), limit)
+        most = self._cost(tokens_in(message["content"] for message in messages), limit)
         return min(most, self._dearest) if self._answers >= KNOWN else most
 
     def _cost(self, prompt: int, completion: int) -> float:
@@ -106,9 +106,10 @@ def counted(messages: Messages, said: Said) -> tuple[int, int]:
     """The tokens of a prompt and an answer, estimated where the server did not count them."""
     prompt, completion = said.prompt_tokens, said.completion_tokens
     if prompt is None:
-        prompt = _tokens(message["content"] for message in messages)
+        prompt = tokens_in(message["content"] for message in messages)
     return prompt, math.ceil(len(said.text.encode()) / BYTES) if completion is None else completion
 
 
-def _tokens(texts: Iterable[str]) -> int:
+def tokens_in(texts: Iterable[str]) -> int:
+    """The tokens of a conversation's turns by their bytes: rather too many."""
     return sum(math.ceil(len(text.encode()) / BYTES) + AROUND for text in texts)

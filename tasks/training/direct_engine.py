@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tasks.artifact import PipelineError, Row, Work
 from tasks.models.adapters import PromptRecipe
+from tasks.models.dropout import without_dropout
 from tasks.models.loading import device
 from tasks.training.direct import AnyDirect, KtoRecipe, OrpoRecipe, SimpoRecipe
 from tasks.training.direct_losses import Judged, kto_losses, pair_losses, rewards
@@ -89,7 +90,8 @@ def fit_direct(
     work: Work,
     watched: Sequence[Row] = (),
 ) -> Any:
-    """Train what `attach` makes of the SFT model, and write it; the reference is that model as it came, in eval mode.
+    """Train what `attach` makes of the SFT model, and write it; the reference is that model as it came, in eval mode,
+    and it has no dropout of its own in training: the ratios to the reference would be noise.
 
     watched: the prompts to watch it on. Returns the policy as it is after the last step.
     """
@@ -104,7 +106,7 @@ def fit_direct(
         before = group_logps(model, groups, pad_id, recipe.batch_size) if has_reference(recipe) else _zeros(groups)
     for group, logps in zip(groups, before, strict=True):
         group.reference = logps
-    policy = attach(model)
+    policy = attach(without_dropout(model))
     if has_reference(recipe) and not isinstance(recipe.adapter, PromptRecipe):  # a prompt changes what it starts from
         with autocast(precision[0]):
             check_start(policy, groups[: recipe.batch_size], pad_id, recipe.batch_size)

@@ -21,6 +21,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from tasks.artifact import InputError, Row, Work
 from tasks.models.chat import encode_prompt
+from tasks.models.dropout import without_dropout
 from tasks.models.loading import batch_tokens
 from tasks.models.prompts import virtual_tokens
 from tasks.sampling.engine import Engine
@@ -69,6 +70,7 @@ class Grpo(KeepsPrompts, GRPOTrainer):
         packs = self.places and may_pack(model.config) and not virtual_tokens(model)
         self.packs: bool | None = None if packs else False
         self.width = output_layer(model).weight.shape[1]
+        without_dropout(model)  # TRL switches off what modules do, not what goes to a function (OPT, GPT-BigCode)
         reference = Reference(model).copy
         settings = arguments(recipe, work)
         beta, settings.beta = settings.beta, 0.0  # TRL's own reference would be loaded without a soft prompt

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.artifact import InputError, Row, Work, link_tree
 from tasks.models.adapters import PromptRecipe, QloraRecipe, attach, save_whole
+from tasks.models.dropout import without_dropout
 from tasks.models.loading import (
     device,
     load_causal_lm,
@@ -65,7 +66,8 @@ class RewardTrainer(Trainer):
 def start(recipe: RewardRecipe, inputs: Mapping[str, Path], work: Work) -> tuple[Any, PreTrainedTokenizerBase]:
     """The recipe's own base, or the SFT model's body with fresh heads, and what the recipe trains attached.
 
-    Dropout is off throughout. Another base is left where it is; the artifact says which one it is.
+    Dropout is off throughout: two scores of one text must not differ by chance, in training neither. Another base is
+    left where it is; the artifact says which one it is.
     """
     model, heads, tokenizer = _opened(recipe, inputs, work)
     if isinstance(recipe.adapter, PromptRecipe) and not reads_last_token(model):
@@ -73,7 +75,7 @@ def start(recipe: RewardRecipe, inputs: Mapping[str, Path], work: Work) -> tuple
             f"A soft prompt ('{recipe.adapter.kind}') goes before a decoder, and reward.base is an encoder; take "
             'adapter.kind = "lora".'
         )
-    return attach(_without_dropout(model), recipe.adapter, "SEQ_CLS", seed=work.seed, heads=heads), tokenizer
+    return attach(without_dropout(model), recipe.adapter, "SEQ_CLS", seed=work.seed, heads=heads), tokenizer
 
 
 def _opened(
@@ -143,14 +145,3 @@ def _keep_start(model: Any, sft: Path, out: Path) -> None:
         return
     shutil.rmtree(out / "adapter")
     save_whole(model.merge_and_unload() if isinstance(model, PeftModel) else model, out)
-
-
-def _without_dropout(model: Any) -> Any:
-    """Two scores of one text must not differ by chance, in training neither."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):  # what goes to a function, not through a module
-                setattr(module, name, 0.0)
-    return model
