@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from tasks.artifact import InputError
+from tasks.sampling.beams import beam_search
 from tasks.sampling.cache import compaction
 from tasks.sampling.folded import folded
 from tasks.sampling.local import Sampler, decode, generate
@@ -112,6 +113,27 @@ def test_logprobs_are_the_models_own(tokenizer, temperature, top_p):
                 logits = model(torch.tensor([prompt + completion.token_ids])).logits[0, len(prompt) - 1 : -1]
             expected = logits.log_softmax(-1).gather(-1, torch.tensor(completion.token_ids).unsqueeze(-1)).squeeze(-1)
             assert torch.allclose(torch.tensor(completion.logprobs), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("drawn", [{"top_p": 0.9}, {"temperature": 2.0}, {"greedy": True}], ids=str)
+def test_entries_that_the_tokenizer_lacks_are_never_drawn(tokenizer, drawn):
+    """Vocabularies are padded to round sizes; the log-probabilities stay those of training, which sees all entries."""
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY + 24, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        initializer_range=0.4,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    found = [
+        row for rows in generate(model, tokenizer, PROMPTS, n=8, max_new_tokens=12, seed=0, **drawn) for row in rows
+    ]
+    assert max(token for row in found for token in row.token_ids) < VOCABULARY
+    beams = beam_search(model, tokenizer, PROMPTS, n=3, max_new_tokens=6)
+    assert max(token for rows in beams for row in rows for token in row.token_ids) < VOCABULARY
+    for prompt, row in [(PROMPTS[0], found[0]), (PROMPTS[-1], found[-1]), (PROMPTS[0], beams[0][0])]:
+        logits = model(input_ids=torch.tensor([prompt + row.token_ids])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(-1, torch.tensor(row.token_ids).unsqueeze(-1)).squeeze(-1)
+        torch.testing.assert_close(torch.tensor(row.logprobs), expected, atol=1e-4, rtol=0)
 
 
 def test_features_are_what_the_output_layer_saw(tokenizer):

@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks.sampling.layouts import batches_of
-from tasks.sampling.local import Completion, Progress
+from tasks.sampling.local import Completion, Progress, entries_of, output_layer
 from tasks.sampling.room import require_room
 
 
@@ -47,6 +47,7 @@ def _searched(
     """`size` prompts at a time."""
     found: dict[int, list[Completion]] = {}
     eos, pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+    beyond = list(range(entries_of(tokenizer), output_layer(model).weight.shape[0]))
     for places in batches_of(model, prompt_ids, size):
         width = len(prompt_ids[places[0]])
         rows = [[pad] * (width - len(prompt_ids[i])) + list(prompt_ids[i]) for i in places]
@@ -56,6 +57,7 @@ def _searched(
             attention_mask=torch.tensor(seen, device=model.device),
             max_new_tokens=max_new_tokens, num_beams=n, num_return_sequences=n, do_sample=False,
             eos_token_id=eos, pad_token_id=pad, return_dict_in_generate=True, output_scores=True,
+            suppress_tokens=beyond or None,
         )  # fmt: skip
         scores = model.compute_transition_scores(  # type: ignore[operator]
             searched.sequences, searched.scores, searched.beam_indices, normalize_logits=False

@@ -112,9 +112,10 @@ def decode(
     """Sample n continuations of each prompt of token ids, until the tokenizer's EOS or `max_new_tokens`.
 
     A row's random numbers depend on `seed` and its place among the rows only, not on `batch_size` or on which rows
-    finish first. `batch_size` counts rows; a batch holds at least the n rows of one prompt. `features` also keeps what
-    the output layer saw (for a value head). Dropout is off while it runs. Raises `InputError` for an empty prompt, and
-    where the model has too few positions.
+    finish first. Only what the tokenizer knows is drawn, whatever entries a padded vocabulary has beside it; the
+    log-probabilities are of the whole. `batch_size` counts rows; a batch holds at least the n rows of one prompt.
+    `features` also keeps what the output layer saw (for a value head). Dropout is off while it runs. Raises
+    `InputError` for an empty prompt, and where the model has too few positions.
     noise: the random numbers, `[rows, max_new_tokens]` in [0, 1), in place of the seed's. before_forward: told the
     prompt of every row (int64 `[rows]`) before each forward pass. ends: tokens that end a completion beside EOS.
     """
@@ -136,7 +137,7 @@ def decode(
         finished=torch.zeros(rows, dtype=torch.bool, device=model.device),
         features=torch.zeros(rows, max_new_tokens, width, device=model.device) if features else None,
     )
-    sampler = Sampler(temperature, top_p, greedy)
+    sampler = Sampler(temperature, top_p, greedy, entries_of(tokenizer))
     over = torch.tensor(sorted({eos, *ends}), device=model.device)
     training = model.training
     model.eval()
@@ -158,6 +159,11 @@ def uniform(seed: int, rows: int, steps: int) -> torch.Tensor:
     return torch.rand(rows, steps, generator=torch.Generator().manual_seed(seed))
 
 
+def entries_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokenizer's ids are below this; a model's vocabulary may be padded to more."""
+    return max(len(tokenizer), max(tokenizer.added_tokens_decoder, default=-1) + 1)
+
+
 def output_layer(model: CausalLM) -> torch.nn.Linear:
     """The layer that makes logits of hidden states, adapters seen through. Raises `InputError` if there is none."""
     layer = cast(torch.nn.Module | None, model.get_output_embeddings())
@@ -173,8 +179,11 @@ class Sampler:
     temperature: float
     top_p: float
     greedy: bool
+    entries: int | None = None
+    """Of the vocabulary, those that may be chosen; the others stand behind them. None: all."""
 
     def __call__(self, logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        logits = logits[:, : self.entries]
         if self.greedy:
             return logits.argmax(-1)
         probabilities = torch.softmax(logits / self.temperature, -1)
