@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from pydantic import ValidationError
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
@@ -44,6 +46,16 @@ def test_starts_at_the_reference(tokenizer):
     metrics = trainer(tokenizer).step(rl_checkpoint.Progress())
     assert metrics["kl"] == pytest.approx(0, abs=1e-4)
     assert metrics["kl_k3"] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_precision_of_a_stage_before_in_the_process_is_not_taken_over(tokenizer):
+    """As a worker has it that trained another stage in bf16: the ratio would be rounding, and the result by chance."""
+    expected = trainer(tokenizer, learning_rate=1e-2).step(rl_checkpoint.Progress())
+    AcceleratorState._reset_state()
+    Accelerator(mixed_precision="bf16")
+    metrics = trainer(tokenizer, learning_rate=1e-2).step(rl_checkpoint.Progress())
+    assert metrics["kl_k3"] == pytest.approx(0, abs=1e-6)
+    assert metrics == expected
 
 
 def test_reference_of_a_full_fine_tune_stays_behind(tokenizer):

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -47,7 +48,8 @@ class Ppo:
         self.engine = engine
         if engine is not None:
             engine.expect(max(map(len, prompts.ids)) + recipe.max_new_tokens)
-        self.accelerator = Accelerator()
+        AcceleratorState._reset_state()  # else a stage before in this process decides: after one in bf16, bf16
+        self.accelerator = Accelerator(mixed_precision="no")
         self.policy = model.eval()  # no dropout: the ratio must come from the weights alone
         self.reference = Reference(model)
         value = SharedValue(output_layer(model).weight.shape[1]) if trunk is None else SeparateValue(trunk)
