@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifact import InputError
-from tasks.models.adapters import FullRecipe, PromptRecipe
+from tasks.models.adapters import FullRecipe, PrefixTuningRecipe, PromptRecipe
 from tasks.models.source import local_folder
 from tasks.recipe import Part, RecipeError
 from tasks.training.grpo import OUTPUT_FIXED, GroupRecipe
@@ -78,6 +78,7 @@ def _try(name: str, part: Any, config: Any) -> None:
 
     from tasks.models.adapter_names import has_adapted_output
     from tasks.models.adapters import attach
+    from tasks.models.prompts import check_prefix
     from tasks.sampling.layouts import cache_argument
     from tasks.training.footprint import unquantised, without_values
 
@@ -87,6 +88,8 @@ def _try(name: str, part: Any, config: Any) -> None:
             model, heads = without_values(config, scored)
             if not scored:
                 cache_argument(model)
+            if isinstance(part.adapter, PrefixTuningRecipe):
+                check_prefix(type(model).__name__, model.config, part.adapter.virtual_tokens)
             if isinstance(part.adapter, FullRecipe | PromptRecipe):
                 return
             model = attach(model, unquantised(part.adapter), "SEQ_CLS" if scored else "CAUSAL_LM", heads=heads)

@@ -67,6 +67,22 @@ def test_a_hub_model_that_was_never_fetched_is_looked_at_later(tmp_path: Path, m
     assert not check_models(LifecycleRecipe.model_validate(whole))
 
 
+def test_a_prefix_needs_keys_and_values_in_every_layer(tmp_path: Path) -> None:
+    adapter = {"kind": "prefix_tuning"}
+    AutoConfig.for_model(
+        "lfm2", vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=64, layer_types=["conv", "full_attention"],
+    ).save_pretrained(tmp_path / "lfm2")  # fmt: skip
+    with pytest.raises(RecipeError, match="sft: Lfm2ForCausalLM keeps no keys and values in some layers"):
+        check_models(recipe_of(tmp_path / "lfm2", sft={"adapter": adapter}))
+    narrow = configured(tmp_path / "gemma2", "gemma2")
+    with pytest.raises(
+        RecipeError, match=r"reward: Gemma2\w+ has layers that see 8 tokens, in which a prefix of 16 has no"
+    ):
+        check_models(recipe_of(narrow, reward={"adapter": adapter}))
+    assert check_models(recipe_of(narrow, sft={"adapter": adapter | {"virtual_tokens": 4}}))
+
+
 def test_a_base_that_cannot_be_sampled_from_is_refused(tmp_path: Path) -> None:
     AutoConfig.for_model("openai-gpt", n_embd=32, n_layer=2, n_head=2).save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match="sft: openai-gpt models keep what they have read nowhere"):

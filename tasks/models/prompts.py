@@ -175,6 +175,19 @@ def start_from_text(prompt: SoftPrompt, model: Any, generator: torch.Generator) 
         table.copy_(embeddings(ids)[0])
 
 
+def check_prefix(name: str, config: Any, virtual_tokens: int) -> None:
+    """Raise `InputError` where some layers of a model of this configuration keep no keys and values, or too few."""
+    layers = DynamicCache(config=config).layers
+    if not all(hasattr(layer, "keys") for layer in layers):
+        raise InputError(f"{name} keeps no keys and values in some layers; take another adapter.kind.")
+    window = min((layer.sliding_window for layer in layers if hasattr(layer, "sliding_window")), default=None)
+    if window is not None and window <= virtual_tokens:
+        raise InputError(
+            f"{name} has layers that see {window} tokens, in which a prefix of {virtual_tokens} has no room; lower "
+            'adapter.virtual_tokens, or take adapter.kind = "prompt_tuning".'
+        )
+
+
 def prefix_shape(model: Any) -> dict[str, int]:
     """Layers, heads and width of the keys and values that a model keeps, in PEFT's words, found out by trying.
 
@@ -233,6 +246,7 @@ def prompted(model: Any, recipe: PromptRecipe, task: Task, whole: list[str], see
     if isinstance(recipe, PTuningRecipe):
         config: Any = PromptEncoderConfig(**shared, encoder_hidden_size=recipe.width or width)
     elif isinstance(recipe, PrefixTuningRecipe):
+        check_prefix(type(model).__name__, model.config, recipe.virtual_tokens)
         shared |= prefix_shape(model)
         config = PrefixTuningConfig(**shared)
     else:
