@@ -73,6 +73,7 @@ class Running:
     def __init__(self, store: Store, workers: Workers, screen: Screen, parent_run: str) -> None:
         self._store, self._workers, self._screen, self._parent = store, workers, screen, parent_run
         self.done: list[tuple[str, Artifact]] = []
+        self._died: set[str] = set()
 
     def one(self, order: Order) -> Artifact:
         return build_stage(order.name, lambda: self._get(order))
@@ -102,8 +103,10 @@ class Running:
     def _get(self, order: Order) -> Artifact:
         try:
             artifact = self._store.get(order, self._run, self._parent)
-        except BaseException:
+        except BaseException as error:
             self._screen.drop(order.name)
+            if isinstance(error, WorkerDied):
+                self._died.add(order.name)
             raise
         self._screen.end(order.name, artifact)
         _show_texts(order.name, artifact)
@@ -111,6 +114,10 @@ class Running:
         return artifact
 
     def _run(self, order: Order, run_id: str, out: Path, scratch: Path) -> dict[str, float]:
+        if order.name in self._died:
+            self._screen.say(f"{order.name}: its process was killed or ran out of memory; it is started once more")
+        if any(each.is_dir() for each in scratch.iterdir()):  # a checkpoint
+            self._screen.say(f"{order.name}: goes on from where it was interrupted")
         self._screen.begin(order.name)
         listener = StageListener(self._screen, order.name, run_id, self._store.record)
         return self._workers.run(order, out, scratch, listener)

@@ -85,6 +85,8 @@ def test_a_killed_worker_is_started_again_by_itself(rlhf_home: Path) -> None:
     out, err = run.communicate(timeout=600)
     assert run.returncode == 0, err
     assert "sft" in built(json.loads(out))
+    assert ": its process was killed or ran out of memory; it is started once more" in err
+    assert ": goes on from where it was interrupted" in err
 
 
 @pytest.mark.slow
