@@ -71,7 +71,9 @@ def serving(brain: Brain) -> Iterator[ChatServer]:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(sent) + ("X-Cut" in headers)))
                 self.end_headers()
-                self.wfile.write(sent)
+                for at in range(0, len(sent), each := int(headers.get("X-Slow", len(sent)))):
+                    self.wfile.write(sent[at : at + each])
+                    time.sleep(0.05 if "X-Slow" in headers else 0)
             except OSError:
                 pass  # the client has gone
 
@@ -159,6 +161,16 @@ def test_a_timeout_and_a_broken_connection_are_tried_again() -> None:
     with serving(brain) as server:
         assert asked(to(server, timeout=0.3))["q0"].text == "yes"
         assert len(server.requests) == 3
+
+
+def test_an_answer_that_comes_bit_by_bit_is_not_waited_for() -> None:
+    with serving(lambda body, number: (200, completion("yes"), {"X-Slow": "2"})) as server:
+        begun = time.monotonic()
+        with pytest.raises(
+            LabelingError, match=r"gives no answer \(no whole answer within its 'timeout' of 0.3 s, 2 att"
+        ):
+            asked(to(server, timeout=0.3, attempts=2))
+        assert time.monotonic() - begun < 2
 
 
 @pytest.mark.parametrize(("header", "least", "most"), [("0.5", 0.5, 3.0), ("nonsense", 0.0, 0.4), ("", 0.0, 0.4)])

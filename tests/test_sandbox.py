@@ -6,10 +6,13 @@ import tracemalloc
 import pytest
 
 from tasks.artifact import InputError
+from tasks.data import template_limits
 from tasks.data.templates import render
 
 DOUBLED = "{%% set n = namespace(x='aaaa') %%}{%% for i in range(60) %%}%s{%% endfor %%}{{ n.x }}"
+NESTED = "{%% set n = namespace(x=[1]) %%}{%% for i in range(40) %%}{%% set n.x = [n.x, n.x] %%}{%% endfor %%}{{ %s }}"
 FAR, MUCH, ROUND = "a text is padded too far", "it writes too much", "it goes round too often"
+LARGE = "a value is too large"
 
 
 @pytest.mark.parametrize(
@@ -41,9 +44,9 @@ FAR, MUCH, ROUND = "a text is padded too far", "it writes too much", "it goes ro
         ("{{ ('{0}' * 300000).format('c' * 1000000) }}", MUCH),
         ("{{ ('%s' * 300000)|format('c' * 1000000) }}", MUCH),
         ("{{ ('%(x)s' * 100000) % {'x': 'c' * 999000} }}", MUCH),
-        ("{{ ['c' * 1000000] * 1000 }}", "a value is too large to write"),
-        ("{{ ([['c' * 1000] * 1000] * 1000)|string }}", "a value is too large to write"),
-        ("{{ {'x': 'c' * 900000, 'y': 'c' * 900000}.values() }}", "a value is too large to write"),
+        ("{{ ['c' * 1000000] * 1000 }}", LARGE),
+        ("{{ ([['c' * 1000] * 1000] * 1000)|string }}", LARGE),
+        ("{{ {'x': 'c' * 900000, 'y': 'c' * 900000}.values() }}", LARGE),
         ("{{ ([range(99999)|list] * 1000)|sum(start=[]) }}", "only numbers are added up"),
         ("{{ a.translate({97: 'c' * 1000000}) }}", "it calls 'translate', which templates may not"),
         ("{{ (5).to_bytes(1000000000) }}", "it calls 'to_bytes'"),
@@ -52,6 +55,10 @@ FAR, MUCH, ROUND = "a text is padded too far", "it writes too much", "it goes ro
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", ROUND),
         ("{% for i in range(99999) %}{% set x = range(99999)|list %}{% endfor %}", ROUND),
         ("{% macro m(n) %}{% if n %}{% set x = m(n - 1) ~ m(n - 1) %}{% endif %}{% endmacro %}{{ m(40) }}", ROUND),
+        ("{{ (a * 900000)|wordwrap(1) }}", ROUND),
+        (NESTED % "n.x == [n.x[0], n.x[1]]", LARGE),
+        (NESTED % "n.x is eq([n.x[0], n.x[1]])", LARGE),
+        (NESTED % "[n.x, [n.x[0], n.x[1]]]|sort", LARGE),
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "it calls itself without end or is nested too deeply"),
     ],
 )
@@ -61,6 +68,25 @@ def test_no_template_makes_a_huge_value(template: str, reason: str) -> None:
         render(template, {"a": "b"})
     assert reason in str(error.value) and len(str(error.value)) < 250 and str(error.value).endswith(".")
     assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        "{% if 'ab' in x %}{% endif %}",
+        "{% set y = x[::-1] %}",
+        "{{ xs|select('in', xs)|list }}",
+        "{{ xs.count(-1) }}",
+        "{{ -1 in xs }}",
+    ],
+)
+def test_turns_that_take_long_end(turn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_limits, "SECONDS", 0.2)
+    made = "{% set x = 'a' * 900000 %}{% set xs = range(20000)|list %}"
+    begun = time.process_time()
+    with pytest.raises(InputError, match="it takes too long"):
+        render(f"{made}{{% for i in range(99999) %}}{turn}{{% endfor %}}", {})
+    assert time.process_time() - begun < 2
 
 
 NULLS = [

@@ -3,9 +3,11 @@
 import csv
 import gzip
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from tasks.data import json_reading, reading
 from tasks.data.columns import column_types, typed
 from tasks.data.flan import kinds_of, read_flan
 from tasks.data.mixture import AnySet
-from tasks.data.promptsource import read_promptsource
+from tasks.data.promptsource import JinjaPhrasing, read_promptsource
 from tasks.data.sources import TextSet
 from tasks.data.telling import Told, tell
 from tests.test_mixture import prepare, question, save, sft
@@ -419,6 +421,15 @@ def test_promptsource_files_reach_no_python(tmp_path: Path) -> None:
     path.write_text("templates:\n  a: !Template\n    name: n\n    jinja: '{{ a '\n")
     with pytest.raises(InputError, match="the template 'n' is not valid Jinja"):
         read_promptsource(path)
+
+
+def test_the_most_frequent_of_many_items_are_found_at_once() -> None:
+    phrasing = JinjaPhrasing("n", "{{ xs|most_frequent|join }} {{ []|most_frequent }} ||| x", None, "direct", (), ())
+    assert phrasing.render({"xs": ["b", "a", "c", "a", "b"]}, Random(0)) == ("ba []", ["x"])
+    begun = time.process_time()
+    phrasing = JinjaPhrasing("n", "{{ range(30000)|most_frequent|length }} ||| x", None, "direct", (), ())
+    assert phrasing.render({}, Random(0)) == ("30000", ["x"])
+    assert time.process_time() - begun < 2
 
 
 def test_promptsource_templates_tell_a_table_of_texts_by_what_the_texts_stand_for(tmp_path: Path) -> None:

@@ -223,7 +223,8 @@ class _Asking:
                         break
                     response = self._post(messages)
             except (httpx.TransportError, httpx.DecodingError) as error:
-                failure = type(error).__name__
+                late = f"no whole answer within its 'timeout' of {self.endpoint.timeout:g} s"
+                failure = late if isinstance(error, httpx.ReadTimeout) else type(error).__name__
                 continue
             if response.status_code in BUSY:
                 failure = f"HTTP {response.status_code}{self._said(response)}"
@@ -236,8 +237,15 @@ class _Asking:
         return Reply(refused=f"{failure}, {self.endpoint.attempts} attempts", lasting=False)
 
     def _post(self, messages: Messages) -> httpx.Response:
+        """What the server sends. Raises `httpx.ReadTimeout` also where it comes bit by bit and not whole in time."""
         body = {"model": self.endpoint.model, "messages": [dict(each) for each in messages], **self.options}
-        return self.client.post(f"{self.endpoint.url.rstrip('/')}/chat/completions", json=body)
+        end, parts = time.monotonic() + self.endpoint.timeout, list[bytes]()
+        with self.client.stream("POST", f"{self.endpoint.url.rstrip('/')}/chat/completions", json=body) as response:
+            for part in response.iter_raw():
+                parts.append(part)
+                if time.monotonic() > end:
+                    raise httpx.ReadTimeout("the answer is not whole in time")
+        return httpx.Response(response.status_code, headers=response.headers, content=b"".join(parts))
 
     def _adapted(self, response: httpx.Response) -> bool:
         """Whether the request can be put as this endpoint takes it; so are all further ones.

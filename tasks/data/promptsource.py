@@ -136,7 +136,8 @@ def _choice(items: Sequence[Any]) -> Any:
 def _most_frequent(items: Sequence[Any]) -> list[Any]:
     """The items that occur most often, in the order in which they are met."""
     counts = Counter(items)
-    return [item for item, count in counts.items() if count == max(counts.values())]
+    most = max(counts.values(), default=0)
+    return [item for item, count in counts.items() if count == most]
 
 
 _sandbox = Sandbox(undefined=StrictUndefined)

@@ -6,7 +6,7 @@ from functools import wraps
 from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, nodes, pass_context
-from jinja2.compiler import CodeGenerator, Frame
+from jinja2.compiler import CodeGenerator, Frame, operators
 from jinja2.exceptions import SecurityError, UndefinedError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -30,6 +30,10 @@ TEMPLATE_FAULTS = (
 """What a template that does not fit its row may raise."""
 _CALL = 10
 """Steps of a call, which takes about as long as ten turns of a loop."""
+_COMPARING = (
+    "in", "eq", "==", "equalto", "ne", "!=", "lt", "<", "lessthan", "le", "<=", "gt", ">", "greaterthan", "ge", ">=",
+)  # fmt: skip
+"""Tests that compare as the operators do."""
 _UNDEFINED = re.compile(r"'(\w+)' is undefined")
 
 
@@ -58,7 +62,7 @@ def _null(name: object) -> Null:
 
 
 class _Generator(CodeGenerator):
-    """Jinja's compiler, with `~` as a call of the sandbox and the turns of loops counted by it."""
+    """Jinja's compiler, with `~` as a call of the sandbox, the turns of loops counted and what is compared measured."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("environment.joined((")
@@ -66,6 +70,19 @@ class _Generator(CodeGenerator):
             self.visit(each, frame)
             self.write(", ")
         self.write("))")
+
+    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
+        self.write("(")
+        self._measured(node.expr, frame)
+        for each in node.ops:
+            self.write(f" {operators[each.op]} ")
+            self._measured(each.expr, frame)
+        self.write(")")
+
+    def _measured(self, node: nodes.Expr, frame: Frame) -> None:
+        self.write("environment.measured(")
+        self.visit(node, frame)
+        self.write(")")
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
         node.iter = nodes.Call(nodes.EnvironmentAttribute("turns"), [node.iter], [], None, None, lineno=node.lineno)
@@ -106,6 +123,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(**options, finalize=_written)
         self.globals.pop("lipsum")
         self.filters = {name: _limited(name, self.filters[name]) for name in FILTERS}
+        self.tests |= {name: _asked(self.tests[name]) for name in _COMPARING}
         self.tests["none"] = lambda value: value is None or isinstance(value, Null)
         self.tests["defined"] = lambda value: isinstance(value, Null) or not isinstance(value, StrictUndefined)
         self.tests["undefined"] = lambda value: isinstance(value, StrictUndefined) and not isinstance(value, Null)
@@ -113,6 +131,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def turns(self, items: Iterable[Any]) -> Iterable[Any]:
         """What a loop goes through."""
         return _Turns(items) if isinstance(items, Sized) else iter(_Turns(items))
+
+    def measured(self, value: Any) -> Any:
+        """A value that is compared. Raises jinja2's `SecurityError` for one so nested that this would not end."""
+        size(value, WRITTEN)
+        return value
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """What `[...]` finds."""
@@ -192,6 +215,18 @@ def reason_of(error: BaseException) -> str:
 def _refuse_nulls(values: Iterable[Any]) -> None:
     if any(map(is_null, values)):
         raise UndefinedError("a null would be written")
+
+
+def _asked(test: Callable[..., bool]) -> Callable[..., bool]:
+    """A test that compares, what it compares measured and each time counted: filters ask it of every item."""
+
+    def asked(*values: Any) -> bool:
+        step()
+        for value in values:
+            size(value, WRITTEN)
+        return test(*values)
+
+    return asked
 
 
 def _limited(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:

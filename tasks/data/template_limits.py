@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator, Mapping, MappingView, Sequence, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
+from math import inf
+from time import thread_time
 from typing import Any
 
 from jinja2.exceptions import SecurityError
@@ -14,8 +16,12 @@ WRITTEN = 10_000_000
 """Characters that one filling of a template may write and join, all its parts and steps together."""
 STEPS = 1_000_000
 """Turns of loops, calls, and items that filters go through, in one filling."""
-_left: ContextVar[list[int]] = ContextVar("_left")
-"""Characters and steps that this filling has left."""
+SECONDS = 5.0
+"""CPU time of one filling: steps are not all alike, and usual templates take less than a thousandth of it."""
+WRAPPED = 10_000
+"""Characters moved to a step of a text that is wrapped: what is left of a long word is copied at each line."""
+_left: ContextVar[list[float]] = ContextVar("_left")
+"""Characters and steps that this filling has left, and the CPU time at which it ends."""
 _WIDE = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{5})")
 _WIDE_FIELD = re.compile(r"\{[^{}]*:[^{}]*(?:\d{5}|\{)")
 _PADDING = {"center", "ljust", "rjust", "zfill", "expandtabs", "indent", "batch", "slice", "tojson"}
@@ -25,6 +31,8 @@ _BY_ITEM = {
     "split", "rsplit", "splitlines", "wordcount", "max", "min", "sum", "join",
 }  # fmt: skip
 """What goes through a text letter by letter, or makes a list of it."""
+_COMPARING = {"sort", "unique", "groupby", "max", "min"}
+"""What compares items with one another, which does not end where they are nested without end."""
 FILTERS = (
     "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "first",
     "float", "forceescape", "format", "groupby", "indent", "int", "items", "join", "last", "length", "list", "lower",
@@ -55,7 +63,7 @@ METHODS: dict[type, frozenset[str]] = {
 @contextmanager
 def limits() -> Iterator[None]:
     """One filling, with all of what it may write and do."""
-    token = _left.set([WRITTEN, STEPS])
+    token = _left.set([WRITTEN, STEPS, thread_time() + SECONDS])
     try:
         yield
     finally:
@@ -66,7 +74,7 @@ def spend(characters: int) -> None:
     """Count what is written. Raises jinja2's `SecurityError` where it is too much."""
     left = _left.get(None)
     if left is None:  # a constant, when the template is compiled
-        left = [LONGEST, STEPS]
+        left = [LONGEST, STEPS, inf]
     left[0] -= characters
     if left[0] < 0:
         raise SecurityError("it writes too much")
@@ -76,10 +84,12 @@ def step(count: int = 1) -> None:
     """Count what is done. Raises jinja2's `SecurityError` where it is too much."""
     left = _left.get(None)
     if left is None:
-        left = [LONGEST, LONGEST]
+        left = [LONGEST, LONGEST, inf]
     left[1] -= count
     if left[1] < 0:
         raise SecurityError("it goes round too often")
+    if thread_time() > left[2]:
+        raise SecurityError("it takes too long")
 
 
 def size(value: Any, most: int = LONGEST) -> int:
@@ -96,7 +106,7 @@ def size(value: Any, most: int = LONGEST) -> int:
     for each in parts:
         total += 2 + size(each, most - total)
         if total > most:
-            raise SecurityError("a value is too large to write")
+            raise SecurityError("a value is too large")
     return total
 
 
@@ -113,6 +123,8 @@ def check(name: str, value: Any, given: Sequence[Any]) -> None:
     """Raise jinja2's `SecurityError` where a filter or a text's method would write or do too much."""
     text = value if isinstance(value, str) else ""
     step(len(value) if isinstance(value, Sized) and (name in _BY_ITEM or not text) else 1)
+    if name in _COMPARING:
+        size(value, WRITTEN)
     if name in ("format", "format_map"):
         if _WIDE.search(text) or _WIDE_FIELD.search(text):
             raise SecurityError("a text is padded too far")
@@ -125,6 +137,8 @@ def check(name: str, value: Any, given: Sequence[Any]) -> None:
         spend(text.count(str(given[0])) * len(str(given[1])))
     if name == "wordwrap":
         spend(len(text) * (1 + sum(len(each) for each in given if isinstance(each, str))))
+        width = next((each for each in given if isinstance(each, int)), 79)
+        step(len(text) ** 2 // (max(width, 1) * WRAPPED))
     if name == "sum" and not all(isinstance(each, (int, float, str)) for each in given):
         raise SecurityError("only numbers are added up")
     if name in ("string", "tojson", "escape", "e", "forceescape", "urlencode"):
