@@ -178,7 +178,7 @@ def test_the_whole_lifecycle_on_trivia(tmp_path: Path, kind: str, recipe_of: str
         f"base.model={json.dumps(model(tmp_path / 'model', kind, kind))}", trivia(tmp_path, "splits"),
         "data.near_duplicates=1", *SHORT, *SMALL, "sft.epochs=2", "reward.epochs=1", "reward.bar.accuracy=0",
         "policy.grpo.updates=2", "policy.grpo.prompts=4", "policy.grpo.completions_per_prompt=2",
-        f"label.round=trivia-{recipe_of}-{adapter}", "sample.completions_per_prompt=2", "evaluate.best_of=0",
+        f"label.round=trivia-{recipe_of}-{adapter}", "sample.completions_per_prompt=4", "evaluate.best_of=0",
     ]  # fmt: skip
     path = RECIPES / "triviaqa" / f"{recipe_of}-{adapter}.toml"
     sets = [f"--set={each}" for each in told]

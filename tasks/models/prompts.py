@@ -180,7 +180,8 @@ def check_prefix(name: str, config: Any, virtual_tokens: int) -> None:
     layers = DynamicCache(config=config).layers
     if not all(hasattr(layer, "keys") for layer in layers):
         raise InputError(f"{name} keeps no keys and values in some layers; take another adapter.kind.")
-    window = min((layer.sliding_window for layer in layers if hasattr(layer, "sliding_window")), default=None)
+    windows = [getattr(layer, "sliding_window", None) for layer in layers]
+    window = min((each for each in windows if each is not None), default=None)
     if window is not None and window <= virtual_tokens:
         raise InputError(
             f"{name} has layers that see {window} tokens, in which a prefix of {virtual_tokens} has no room; lower "
