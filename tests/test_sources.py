@@ -423,6 +423,14 @@ def test_promptsource_files_reach_no_python(tmp_path: Path) -> None:
         read_promptsource(path)
 
 
+def test_a_template_without_end_is_not_tried_on_every_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"a": n}) + "\n" for n in range(10_000)))
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ a }}"
+    with pytest.raises(InputError, match=r"no row that fits 'template 1': tried on 20, .*it goes round too often"):
+        told(path=str(path), templates=[{"prompt": endless, "completion": "x"}])
+
+
 def test_the_most_frequent_of_many_items_are_found_at_once() -> None:
     phrasing = JinjaPhrasing("n", "{{ xs|most_frequent|join }} {{ []|most_frequent }} ||| x", None, "direct", (), ())
     assert phrasing.render({"xs": ["b", "a", "c", "a", "b"]}, Random(0)) == ("ba []", ["x"])

@@ -25,6 +25,7 @@ from tasks.models.adapters import FullRecipe, LoraRecipe, attach
 from tasks.models.chat import Encoded, encode_conversation
 from tasks.models.loading import fit_embeddings, load_causal_lm, load_reward_model, load_tokenizer
 from tasks.training.direct import DpoRecipe, train_direct
+from tasks.training.engine import keep_short
 from tasks.training.engine_batches import CALL, LengthBatches, completion_logps, logits_at, pad, portions
 from tasks.training.engine_checkpoints import last_checkpoint, seal
 from tasks.training.engine_pairs import collate_groups, group_preferences
@@ -237,6 +238,19 @@ def test_too_long_rows_are_dropped_counted_and_limited(tmp_path: Path, base: Pat
     with pytest.raises(InputError, match="1 of 10 rows are longer than 64 tokens"):
         recipe = SftRecipe(adapter=LORA, epochs=1, max_length=64, dropped_limit=0.05)
         train_sft(recipe, inputs, work_in(tmp_path / "refused"))
+
+
+def test_rows_longer_than_the_model_takes_are_not_for_the_recipe_to_mend(tmp_path: Path) -> None:
+    model, work, told = tiny_model(), work_in(tmp_path), list[str]()
+    work.on_notify = told.append
+    most = model.config.max_position_embeddings
+    recipe = Hyperparameters(adapter=LORA, max_length=most + 1)
+    assert keep_short(["a"] * 10, [most] * 9 + [most + 1], recipe, model, work) == ["a"] * 9
+    assert told == [
+        f"1 of 10 rows are longer than {most} tokens and not used; the model takes no more, so shorten them."
+    ]
+    with pytest.raises(InputError, match=f"longer than {most} tokens; the model takes no more: shorten the rows or"):
+        keep_short(["a"], [most + 1], recipe, model, work)
 
 
 @pytest.mark.parametrize(

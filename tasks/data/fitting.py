@@ -8,6 +8,8 @@ from math import isfinite
 from random import Random
 from typing import Any
 
+from jinja2.exceptions import SecurityError
+
 from tasks.artifact import InputError, Message, Row
 from tasks.data.forms import read_row
 from tasks.data.phrasings import FewShot, Phrasing
@@ -28,6 +30,8 @@ class Fits:
         self._tried: Counter[str] = Counter()
         self._fitted: set[str] = set()
         self._why: dict[str, str] = {}
+        self.hopeless = False
+        """Whether the sandbox refused a phrasing on many rows, and it fitted none: each may take seconds."""
 
     def say(self, phrasing: Phrasing, row: Row, rng: Random) -> Example:
         """A row in a phrasing. Raises `BadRow` with the phrasing's name where it does not fit."""
@@ -40,6 +44,9 @@ class Fits:
                 raise
             self._tried[phrasing.name] += 1
             self._why.setdefault(phrasing.name, " ".join(map(str, bad.args)))
+            refused = bad.__cause__ is not None and isinstance(bad.__cause__.__cause__, SecurityError)
+            many = phrasing.name not in self._fitted and self._tried[phrasing.name] >= _ENOUGH
+            self.hopeless |= refused and many
             raise
         self._fitted.add(phrasing.name)
         return example

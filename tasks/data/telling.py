@@ -61,7 +61,7 @@ def tell(
     """Every row of a set as conversations, or with the reason why not; in the order of the rows.
 
     Few-shot examples come first. A row of which `known` says that its texts are evaluated on is never one of them.
-    Raises `InputError` at the end when a phrasing fits no row.
+    Raises `InputError` when a phrasing fits no row: at the end, or as soon as the sandbox refused it on many.
     """
     phrasings, fits = part.phrasings(), Fits()
     rows = islice(lines, part.max_rows)
@@ -96,6 +96,8 @@ def tell(
             excerpt = str(row)[:200].encode("utf-8", "replace").decode()
             detail = " ".join(map(str, bad.args[1:]))
             yield Told(number, [], [], problem=str(bad.args[0]), detail=detail, excerpt=excerpt)
+        if fits.hopeless:
+            break
     fits.check(part.name)
 
 

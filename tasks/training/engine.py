@@ -184,14 +184,17 @@ def keep_short(
     kept = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
     dropped = len(rows) - len(kept)
     work.log({"rows": len(kept), "rows_dropped": dropped, "tokens_dropped": sum(n for n in lengths if n > limit)})
+    by_recipe = limit == recipe.max_length
     if not kept or (dropped and dropped + refused > recipe.dropped_limit * (len(rows) + refused)):
         beside = f", beside {refused} that the chat template refuses" if refused else ""
+        remedies = "raise max_length, shorten the rows," if by_recipe else "the model takes no more: shorten the rows"
         raise InputError(
-            f"{dropped} of {len(rows)} rows are longer than {limit} tokens{beside}; raise max_length, shorten the "
-            "rows, or raise dropped_limit to train without them."
+            f"{dropped} of {len(rows)} rows are longer than {limit} tokens{beside}; {remedies} or raise dropped_limit "
+            "to train without them."
         )
     if dropped:
-        work.notify(f"{dropped} of {len(rows)} rows are longer than {limit} tokens and not used; raise max_length.")
+        remedy = "raise max_length" if by_recipe else "the model takes no more, so shorten them"
+        work.notify(f"{dropped} of {len(rows)} rows are longer than {limit} tokens and not used; {remedy}.")
     return kept
 
 
