@@ -94,7 +94,7 @@ def test_the_whole_lifecycle_on_lima(tmp_path: Path) -> None:
     told = [
         f"base.model={json.dumps(model(tmp_path / 'model', 'opt', 'opt'))}",
         f"data.path={json.dumps(save(tmp_path / 'rows.jsonl', rows))}",
-        "data.near_duplicates=1", *SHORT, "sft.epochs=1", "sample.max_new_tokens=16", "sample.completions_per_prompt=2",
+        "data.near_duplicates=1", *SHORT, "sft.epochs=1", "sample.max_new_tokens=16", "sample.completions_per_prompt=4",
         "label.round=lima-opt", "label.source=simulated", 'label.utility="tests.test_known_recipes:utility"',
         "reward.epochs=1", "reward.bar.accuracy=0", "evaluate.max_new_tokens=16", "evaluate.best_of=0",
     ]  # fmt: skip
