@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,8 +18,8 @@ from labeling.comparison import LabelingError
 from tasks.artifact import PipelineError, without_credentials
 from tasks.recipe import RecipeError
 
-INTERRUPTED = 130
-"""The exit status of a command that Ctrl-C ended, which typer makes of it."""
+INTERRUPTED, TERMINATED = 130, 143
+"""The exit statuses of a command that Ctrl-C ended, which typer makes of it, and of one that SIGTERM did."""
 
 
 class PrefectSilentError(PipelineError):
@@ -27,6 +29,7 @@ class PrefectSilentError(PipelineError):
 @contextmanager
 def told() -> Iterator[None]:
     """Every failure becomes one sentence on stderr, and status 1 (2 for a bad recipe)."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         yield
     except PrefectSilentError as error:
@@ -37,9 +40,14 @@ def told() -> Iterator[None]:
     except Exception as error:
         _fail(_unforeseen(error), 1)
     except SystemExit as end:
-        if end.code != INTERRUPTED:
+        if end.code not in (INTERRUPTED, TERMINATED):
             raise
-        _fail("Interrupted; what was finished is kept, run the same command to go on.", INTERRUPTED)
+        how = "Interrupted" if end.code == INTERRUPTED else "Terminated"
+        _fail(f"{how}; what was finished is kept, run the same command to go on.", end.code)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    sys.exit(TERMINATED)
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class Record:
 
         try:
             self.client.set_tag(run_id, "rlhf.error", f"{type(error).__name__}: {error}"[:4000])
-            self.client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            self.client.set_terminated(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
         except MlflowException:
             return
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from labeling.ai import endpoint as endpoints
-from labeling.ai.endpoint import Endpoint, Reply, Usage, ask, url_fault
+from labeling.ai import replies
+from labeling.ai.endpoint import Endpoint, Usage, ask, url_fault
+from labeling.ai.replies import Reply
 from labeling.comparison import LabelingError
 
 KEY = "sk-test-9d1f6a-not-for-anyone"
@@ -186,7 +188,7 @@ def test_the_server_says_how_long_to_wait(header: str, least: float, most: float
 
 @pytest.mark.parametrize("header", ["86400", "Fri, 20 Nov 2099 00:00:00 GMT"])
 def test_no_server_waits_forever(monkeypatch: pytest.MonkeyPatch, header: str) -> None:
-    monkeypatch.setattr(endpoints, "LONGEST_WAIT", 0.2)
+    monkeypatch.setattr(replies, "LONGEST_WAIT", 0.2)
 
     def brain(body: dict[str, Any], number: int) -> tuple[int, Any] | tuple[int, Any, dict[str, str]]:
         return (503, {}, {"Retry-After": header}) if number == 1 else (200, completion("yes"))
@@ -245,6 +247,11 @@ def test_a_request_that_is_wrong_for_all_ends_the_run() -> None:
     with (
         serving(lambda body, number: (404, {"error": "no such model"})) as server,
         pytest.raises(LabelingError, match=r"HTTP 404.*no such model.*check its url and model"),
+    ):
+        asked(to(server), 20)
+    with (
+        serving(lambda body, number: (402, {"error": "insufficient credits"})) as server,
+        pytest.raises(LabelingError, match=r"HTTP 402.*insufficient credits.*pay for it.*is kept"),
     ):
         asked(to(server), 20)
     with (

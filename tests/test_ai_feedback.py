@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, permutations
@@ -134,6 +135,15 @@ def test_contradictions_cut_answers_and_thoughts() -> None:
         assert read_answer(text, question, RUBRIC).ranks == {question.order[0]: 2, question.order[1]: 1}
     unended = thought.partition("</think>")[0]
     assert read_answer(unended, question, RUBRIC).invalid == "thinking that does not end"
+
+
+def test_a_single_answer_is_rated_and_nothing_is_compared() -> None:
+    rubric = replace(RUBRIC, form="rate", criteria=("good",))
+    alone = Comparison("c", ({"role": "user", "content": "2+2?"},), (Completion("x", "4"),), ("x",))
+    question = questions_of(alone, rubric)[0]
+    asked = question.messages[0]["content"]
+    assert "Rate the answer A by" in asked and not {"compare", "answers", "B", "Y"} & set(re.findall(r"\w+", asked))
+    assert read_answer(f"Verdict {question.mark} good: A 4", question, rubric).ratings == {"good": {"x": 4}}
 
 
 def test_ratings_are_read_and_kept_where_both_orders_agree() -> None:

@@ -1,4 +1,4 @@
-"""`--labels people`: the run waits, says who signs in where, survives Ctrl-C, and goes on when enough is ranked."""
+"""`--labels people`: a run waits, says who signs in where, survives Ctrl-C and SIGTERM, and ends when all is ranked."""
 
 import json
 import os
@@ -60,11 +60,12 @@ def rank_everything(client: httpx.Client) -> int:
 
 def test_people_rank_and_the_run_goes_on(services: dict[str, str], rlhf_home: Path, tmp_path: Path) -> None:
     errors = tmp_path / "stderr.txt"
-    run = start(errors)
-    wait_for_invitation(run, errors)
-    run.send_signal(signal.SIGINT)
-    out, _ = run.communicate(timeout=60)
-    assert run.returncode == 130 and "run the same command to go on" in json.loads(out)["error"]
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        run = start(errors)
+        wait_for_invitation(run, errors)
+        run.send_signal(number)
+        out, _ = run.communicate(timeout=60)
+        assert run.returncode == status and "run the same command to go on" in json.loads(out)["error"]
 
     run = start(errors)
     text = wait_for_invitation(run, errors)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from threading import Event, Lock
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from labeling.ai.keys import key_in, quoted
+from labeling.ai.replies import Reply, read_completion, retry_after
 from labeling.comparison import LabelingError
 
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
@@ -32,16 +32,10 @@ PATIENCE = 0.02
 """Seconds until a question that may not be asked yet is looked at again."""
 ADAPTED = 3
 """How often a request is put otherwise because the endpoint does not take it so."""
-LONGEST_WAIT = 120.0
-"""Seconds; a server that asks for more is not waited for longer."""
-
 _UNTAKEN = re.compile(
     r"\b(temperature|top_p)\b.{0,40}(?:not support|unsupported|deprecated)"
     r"|(?:unsupported|not support).{0,40}\b(temperature|top_p)\b"
 )
-_HALF = re.compile("[\ud800-\udfff]")
-"""Half a character (of a surrogate pair), which no file can hold."""
-
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -67,22 +61,6 @@ class Endpoint:
     """What the model is to the user."""
     may_leave: tuple[str, ...] = ()
     """Options that are left out where the endpoint does not take their value; others end the run."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back for one question."""
-
-    text: str = ""
-    whole: bool = True
-    """False when it was cut at the token limit."""
-    refused: str = ""
-    """Why there is no text: empty when there is."""
-    lasting: bool = True
-    """Asking again would say the same."""
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    """As the server counts them; None where it does not say."""
 
 
 @dataclass
@@ -228,7 +206,7 @@ class _Asking:
                 continue
             if response.status_code in BUSY:
                 failure = f"HTTP {response.status_code}{self._said(response)}"
-                pause = max(pause, _retry_after(response))
+                pause = max(pause, retry_after(response))
                 continue
             reply = self._read(response)
             if reply is not None:
@@ -282,9 +260,11 @@ class _Asking:
         if response.status_code in REFUSED:
             return Reply(refused=f"HTTP {response.status_code}{self._said(response)}")
         if response.status_code != 200:
+            unpaid = "pay for it and run again, what was answered is kept"
+            advice = unpaid if response.status_code == 402 else "check its url and model"
             raise LabelingError(
                 f"The {self.endpoint.who} at {self.endpoint.url} answers with HTTP "
-                f"{response.status_code}{self._said(response)}; check its url and model."
+                f"{response.status_code}{self._said(response)}; {advice}."
             )
         return read_completion(response)
 
@@ -293,37 +273,3 @@ class _Asking:
         key = str(self.client.headers.get("Authorization", "")).removeprefix("Bearer ")
         shown = quoted(response.text, key)
         return f": {shown}" if shown else ""
-
-
-def read_completion(response: httpx.Response) -> Reply | None:
-    """The first choice of a chat completion, None when the body is none."""
-    try:
-        body = response.json()
-        choice = body["choices"][0]
-        content, finish = choice["message"].get("content"), choice.get("finish_reason")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        return None
-    usage = body.get("usage")
-    counts = [_count_of(usage, name) for name in ("prompt_tokens", "completion_tokens")]
-    tokens = dict(zip(("prompt_tokens", "completion_tokens"), counts, strict=True))
-    if finish == "content_filter" or choice["message"].get("refusal"):
-        return Reply(refused="the model refuses to answer", **tokens)
-    if not isinstance(content, str):
-        return Reply(refused="an answer without text", **tokens)
-    return Reply(_HALF.sub("\ufffd", content), whole=finish != "length", **tokens)
-
-
-def _count_of(usage: Any, name: str) -> int | None:
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None
-
-
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds the server asks to wait; 0 where it says nothing that can be read."""
-    value = response.headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", value):
-        return min(float(value), LONGEST_WAIT)
-    try:
-        return min(max(0.0, parsedate_to_datetime(value).timestamp() - time.time()), LONGEST_WAIT)
-    except (ValueError, TypeError):
-        return 0.0

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from labeling.ai.endpoint import Endpoint, Messages, Reply, Usage, ask
+from labeling.ai.endpoint import Endpoint, Messages, Usage, ask
 from labeling.ai.keys import key_in, quoted
 from labeling.ai.prompts import LETTERS, Question, Rubric
+from labeling.ai.replies import Reply
 from labeling.comparison import LabelingError
 from tasks.ai.account import Account, counted
 from tasks.ai.kept import Said, now
