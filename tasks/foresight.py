@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifact import InputError
-from tasks.models.adapters import FullRecipe, PrefixTuningRecipe, PromptRecipe
+from tasks.models.adapters import FullRecipe, PromptRecipe
 from tasks.models.source import local_folder
 from tasks.recipe import Part, RecipeError
 from tasks.training.grpo import OUTPUT_FIXED, GroupRecipe
@@ -78,28 +78,36 @@ def _try(name: str, part: Any, config: Any) -> None:
 
     from tasks.models.adapter_names import has_adapted_output
     from tasks.models.adapters import attach
-    from tasks.models.prompts import check_prefix
-    from tasks.sampling.layouts import cache_argument
+    from tasks.models.prompts import check_prompt
+    from tasks.sampling.layouts import cache_argument, check_causal
     from tasks.training.footprint import unquantised, without_values
 
     scored = name == "reward"
+    if not scored and config.is_encoder_decoder:  # the library would make a language model of the decoder alone
+        raise RecipeError(
+            f"{name}: {config.model_type} models read with an encoder and write with a decoder; take a decoder alone."
+        )
     try:
         with torch.device("meta"):
             model, heads = without_values(config, scored)
             if not scored:
+                check_causal(model)
                 cache_argument(model)
-            if isinstance(part.adapter, PrefixTuningRecipe):
-                check_prefix(type(model).__name__, model.config, part.adapter.virtual_tokens)
+            if isinstance(part.adapter, PromptRecipe):
+                check_prompt(type(model).__name__, model.config, part.adapter)
             if isinstance(part.adapter, FullRecipe | PromptRecipe):
                 return
             model = attach(model, unquantised(part.adapter), "SEQ_CLS" if scored else "CAUSAL_LM", heads=heads)
     except InputError as error:
         raise RecipeError(f"{name}: {error}") from error
-    except ValueError as error:
-        if not scored:
-            raise
+    except (ValueError, ImportError, AssertionError) as error:
+        what = "reward" if scored else "language"
+        said = (
+            "" if "Unrecognized configuration class" in str(error) else " ".join(str(error).split())[:120].rstrip(".")
+        )
         raise RecipeError(
-            f"{name}: transformers has no reward model of {config.model_type} models; set reward.base to another model."
+            f"{name}: transformers makes no {what} model of this {config.model_type} configuration"
+            f"{f' ({said})' if said else ''}; set {'reward.base' if scored else 'base.model'} to another one."
         ) from error
     if isinstance(part, GroupRecipe) and has_adapted_output(model):
         method = type(part).model_fields["method"].default.upper()

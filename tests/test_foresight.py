@@ -83,7 +83,38 @@ def test_a_prefix_needs_keys_and_values_in_every_layer(tmp_path: Path) -> None:
     assert check_models(recipe_of(narrow, sft={"adapter": adapter | {"virtual_tokens": 4}}))
 
 
+def test_virtual_tokens_before_layers_that_look_tokens_up_are_refused(tmp_path: Path) -> None:
+    AutoConfig.for_model(
+        "gemma4_text", vocab_size=320, vocab_size_per_layer_input=320, hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64, hidden_size_per_layer_input=8,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    with pytest.raises(RecipeError, match="sft: Gemma4ForCausalLM looks its tokens up in every layer"):
+        check_models(recipe_of(tmp_path, sft={"adapter": {"kind": "p_tuning"}}))
+
+
 def test_a_base_that_cannot_be_sampled_from_is_refused(tmp_path: Path) -> None:
     AutoConfig.for_model("openai-gpt", n_embd=32, n_layer=2, n_head=2).save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match="sft: openai-gpt models keep what they have read nowhere"):
         check_models(recipe_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "words"),
+    [
+        ("bert", {}, "sft: bert models read a text in both directions"),
+        ("roberta", {"is_decoder": True}, "sft: roberta models count their positions by the padding"),
+        ("bart", {}, "sft: bart models read with an encoder and write with a decoder"),
+        ("t5", {}, "sft: t5 models read with an encoder and write with a decoder"),
+        ("vit", {}, "transformers makes no language model of this vit configuration; set base.model"),
+        ("reformer", {"is_decoder": False}, r"no language model of this reformer configuration \(.*is_decoder=True"),
+    ],
+)
+def test_a_base_that_is_no_decoder_is_refused(tmp_path: Path, kind: str, more: dict[str, Any], words: str) -> None:
+    AutoConfig.for_model(kind, **more).save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match=words):
+        check_models(recipe_of(tmp_path))
+
+
+def test_an_encoder_that_was_made_a_decoder_is_let_pass(tmp_path: Path) -> None:
+    AutoConfig.for_model("bert", is_decoder=True, num_hidden_layers=2).save_pretrained(tmp_path)
+    assert check_models(recipe_of(tmp_path))

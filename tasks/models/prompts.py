@@ -175,16 +175,24 @@ def start_from_text(prompt: SoftPrompt, model: Any, generator: torch.Generator) 
         table.copy_(embeddings(ids)[0])
 
 
-def check_prefix(name: str, config: Any, virtual_tokens: int) -> None:
-    """Raise `InputError` where some layers of a model of this configuration keep no keys and values, or too few."""
+def check_prompt(name: str, config: Any, recipe: PromptRecipe) -> None:
+    """Raise `InputError` where a model of this configuration cannot have the soft prompt: where tokens are looked up in
+    every layer, and for a prefix where some layers keep no keys and values, or too few."""
+    if not isinstance(recipe, PrefixTuningRecipe):
+        if getattr(config.get_text_config(), "hidden_size_per_layer_input", 0):
+            raise InputError(
+                f"{name} looks its tokens up in every layer, which virtual tokens are not known to; take another "
+                'adapter.kind, such as "lora".'
+            )
+        return
     layers = DynamicCache(config=config).layers
     if not all(hasattr(layer, "keys") for layer in layers):
         raise InputError(f"{name} keeps no keys and values in some layers; take another adapter.kind.")
     windows = [getattr(layer, "sliding_window", None) for layer in layers]
-    window = min((each for each in windows if each is not None), default=None)
-    if window is not None and window <= virtual_tokens:
+    window, taken = min((each for each in windows if each is not None), default=None), recipe.virtual_tokens
+    if window is not None and window <= taken:
         raise InputError(
-            f"{name} has layers that see {window} tokens, in which a prefix of {virtual_tokens} has no room; lower "
+            f"{name} has layers that see {window} tokens, in which a prefix of {taken} has no room; lower "
             'adapter.virtual_tokens, or take adapter.kind = "prompt_tuning".'
         )
 
@@ -234,11 +242,7 @@ def load_trained(model: PeftModel, file: Path) -> None:
 def prompted(model: Any, recipe: PromptRecipe, task: Task, whole: list[str], seed: int) -> SoftPrompted:
     """The model with a fresh soft prompt to train, and the modules of a reward model (`whole`) that are new."""
     width, shape = model.get_input_embeddings().weight.shape[1], model.config.get_text_config()
-    if getattr(shape, "hidden_size_per_layer_input", 0) and not isinstance(recipe, PrefixTuningRecipe):
-        raise InputError(
-            f"{type(model).__name__} looks its tokens up in every layer, which virtual tokens are not known to; take "
-            'another adapter.kind, such as "lora".'
-        )
+    check_prompt(type(model).__name__, model.config, recipe)
     shared: dict[str, Any] = {
         "task_type": task, "num_virtual_tokens": recipe.virtual_tokens, "modules_to_save": whole or None,
         "token_dim": width, "num_transformer_submodules": 1,
@@ -247,7 +251,6 @@ def prompted(model: Any, recipe: PromptRecipe, task: Task, whole: list[str], see
     if isinstance(recipe, PTuningRecipe):
         config: Any = PromptEncoderConfig(**shared, encoder_hidden_size=recipe.width or width)
     elif isinstance(recipe, PrefixTuningRecipe):
-        check_prefix(type(model).__name__, model.config, recipe.virtual_tokens)
         shared |= prefix_shape(model)
         config = PrefixTuningConfig(**shared)
     else:

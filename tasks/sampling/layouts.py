@@ -39,6 +39,16 @@ def cache_argument(model: "CausalLM") -> str:
     return found
 
 
+def check_causal(model: "CausalLM") -> None:
+    """Raise `InputError` for an encoder such as BERT, whose tokens see those after them, though transformers makes a
+    language model of its configuration."""
+    name = model.config.model_type
+    if not getattr(model.config, "is_decoder", True):
+        raise InputError(f"{name} models read a text in both directions, so they cannot write it; take a decoder.")
+    if any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules()):
+        raise InputError(f"{name} models count their positions by the padding; take another base model.")
+
+
 def batches_of(model: "CausalLM", prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
     """Indices of prompts, neighbours in length together, the longest first (memory runs out at once or never); of one
     length only where padding would change what is said."""
