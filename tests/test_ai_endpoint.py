@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -195,6 +196,20 @@ def test_no_server_waits_forever(monkeypatch: pytest.MonkeyPatch, header: str) -
 
     with serving(brain) as server:
         assert asked(to(server))["q0"].text == "yes"
+
+
+def test_a_long_wait_says_what_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "LONG", 0.05)
+
+    def brain(body: dict[str, Any], number: int) -> tuple[int, Any] | tuple[int, Any, dict[str, str]]:
+        refused = (429, {"error": f"slow down, {KEY}"}, {"Retry-After": "0.1"})
+        return refused if number <= 4 else (200, completion("yes"))
+
+    heard: list[str] = []
+    with serving(brain) as server:
+        ask(to(server), questions(3), lambda name, reply: None, on_wait=heard.append)
+    [told] = heard
+    assert re.search(r"busy \(HTTP 429: .*slow down.*\); waiting \d+ s\.$", told) and KEY not in told
 
 
 def test_what_the_judge_does_not_say_is_told_apart() -> None:

@@ -30,6 +30,8 @@ WRONG = 10
 """As many refusals before the first answer mean that the request itself is wrong."""
 PATIENCE = 0.02
 """Seconds until a question that may not be asked yet is looked at again."""
+LONG = 10.0
+"""Seconds of waiting for a busy endpoint from which the reason is told."""
 ADAPTED = 3
 """How often a request is put otherwise because the endpoint does not take it so."""
 _UNTAKEN = re.compile(
@@ -92,17 +94,19 @@ def ask(
     answered: int = 0,
     admit: Callable[[str], bool] = lambda name: True,
     refused: int = 0,
+    on_wait: Callable[[str], None] = lambda reason: None,
 ) -> None:
     """Ask every question; `on_reply` gets its name and reply, one at a time, as soon as it is there.
 
     `answered` and `refused`: how many it answered before, so that one question it fails at does not mean that it is
     down, and how many it refused before, so that few at a time tell of a wrong request as well. `admit` says whether a
-    question may be asked now; it is called again until it may, and what it raises ends the run.
+    question may be asked now; it is called again until it may, and what it raises ends the run. `on_wait` gets a
+    sentence when a busy endpoint is waited for, once.
     What is busy or garbled is tried again. Raises `LabelingError` when the key or the address is refused, or nothing
     answers any more; what `on_reply` got by then is paid for and need not be asked again.
     """
     with _connect(endpoint) as client, ThreadPoolExecutor(endpoint.concurrency) as pool:
-        asking = _Asking(endpoint, client, on_reply, answered, admit)
+        asking = _Asking(endpoint, client, on_reply, answered, admit, on_wait)
         asking.refused = refused
         futures = [pool.submit(asking.one, name, messages) for name, messages in questions.items()]
         try:
@@ -148,8 +152,10 @@ class _Asking:
         on_reply: Callable[[str, Reply], None],
         answered: int,
         admit: Callable[[str], bool],
+        on_wait: Callable[[str], None],
     ) -> None:
         self.endpoint, self.client, self.on_reply, self.admit = endpoint, client, on_reply, admit
+        self.on_wait, self.has_waited = on_wait, False
         self.options = dict(endpoint.options)
         self.over = Event()
         self.lock = Lock()
@@ -207,12 +213,20 @@ class _Asking:
             if response.status_code in BUSY:
                 failure = f"HTTP {response.status_code}{self._said(response)}"
                 pause = max(pause, retry_after(response))
+                self._tell_wait(failure, pause)
                 continue
             reply = self._read(response)
             if reply is not None:
                 return reply
             failure = "what it sends is no chat completion"
         return Reply(refused=f"{failure}, {self.endpoint.attempts} attempts", lasting=False)
+
+    def _tell_wait(self, failure: str, pause: float) -> None:
+        with self.lock:
+            if pause < LONG or self.has_waited:
+                return
+            self.has_waited = True
+        self.on_wait(f"The {self.endpoint.who} at {self.endpoint.url} is busy ({failure}); waiting {pause:.0f} s.")
 
     def _post(self, messages: Messages) -> httpx.Response:
         """What the server sends. Raises `httpx.ReadTimeout` also where it comes bit by bit and not whole in time."""

@@ -94,7 +94,7 @@ def ask_endpoint(
             model.url, model.model, model.api_key_env, options, who=model.who, may_leave=tuple(may_leave), **settings
         )
         try:
-            ask(endpoint, missing, on_reply, account.usable + account.texts, admit, account.refused)
+            ask(endpoint, missing, on_reply, account.usable + account.texts, admit, account.refused, work.notify)
         except LabelingError as error:
             raise PipelineError(str(error)) from error
     return said, paid
