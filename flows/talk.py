@@ -86,6 +86,7 @@ class Talk:
             self._messages = []
         elif text.startswith("/use "):
             self.use(text.removeprefix("/use ").strip())
+            console.print(f"Talking to {self._model}, in the same conversation.", markup=False, highlight=False)
         elif text == "/use":
             console.print(f"Loaded: {', '.join(self._loaded)}. {HELP}", markup=False)
         elif COMMAND.fullmatch(text):

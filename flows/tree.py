@@ -35,7 +35,13 @@ def resolve_model(
     keys = [key for key in records if len(model) >= 6 and key.startswith(model)]
     if len(keys) == 1:
         return keys[0], None
-    known = sorted({version.name for version in registry.versions()})
+    versions = registry.versions()
+    if own := sorted((each.version for each in versions if each.name == name), key=int):
+        raise PipelineError(
+            f"{name} has no version or alias '{alias or CHAMPION}'; its versions are {', '.join(own)}: "
+            f"say {name}/{own[0]}, or {name}@{CHAMPION} for the one that the gate let pass last."
+        )
+    known = sorted({version.name for version in versions})
     merged = [(found["name"], key) for key, found in records.items() if found["stage"] == "merge"]
     told = f"registered models: {', '.join(known) or 'none yet, run a recipe'}"
     if merged:  # candidates that no gate let pass are not registered

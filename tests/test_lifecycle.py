@@ -186,6 +186,8 @@ def test_the_champion_moves_only_when_the_gate_says_so(first: dict[str, Any], se
     again = rlhf("run", TINY, *lenient).document
     assert again["promoted"] and again["champion"]["version"] == "1" and built(again) == set()
     assert rlhf("lineage", "lenient").document["model"] == "lenient version 1"
+    for wrong in ("lenient/99", "lenient@best"):
+        assert "its versions are 1: say lenient/1, or lenient@champion" in rlhf("lineage", wrong).error
     other = rlhf("run", TINY, *lenient, "--set", "policy.dpo.learning_rate=1e-5").document
     assert other["win_rate"]["vs_champion"] is not None, "a new candidate is compared with the champion"
     answer = rlhf(

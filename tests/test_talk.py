@@ -56,6 +56,7 @@ def test_commands_are_not_sent_to_the_model(tmp_path: Path) -> None:
     talk.converse(console)
     told, used = console.said[1], console.said[2]
     assert "/use MODEL" in told and f"Loaded: {name}." in used
+    assert console.said[-2] == f"Talking to {other}, in the same conversation."
     assert console.said[-1].startswith(f"{other}: ")
 
 
